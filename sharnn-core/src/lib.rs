@@ -1,1 +1,32 @@
-//! Placeholder.
+#![doc = include_str!("../README.md")]
+
+mod activation;
+mod attention;
+mod block;
+mod boom;
+mod config;
+mod gate;
+mod init;
+mod linear;
+mod lstm;
+mod model;
+mod names;
+mod norm;
+pub mod ops;
+mod pass;
+mod state;
+
+pub use activation::gelu;
+pub use attention::SingleHeadAttention;
+pub use block::{Attending, Block};
+pub use boom::Boom;
+pub use config::{Attend, ConfigError, ShaRnnConfig};
+pub use gate::ValueGate;
+pub use linear::Linear;
+pub use lstm::Lstm;
+pub use model::{Decoder, Embedding, ShaRnn};
+pub use names::pytorch_name;
+pub use norm::LayerNorm;
+pub use ops::{AutodiffBackend, Backend, Dropout, DropoutKey, DropoutSite, DropoutStream, Precision};
+pub use pass::Pass;
+pub use state::{BlockState, LstmState, ShaRnnState};

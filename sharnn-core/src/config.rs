@@ -1,0 +1,322 @@
+//! The architecture as data: every choice is an option, every preset a constructor.
+
+use burn::tensor::backend::Backend;
+use serde::{Deserialize, Serialize};
+
+use crate::ShaRnn;
+
+/// Which blocks have an attention head.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attend {
+    /// No block: a plain LSTM language model.
+    None,
+    /// The second-last block only: the paper's main model.
+    #[default]
+    SecondLast,
+    /// Every block.
+    All,
+    /// The blocks of this list, counted from 0.
+    Blocks(Vec<usize>),
+}
+
+impl Attend {
+    /// Whether block `block` of `n_layers` attends.
+    pub fn contains(&self, block: usize, n_layers: usize) -> bool {
+        match self {
+            Attend::None => false,
+            Attend::SecondLast => block + 2 == n_layers,
+            Attend::All => block < n_layers,
+            Attend::Blocks(blocks) => block < n_layers && blocks.contains(&block),
+        }
+    }
+}
+
+/// Configuration of a [`ShaRnn`].
+///
+/// ```
+/// use sharnn_core::{Attend, ShaRnnConfig};
+///
+/// let config = ShaRnnConfig::s().with_attend(Attend::All).with_dropout(0.1);
+/// assert!(config.validate().is_ok());
+/// let error = config.with_heads(3).validate().unwrap_err();
+/// assert!(error.to_string().contains("n_heads"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShaRnnConfig {
+    /// Number of distinct tokens. 256 by default: raw bytes.
+    pub vocab_size: usize,
+    /// Width of the embedding, of every LSTM and of the memory.
+    pub d_model: usize,
+    /// Width of the Boom's activations; at least `d_model`. The paper uses 4 `d_model`.
+    pub d_ff: usize,
+    /// Number of blocks. The paper uses 4.
+    pub n_layers: usize,
+    /// Number of attention heads; it divides `d_model`. The paper's point is that 1 is enough.
+    pub n_heads: usize,
+    /// Which blocks attend.
+    pub attend: Attend,
+    /// Rows of memory kept for attention, in tokens. 0 keeps none: attention then sees the current segment alone. Else no
+    /// segment may be longer than this. The paper uses 5000.
+    pub mem_len: usize,
+    /// Probability of dropping an element of the embedding output, in `[0, 1)`.
+    pub dropout_input: f64,
+    /// Probability of dropping an element anywhere inside a block, in `[0, 1)`.
+    pub dropout_hidden: f64,
+    /// Probability of dropping an element of the last block's output, in `[0, 1)`.
+    pub dropout_output: f64,
+    /// Whether the decoder uses the embedding's weight.
+    pub tied: bool,
+}
+
+/// A configuration that cannot be built: which field, what it holds, and what would do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} = {value} cannot be used: {hint}")]
+pub struct ConfigError {
+    /// Name of the field.
+    pub field: &'static str,
+    /// What it holds.
+    pub value: String,
+    /// What would do.
+    pub hint: String,
+}
+
+impl Default for ShaRnnConfig {
+    /// The paper's model: [`ShaRnnConfig::enwik8`].
+    fn default() -> Self {
+        Self::enwik8()
+    }
+}
+
+impl ShaRnnConfig {
+    /// Four blocks, the second-last attends, memory 5000, no dropout, bytes, tied.
+    fn sized(d_model: usize) -> Self {
+        Self {
+            vocab_size: 256,
+            d_model,
+            d_ff: 4 * d_model,
+            n_layers: 4,
+            n_heads: 1,
+            attend: Attend::SecondLast,
+            mem_len: 5000,
+            dropout_input: 0.0,
+            dropout_hidden: 0.0,
+            dropout_output: 0.0,
+            tied: true,
+        }
+    }
+
+    /// 128 wide, 4 blocks: 0.9 million parameters, for tests and slow machines.
+    pub fn xs() -> Self {
+        Self::sized(128)
+    }
+
+    /// 256 wide, 4 blocks: 3.4 million parameters.
+    pub fn s() -> Self {
+        Self::sized(256)
+    }
+
+    /// 512 wide, 4 blocks: 13.5 million parameters.
+    pub fn m() -> Self {
+        Self::sized(512)
+    }
+
+    /// The paper's enwik8 model on raw bytes: 1024 wide, 4 blocks, the second-last attends, dropout 0.1; 53.8 million
+    /// parameters.
+    pub fn enwik8() -> Self {
+        Self::sized(1024).with_dropout(0.1)
+    }
+
+    /// The paper's larger enwik8 model: as [`enwik8`](Self::enwik8) with attention in every block; 63.3 million parameters.
+    pub fn enwik8_all() -> Self {
+        Self::enwik8().with_attend(Attend::All)
+    }
+
+    /// Sets which blocks attend.
+    pub fn with_attend(mut self, attend: Attend) -> Self {
+        self.attend = attend;
+        self
+    }
+
+    /// Sets the three dropouts to one probability.
+    pub fn with_dropout(mut self, prob: f64) -> Self {
+        (self.dropout_input, self.dropout_hidden, self.dropout_output) = (prob, prob, prob);
+        self
+    }
+
+    /// Sets the length of the memory.
+    pub fn with_mem_len(mut self, mem_len: usize) -> Self {
+        self.mem_len = mem_len;
+        self
+    }
+
+    /// Sets the number of attention heads.
+    pub fn with_heads(mut self, n_heads: usize) -> Self {
+        self.n_heads = n_heads;
+        self
+    }
+
+    /// Sets the number of distinct tokens.
+    pub fn with_vocab_size(mut self, vocab_size: usize) -> Self {
+        self.vocab_size = vocab_size;
+        self
+    }
+
+    /// Sets whether the decoder uses the embedding's weight.
+    pub fn with_tied(mut self, tied: bool) -> Self {
+        self.tied = tied;
+        self
+    }
+
+    /// Checks every field and every combination of them.
+    ///
+    /// # Errors
+    /// The first field that cannot be used, with its value and what would do.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let refuse = |field, value: String, hint: String| Err(ConfigError { field, value, hint });
+        for (field, value) in [
+            ("vocab_size", self.vocab_size),
+            ("d_model", self.d_model),
+            ("n_layers", self.n_layers),
+            ("n_heads", self.n_heads),
+        ] {
+            if value == 0 {
+                return refuse(field, "0".into(), "use at least 1".into());
+            }
+        }
+        if self.d_ff < self.d_model {
+            let hint = format!("use at least d_model = {}, best a multiple of it", self.d_model);
+            return refuse("d_ff", self.d_ff.to_string(), hint);
+        }
+        if self.d_model % self.n_heads != 0 {
+            let divisors: Vec<_> = (1..=self.d_model.min(64)).filter(|n| self.d_model % n == 0).collect();
+            let hint = format!("use a divisor of d_model = {}: one of {divisors:?}", self.d_model);
+            return refuse("n_heads", self.n_heads.to_string(), hint);
+        }
+        if self.attend == Attend::SecondLast && self.n_layers < 2 {
+            let hint = "a model of one block has no second-last: use \"all\" or \"none\", or at least 2 n_layers";
+            return refuse("attend", "second-last".into(), hint.into());
+        }
+        if let Attend::Blocks(blocks) = &self.attend {
+            if let Some(block) = blocks.iter().find(|&&block| block >= self.n_layers) {
+                let hint = format!("block {block} does not exist, blocks are 0 to {}", self.n_layers - 1);
+                return refuse("attend", format!("{blocks:?}"), hint);
+            }
+            let mut distinct = blocks.clone();
+            distinct.sort_unstable();
+            distinct.dedup();
+            if distinct.len() < blocks.len() {
+                return refuse("attend", format!("{blocks:?}"), format!("name each block once: {distinct:?}"));
+            }
+        }
+        for (field, prob) in [
+            ("dropout_input", self.dropout_input),
+            ("dropout_hidden", self.dropout_hidden),
+            ("dropout_output", self.dropout_output),
+        ] {
+            if !(0.0..1.0).contains(&prob) {
+                return refuse(field, prob.to_string(), "use a probability from 0 up to, but not including, 1".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether block `block` attends.
+    pub fn attends(&self, block: usize) -> bool {
+        self.attend.contains(block, self.n_layers)
+    }
+
+    /// Number of parameters of the model before its value gates are collapsed.
+    pub fn num_params(&self) -> usize {
+        let d = self.d_model;
+        let lstm = 8 * d * d + 8 * d;
+        let boom = self.d_ff * d + self.d_ff;
+        let norms = 3 * 2 * d;
+        // Query map and its norm, three gates, the value gate's map, and the norms of query and memory.
+        let attention = (d * d + d) + 2 * d + 3 * d + (2 * d * d + 2 * d) + 2 * 2 * d;
+        let n_attending = (0..self.n_layers).filter(|&block| self.attends(block)).count();
+        let decoder = self.vocab_size + if self.tied { 0 } else { self.vocab_size * d };
+        self.vocab_size * d + decoder + self.n_layers * (lstm + boom + norms) + n_attending * attention
+    }
+
+    /// A model with fresh weights from an unpredictable seed, printed nowhere: use [`init_seeded`](Self::init_seeded) to
+    /// be able to repeat it.
+    ///
+    /// # Panics
+    /// If the configuration is invalid; [`validate`](Self::validate) tells without panicking.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> ShaRnn<B> {
+        self.init_seeded(rand::random(), device)
+    }
+
+    /// A model with fresh weights drawn from a portable generator: the same seed gives the same weights everywhere.
+    ///
+    /// # Panics
+    /// If the configuration is invalid; [`validate`](Self::validate) tells without panicking.
+    pub fn init_seeded<B: Backend>(&self, seed: u64, device: &B::Device) -> ShaRnn<B> {
+        if let Err(error) = self.validate() {
+            panic!("{error}");
+        }
+        ShaRnn::new(self, seed, device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// FACTS: 53,825,792 and 63,299,840 parameters at 256 tokens, 53,773,517 and 63,247,565 at 205.
+    #[test]
+    fn the_papers_models_have_the_papers_parameters() {
+        assert_eq!(ShaRnnConfig::enwik8().num_params(), 53_825_792);
+        assert_eq!(ShaRnnConfig::enwik8_all().num_params(), 63_299_840);
+        assert_eq!(ShaRnnConfig::enwik8().with_vocab_size(205).num_params(), 53_773_517);
+        assert_eq!(ShaRnnConfig::enwik8_all().with_vocab_size(205).num_params(), 63_247_565);
+    }
+
+    #[test]
+    fn every_preset_is_valid() {
+        for config in [
+            ShaRnnConfig::xs(),
+            ShaRnnConfig::s(),
+            ShaRnnConfig::m(),
+            ShaRnnConfig::enwik8(),
+            ShaRnnConfig::enwik8_all(),
+        ] {
+            config.validate().unwrap();
+        }
+    }
+
+    #[test]
+    fn an_invalid_combination_is_refused_by_name() {
+        let base = ShaRnnConfig::xs;
+        let cases = [
+            (ShaRnnConfig { vocab_size: 0, ..base() }, "vocab_size", "0"),
+            (ShaRnnConfig { d_model: 0, ..base() }, "d_model", "0"),
+            (ShaRnnConfig { n_layers: 0, ..base() }, "n_layers", "0"),
+            (ShaRnnConfig { d_ff: 127, ..base() }, "d_ff", "127"),
+            (base().with_heads(0), "n_heads", "0"),
+            (base().with_heads(3), "n_heads", "3"),
+            (ShaRnnConfig { n_layers: 1, ..base() }, "attend", "second-last"),
+            (base().with_attend(Attend::Blocks(vec![1, 4])), "attend", "[1, 4]"),
+            (base().with_attend(Attend::Blocks(vec![1, 1])), "attend", "[1, 1]"),
+            (base().with_dropout(1.5), "dropout_input", "1.5"),
+            (base().with_dropout(1.0), "dropout_input", "1"),
+            (ShaRnnConfig { dropout_hidden: -0.1, ..base() }, "dropout_hidden", "-0.1"),
+            (ShaRnnConfig { dropout_output: f64::NAN, ..base() }, "dropout_output", "NaN"),
+        ];
+        for (config, field, value) in cases {
+            let error = config.validate().unwrap_err();
+            assert_eq!((error.field, error.value.as_str()), (field, value), "{error}");
+        }
+    }
+
+    #[test]
+    fn attending_blocks_are_where_the_option_says() {
+        let which = |attend: Attend| (0..4).filter(|&block| attend.contains(block, 4)).collect::<Vec<_>>();
+        assert_eq!(which(Attend::None), []);
+        assert_eq!(which(Attend::SecondLast), [2]);
+        assert_eq!(which(Attend::All), [0, 1, 2, 3]);
+        assert_eq!(which(Attend::Blocks(vec![3, 0])), [0, 3]);
+    }
+}

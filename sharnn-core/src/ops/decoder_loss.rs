@@ -1,0 +1,48 @@
+//! The decoder's linear map and the softmax cross-entropy in one operation: mean negative log-likelihood in nats.
+
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation::log_softmax};
+
+use super::{Backend, LinearGrads, Precision};
+
+/// What the forward pass leaves for the backward.
+#[derive(Clone, Debug)]
+pub struct DecoderLossSaved<B: Backend> {
+    /// `[rows, d_model]`
+    pub h: Tensor<B, 2>,
+    /// `[vocab_size, d_model]`
+    pub weight: Tensor<B, 2>,
+    /// Log-probabilities, `[rows, vocab_size]`.
+    pub log_probs: Tensor<B, 2>,
+    /// `[rows]`
+    pub targets: Tensor<B, 1, Int>,
+    /// The precision that was used.
+    pub precision: Precision,
+}
+
+/// `logits = h Wᵀ + b`, `loss = -mean log softmax(logits)[target]`.
+pub(super) fn forward<B: Backend>(
+    h: Tensor<B, 2>,
+    weight: Tensor<B, 2>,
+    bias: Tensor<B, 1>,
+    targets: Tensor<B, 1, Int>,
+    precision: Precision,
+) -> (Tensor<B, 1>, DecoderLossSaved<B>) {
+    let logits = super::linear::forward(h.clone(), weight.clone(), bias, precision);
+    let log_probs = log_softmax(logits, 1);
+    let loss = log_probs.clone().gather(1, targets.clone().unsqueeze_dim(1)).mean().neg();
+    (loss, DecoderLossSaved { h, weight, log_probs, targets, precision })
+}
+
+/// `dlogits = (softmax - onehot(target)) g / rows`, then the linear map's gradients.
+pub(super) fn backward<B: Backend>(
+    saved: DecoderLossSaved<B>,
+    grad: Tensor<B, 1>,
+    wanted: [bool; 3],
+) -> LinearGrads<B> {
+    let DecoderLossSaved { h, weight, log_probs, targets, precision } = saved;
+    let [rows, _] = log_probs.dims();
+    let minus_one = Tensor::full([rows, 1], -1.0, (&log_probs.device(), log_probs.dtype()));
+    let dlogits = log_probs.exp().scatter(1, targets.unsqueeze_dim(1), minus_one, IndexingUpdateOp::Add)
+        * (grad / rows as f64).unsqueeze();
+    super::linear::backward(h, weight, dlogits, wanted, precision)
+}

@@ -1,0 +1,229 @@
+//! Fused operations: the extension trait [`Backend`], its generic bodies and its overrides.
+//!
+//! Each operation has a plain form (`lstm`), a form for training that also returns what the backward needs
+//! (`lstm_forward`), and its own backward (`lstm_backward`); the cheap ones need no second form, their backward starts
+//! from the inputs. The bodies here are written in ordinary Burn operations, so that an empty `impl` makes a Burn
+//! backend work, and they are the reference that every override is tested against. [`Autodiff`](burn::backend::Autodiff)
+//! records ONE node for an operation, whatever its length: a recorded time step would cost O(T²) in the backward. Names
+//! that Burn's own module operations already have are avoided, so that `B::affine` needs no qualification.
+//!
+//! Activations are time-major, `[seq_len, batch_size, d]`, but for attention, which is batch-first.
+
+mod attention;
+mod autodiff;
+mod boom;
+mod decoder_loss;
+mod dropout;
+mod layer_norm;
+mod linear;
+mod lstm;
+mod precision;
+#[cfg(test)]
+mod reference;
+
+use burn::tensor::{Int, Tensor};
+
+pub(crate) use attention::causal_mask;
+pub use attention::{AttentionGrads, AttentionInputs, AttentionSaved};
+pub use boom::{BoomGrads, BoomSaved};
+pub use decoder_loss::DecoderLossSaved;
+pub use dropout::{Dropout, DropoutKey, DropoutSite, DropoutStream, LaneAxis};
+pub use layer_norm::LAYER_NORM_EPS;
+pub use linear::LinearGrads;
+pub use lstm::{LstmGrads, LstmInputs, LstmSaved, LstmWanted};
+pub use precision::Precision;
+
+/// A Burn backend with SHA-RNN's fused operations. All have a default body in plain Burn operations.
+pub trait Backend: burn::tensor::backend::Backend {
+    /// `y = x Wᵀ + b`.
+    ///
+    /// # Shapes
+    /// - `x`: `[rows, d_in]`, `weight`: `[d_out, d_in]`, `bias`: `[d_out]`
+    /// - result: `[rows, d_out]`
+    fn affine(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Tensor<Self, 1>,
+        precision: Precision,
+    ) -> Tensor<Self, 2> {
+        linear::forward(x, weight, bias, precision)
+    }
+
+    /// Gradients of [`affine`](Self::affine) for the wanted ones of `x`, `weight` and `bias`.
+    fn affine_backward(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        grad: Tensor<Self, 2>,
+        wanted: [bool; 3],
+        precision: Precision,
+    ) -> LinearGrads<Self> {
+        linear::backward(x, weight, grad, wanted, precision)
+    }
+
+    /// Layer normalisation over the last dimension with [`LAYER_NORM_EPS`].
+    ///
+    /// # Shapes
+    /// - `x` and result: `[rows, d]`, `weight` and `bias`: `[d]`
+    fn layer_norm_rows(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, bias: Tensor<Self, 1>) -> Tensor<Self, 2> {
+        layer_norm::forward(x, weight, bias)
+    }
+
+    /// Gradients of [`layer_norm_rows`](Self::layer_norm_rows) for `x`, `weight` and `bias`.
+    fn layer_norm_rows_backward(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 1>,
+        grad: Tensor<Self, 2>,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 1>, Tensor<Self, 1>) {
+        layer_norm::backward(x, weight, grad)
+    }
+
+    /// Drops elements and scales the rest; applied to a gradient it is its own backward.
+    ///
+    /// # Shapes
+    /// - `x` and result: `[seq_len, batch_size, d]`
+    fn dropout(x: Tensor<Self, 3>, dropout: Dropout) -> Tensor<Self, 3> {
+        dropout::apply(x, dropout)
+    }
+
+    /// The LSTM over a segment: `h_1 .. h_T, c_T` packed.
+    ///
+    /// # Shapes
+    /// - inputs: see [`LstmInputs`]
+    /// - result: `[seq_len + 1, batch_size, d]`
+    fn lstm(inputs: LstmInputs<Self>, precision: Precision) -> Tensor<Self, 3> {
+        lstm::infer(inputs, precision)
+    }
+
+    /// [`lstm`](Self::lstm), and what its backward needs.
+    fn lstm_forward(inputs: LstmInputs<Self>, precision: Precision) -> (Tensor<Self, 3>, LstmSaved<Self>) {
+        lstm::forward(inputs, precision)
+    }
+
+    /// Gradients of [`lstm`](Self::lstm).
+    fn lstm_backward(saved: LstmSaved<Self>, grad: Tensor<Self, 3>, wanted: LstmWanted) -> LstmGrads<Self> {
+        lstm::backward(saved, grad, wanted)
+    }
+
+    /// Attention over one memory that serves as keys and values.
+    ///
+    /// # Shapes
+    /// - inputs: see [`AttentionInputs`]
+    /// - result: `[batch_size, seq_len, d_model]`, before the value gate
+    fn memory_attention(inputs: AttentionInputs<Self>, precision: Precision) -> Tensor<Self, 3> {
+        attention::forward(inputs, precision).0
+    }
+
+    /// [`memory_attention`](Self::memory_attention), and what its backward needs.
+    fn memory_attention_forward(
+        inputs: AttentionInputs<Self>,
+        precision: Precision,
+    ) -> (Tensor<Self, 3>, AttentionSaved<Self>) {
+        attention::forward(inputs, precision)
+    }
+
+    /// Gradients of [`memory_attention`](Self::memory_attention); that of the memory only where it is wanted.
+    fn memory_attention_backward(
+        saved: AttentionSaved<Self>,
+        grad: Tensor<Self, 3>,
+        memory_wanted: bool,
+    ) -> AttentionGrads<Self> {
+        attention::backward(saved, grad, memory_wanted)
+    }
+
+    /// The Boom feed-forward.
+    ///
+    /// # Shapes
+    /// - `x` and result: `[seq_len, batch_size, d_model]`, `weight`: `[d_ff, d_model]`, `bias`: `[d_ff]`
+    fn boom(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 2>,
+        bias: Tensor<Self, 1>,
+        dropout: Option<Dropout>,
+        precision: Precision,
+    ) -> Tensor<Self, 3> {
+        boom::forward(x, weight, bias, dropout, precision).0
+    }
+
+    /// [`boom`](Self::boom), and what its backward needs.
+    fn boom_forward(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 2>,
+        bias: Tensor<Self, 1>,
+        dropout: Option<Dropout>,
+        precision: Precision,
+    ) -> (Tensor<Self, 3>, BoomSaved<Self>) {
+        boom::forward(x, weight, bias, dropout, precision)
+    }
+
+    /// Gradients of [`boom`](Self::boom).
+    fn boom_backward(saved: BoomSaved<Self>, grad: Tensor<Self, 3>) -> BoomGrads<Self> {
+        boom::backward(saved, grad)
+    }
+
+    /// Decoder and softmax cross-entropy: the mean negative log-likelihood in nats.
+    ///
+    /// # Shapes
+    /// - `h`: `[rows, d_model]`, `weight`: `[vocab_size, d_model]`, `bias`: `[vocab_size]`, `targets`: `[rows]`
+    /// - result: `[1]`
+    fn decoder_loss(
+        h: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Tensor<Self, 1>,
+        targets: Tensor<Self, 1, Int>,
+        precision: Precision,
+    ) -> Tensor<Self, 1> {
+        decoder_loss::forward(h, weight, bias, targets, precision).0
+    }
+
+    /// [`decoder_loss`](Self::decoder_loss), and what its backward needs.
+    fn decoder_loss_forward(
+        h: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Tensor<Self, 1>,
+        targets: Tensor<Self, 1, Int>,
+        precision: Precision,
+    ) -> (Tensor<Self, 1>, DecoderLossSaved<Self>) {
+        decoder_loss::forward(h, weight, bias, targets, precision)
+    }
+
+    /// Gradients of [`decoder_loss`](Self::decoder_loss) for the wanted ones of `h`, `weight` and `bias`.
+    fn decoder_loss_backward(
+        saved: DecoderLossSaved<Self>,
+        grad: Tensor<Self, 1>,
+        wanted: [bool; 3],
+    ) -> LinearGrads<Self> {
+        decoder_loss::backward(saved, grad, wanted)
+    }
+}
+
+/// A differentiable [`Backend`] whose inner backend has the fused operations as well.
+pub trait AutodiffBackend: Backend + burn::tensor::backend::AutodiffBackend<InnerBackend: Backend> {}
+
+impl<B> AutodiffBackend for B where B: Backend + burn::tensor::backend::AutodiffBackend<InnerBackend: Backend> {}
+
+#[cfg(feature = "flex")]
+impl Backend for burn_flex::Flex {}
+
+#[cfg(feature = "ndarray")]
+impl Backend for burn_ndarray::NdArray<f32> {}
+
+/// In double precision, for finite differences.
+#[cfg(feature = "ndarray")]
+impl Backend for burn_ndarray::NdArray<f64> {}
+
+#[cfg(feature = "tch")]
+impl<E: burn_tch::TchElement> Backend for burn_tch::LibTorch<E> {}
+
+#[cfg(feature = "cubecl")]
+impl<R, F, I, BT> Backend for burn_cubecl::CubeBackend<R, F, I, BT>
+where
+    R: burn_cubecl::CubeRuntime,
+    F: burn_cubecl::FloatElement,
+    I: burn_cubecl::IntElement,
+    BT: burn_cubecl::element::BoolElement,
+    Self: burn::tensor::backend::Backend,
+{
+}
+
+#[cfg(feature = "cubecl")]
+impl<B: burn_fusion::FusionBackend> Backend for burn_fusion::Fusion<B> {}

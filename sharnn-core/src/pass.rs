@@ -1,0 +1,35 @@
+//! How one forward pass is computed: precision and dropout.
+
+use burn::tensor::Tensor;
+
+use crate::{Backend, Dropout, DropoutSite, DropoutStream, Precision};
+
+/// Options of a forward pass. The default is f32 without dropout: evaluation.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pass {
+    /// Precision of matrix products.
+    pub precision: Precision,
+    /// The step's random stream; `None` drops nothing, whatever the configuration's probabilities.
+    pub dropout: Option<DropoutStream>,
+}
+
+impl Pass {
+    /// A training pass in f32 that drops elements by `stream`.
+    pub fn training(stream: DropoutStream) -> Self {
+        Self { dropout: Some(stream), ..Self::default() }
+    }
+
+    /// The dropout of one site of one block, where there is any.
+    pub(crate) fn at(&self, prob: f64, block: usize, site: DropoutSite) -> Option<Dropout> {
+        let stream = self.dropout.filter(|_| prob > 0.0)?;
+        Some(Dropout { prob, key: stream.key(block, site) })
+    }
+}
+
+/// Applies a dropout where there is one.
+pub(crate) fn drop<B: Backend>(x: Tensor<B, 3>, dropout: Option<Dropout>) -> Tensor<B, 3> {
+    match dropout {
+        Some(dropout) => B::dropout(x, dropout),
+        None => x,
+    }
+}
