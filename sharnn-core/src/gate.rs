@@ -34,7 +34,7 @@ impl<B: Backend> ValueGate<B> {
         let gate = self.gate.val();
         match &self.linear {
             None => gate,
-            Some(linear) => overparameterised(linear, sigmoid(gate).unsqueeze(), precision).squeeze_dims(&[0, 1]),
+            Some(linear) => overparam(linear, sigmoid(gate).unsqueeze(), precision).squeeze_dims(&[0, 1]),
         }
     }
 
@@ -52,7 +52,7 @@ impl<B: Backend> ValueGate<B> {
 ///
 /// # Shapes
 /// - `x` and result: `[a, b, d_model]`
-pub(crate) fn overparameterised<B: Backend>(linear: &Linear<B>, x: Tensor<B, 3>, precision: Precision) -> Tensor<B, 3> {
+pub fn overparam<B: Backend>(linear: &Linear<B>, x: Tensor<B, 3>, precision: Precision) -> Tensor<B, 3> {
     let [_, _, d] = x.dims();
     let both = linear.forward(x, precision);
     let (c, f) = (both.clone().narrow(2, 0, d), both.narrow(2, d, d));

@@ -21,7 +21,7 @@ pub use attention::SingleHeadAttention;
 pub use block::{Attending, Block};
 pub use boom::Boom;
 pub use config::{Attend, ConfigError, ShaRnnConfig};
-pub use gate::ValueGate;
+pub use gate::{ValueGate, overparam};
 pub use linear::Linear;
 pub use lstm::Lstm;
 pub use model::{Decoder, Embedding, ShaRnn};

@@ -1,0 +1,216 @@
+//! Golden tensors: reading them, putting them into modules, comparing with them.
+
+#![allow(dead_code)] // each test file uses its own part
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Int, Tensor, TensorData, backend::AutodiffBackend, backend::Backend as BurnBackend};
+use sharnn_core::pytorch_name;
+
+/// One fixture file.
+pub struct Fixture {
+    pub name: String,
+    bytes: Vec<u8>,
+    metadata: BTreeMap<String, serde_json::Value>,
+}
+
+/// Every file of the fixtures' directory whose name begins with `prefix`. The directory is the project's own unless
+/// `SHARNN_FIXTURES` names another.
+pub fn fixtures(prefix: &str) -> Vec<Fixture> {
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fixtures");
+    let directory = std::env::var_os("SHARNN_FIXTURES").map_or(own, PathBuf::from);
+    let entries =
+        std::fs::read_dir(&directory).unwrap_or_else(|error| panic!("no fixtures in {}: {error}", directory.display()));
+    let mut found: Vec<_> = entries
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            let name = path.file_name().unwrap().to_string_lossy();
+            name.starts_with(prefix) && name.ends_with(".safetensors")
+        })
+        .map(|path| Fixture::read(&path))
+        .collect();
+    assert!(!found.is_empty(), "no {prefix}*.safetensors in {}", directory.display());
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    found
+}
+
+impl Fixture {
+    fn read(path: &std::path::Path) -> Self {
+        let bytes = std::fs::read(path).unwrap();
+        let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+        let metadata = header.metadata().clone().unwrap_or_default();
+        Self {
+            name: path.file_stem().unwrap().to_string_lossy().into_owned(),
+            bytes,
+            metadata: metadata.into_iter().map(|(k, v)| (k, serde_json::from_str(&v).unwrap())).collect(),
+        }
+    }
+
+    pub fn get(&self, key: &str) -> &serde_json::Value {
+        self.metadata.get(key).unwrap_or_else(|| panic!("{}: no metadata {key}", self.name))
+    }
+
+    pub fn usize(&self, key: &str) -> usize {
+        self.get(key).as_u64().unwrap() as usize
+    }
+
+    pub fn bool(&self, key: &str) -> bool {
+        self.get(key).as_bool().unwrap()
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        safetensors::SafeTensors::deserialize(&self.bytes).unwrap().names().into_iter().map(String::from).collect()
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.names().iter().any(|n| n == name)
+    }
+
+    /// Shape and values of a float tensor.
+    pub fn values(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
+        let all = safetensors::SafeTensors::deserialize(&self.bytes).unwrap();
+        let view = all.tensor(name).unwrap_or_else(|_| panic!("{}: no tensor {name}", self.name));
+        assert_eq!(view.dtype(), safetensors::Dtype::F32, "{name}");
+        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        (view.shape().to_vec(), values)
+    }
+
+    pub fn tensor<B: BurnBackend, const D: usize>(&self, name: &str) -> Tensor<B, D> {
+        let (shape, values) = self.values(name);
+        assert_eq!(shape.len(), D, "{}: rank of {name}", self.name);
+        Tensor::from_data(TensorData::new(values, shape), &B::Device::default())
+    }
+
+    pub fn ids<B: BurnBackend>(&self, name: &str) -> Tensor<B, 2, Int> {
+        let all = safetensors::SafeTensors::deserialize(&self.bytes).unwrap();
+        let view = all.tensor(name).unwrap();
+        assert_eq!(view.dtype(), safetensors::Dtype::I64, "{name}");
+        let ids: Vec<i64> = view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+        Tensor::from_data(TensorData::new(ids, view.shape().to_vec()), &B::Device::default())
+    }
+
+    /// rtol 1e-4 and atol 1e-4 times the tensor's largest value: the fixtures' measured f32 noise is below 1e-5 of it.
+    pub fn check<B: BurnBackend, const D: usize>(&self, name: &str, got: Tensor<B, D>) {
+        let (shape, want) = self.values(name);
+        let got: Vec<f32> = got.into_data().convert::<f32>().to_vec().unwrap();
+        self.check_values(name, &shape, &want, &got);
+    }
+
+    fn check_values(&self, name: &str, shape: &[usize], want: &[f32], got: &[f32]) {
+        assert_eq!(got.len(), want.len(), "{} {name}: got {} values for {shape:?}", self.name, got.len());
+        let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            let tolerance = 1e-4 * w.abs() + 1e-4 * largest;
+            assert!((g - w).abs() <= tolerance, "{} {name}[{i}]: got {g}, want {w} (largest {largest})", self.name);
+        }
+    }
+
+    /// Puts `prefix` + name into every parameter of a module.
+    pub fn load<B: BurnBackend, M: Module<B>>(&self, module: M, prefix: &str, place: Place) -> M {
+        module.map(&mut Loader { fixture: self, prefix: prefix.into(), path: Path::new(place) })
+    }
+
+    /// Compares every parameter's gradient with `prefix` + name. A parameter that is not in the file must have none, and
+    /// every gradient in the file must be of a parameter.
+    pub fn check_grads<B: AutodiffBackend, M: Module<B>>(
+        &self,
+        module: &M,
+        grads: &B::Gradients,
+        prefix: &str,
+        place: Place,
+    ) {
+        let mut visitor =
+            GradChecker::<B> { fixture: self, prefix: prefix.into(), path: Path::new(place), grads, seen: vec![] };
+        module.visit(&mut visitor);
+        let mut seen = visitor.seen;
+        let mut stored: Vec<_> = self.names().into_iter().filter(|name| name.starts_with(prefix)).collect();
+        seen.sort();
+        stored.sort();
+        assert_eq!(seen, stored, "{}: gradients in the file and in the module differ", self.name);
+    }
+}
+
+/// Where a module stands in the model: its path there, and what of the PyTorch name the fixture leaves out.
+#[derive(Clone, Copy)]
+pub struct Place {
+    pub path: &'static str,
+    pub strip: &'static str,
+}
+
+pub const WHOLE: Place = Place { path: "", strip: "" };
+
+struct Path {
+    place: Place,
+    parts: Vec<String>,
+}
+
+impl Path {
+    fn new(place: Place) -> Self {
+        Self { place, parts: vec![] }
+    }
+
+    fn name(&self) -> String {
+        let name = pytorch_name(&format!("{}{}", self.place.path, self.parts.join(".")));
+        name.strip_prefix(self.place.strip).unwrap_or_else(|| panic!("{name}")).to_string()
+    }
+}
+
+struct Loader<'a> {
+    fixture: &'a Fixture,
+    prefix: String,
+    path: Path,
+}
+
+impl<B: BurnBackend> ModuleMapper<B> for Loader<'_> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.parts.push(name.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.parts.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let name = format!("{}{}", self.prefix, self.path.name());
+        let (_, values) = self.fixture.values(&name);
+        let shape = param.dims();
+        assert_eq!(shape.iter().product::<usize>(), values.len(), "{name}");
+        let device = param.device();
+        param.map(|_| Tensor::from_data(TensorData::new(values, shape), &device).require_grad())
+    }
+}
+
+struct GradChecker<'a, B: AutodiffBackend> {
+    fixture: &'a Fixture,
+    prefix: String,
+    path: Path,
+    grads: &'a B::Gradients,
+    seen: Vec<String>,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for GradChecker<'_, B> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.parts.push(name.into());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.parts.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let name = format!("{}{}", self.prefix, self.path.name());
+        let grad = param.val().grad(self.grads);
+        assert_eq!(grad.is_some(), self.fixture.has(&name), "{}: gradient of {name}", self.fixture.name);
+        if let Some(grad) = grad {
+            self.fixture.check(&name, grad);
+            self.seen.push(name);
+        }
+    }
+}
+
+/// Swaps the first two dimensions: time-major <-> batch-first.
+pub fn swap<B: BurnBackend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+    x.swap_dims(0, 1)
+}
