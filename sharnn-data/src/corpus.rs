@@ -239,7 +239,7 @@ impl Splits {
                 train: n_train,
                 valid: n_valid,
                 test: n_test,
-                needed: shortest(valid, test),
+                needed: long_enough(len, valid, test),
             });
         }
         let percent = |fraction: f64| (fraction * 1e5).round() / 1e3;
@@ -270,11 +270,10 @@ fn part_lengths(len: usize, valid: f64, test: f64) -> [usize; 3] {
     ]
 }
 
-/// The fewest bytes that these fractions cut into parts of [`MIN_SCORED`] bytes or more.
-fn shortest(valid: f64, test: f64) -> usize {
+/// A length above `too_few` that these fractions cut into parts of [`MIN_SCORED`] bytes or more.
+fn long_enough(mut too_few: usize, valid: f64, test: f64) -> usize {
     let enough = |len: usize| part_lengths(len, valid, test).into_iter().min() >= Some(MIN_SCORED);
-    // The parts only grow with the length, but for a byte that rounding moves: bisect, then step over that byte.
-    let (mut too_few, mut len) = (0, 1usize);
+    let mut len = too_few + 1;
     while !enough(len) {
         too_few = len;
         match len.checked_mul(2) {
@@ -282,6 +281,7 @@ fn shortest(valid: f64, test: f64) -> usize {
             None => return usize::MAX,
         }
     }
+    // Bisect between a length that fails and one that works.
     while len - too_few > 1 {
         let middle = too_few + (len - too_few) / 2;
         if enough(middle) {

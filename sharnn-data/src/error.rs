@@ -82,7 +82,7 @@ pub enum DataError {
     #[error(
         "{corpus} has {len} bytes, too few to split: that is {train} for training, {valid} for validation and {test} \
          for test, and each needs at least {MIN_SCORED} (one byte to read, one to predict); \
-         with these fractions give at least {needed} bytes"
+         with these fractions {needed} bytes would do"
     )]
     TooShort {
         /// Name of the corpus.
@@ -95,7 +95,7 @@ pub enum DataError {
         valid: usize,
         /// Bytes that would go to test.
         test: usize,
-        /// The fewest bytes that these fractions can split.
+        /// How many bytes these fractions can split.
         needed: usize,
     },
 

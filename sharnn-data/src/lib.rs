@@ -4,7 +4,7 @@
 pub mod corpus;
 pub mod enwik8;
 mod error;
-#[cfg(any())]
+#[cfg(feature = "fetch")]
 pub mod fetch;
 pub mod lanes;
 pub mod segment_lengths;
@@ -13,7 +13,7 @@ pub mod stats;
 
 pub use corpus::{Corpus, Split, Splits};
 pub use error::DataError;
-#[cfg(any())]
+#[cfg(feature = "fetch")]
 pub use fetch::{FetchError, FetchProgress};
 pub use lanes::Lanes;
 pub use rand_chacha::ChaCha8Rng;
