@@ -60,6 +60,7 @@ pub(super) fn download(
         }
         failures += 1;
         if failures == ATTEMPTS || !reached {
+            let part = Some(&*part).filter(|part| reached && part.len() > 0);
             return Err(failure.into_error(url, expected, dest, part));
         }
         let wait = FIRST_PAUSE * 2u32.pow(failures - 1);
@@ -83,7 +84,14 @@ impl Failure {
         }
     }
 
-    fn into_error(self, url: &str, expected: &Expected, dest: &Path, part: &Part) -> FetchError {
+    /// The error to give up with; `part` is what was received, if anything was.
+    fn into_error(
+        self,
+        url: &str,
+        expected: &Expected,
+        dest: &Path,
+        part: Option<&Part>,
+    ) -> FetchError {
         match self {
             Self::Status(status) => FetchError::Status {
                 url: url.into(),
@@ -93,15 +101,15 @@ impl Failure {
                 url: url.into(),
                 reason,
             },
-            Self::Unreachable(reason) | Self::Cut(reason) if part.len() == 0 => {
-                FetchError::unreachable(url, reason, expected, dest)
-            }
-            Self::Unreachable(reason) | Self::Cut(reason) => FetchError::Interrupted {
-                url: url.into(),
-                reason,
-                received: part.len(),
-                total: part.total(),
-                part: part.path().into(),
+            Self::Unreachable(reason) | Self::Cut(reason) => match part {
+                None => FetchError::unreachable(url, reason, expected, dest),
+                Some(part) => FetchError::Interrupted {
+                    url: url.into(),
+                    reason,
+                    received: part.len(),
+                    total: part.total(),
+                    part: part.path().into(),
+                },
             },
         }
     }
@@ -168,7 +176,10 @@ fn request(
             total
         }
         StatusCode::PARTIAL_CONTENT => match check_range(response.headers(), part) {
-            Ok(len) => Some(len),
+            Ok((len, total)) => {
+                part.learn_total(total)?;
+                Some(len)
+            }
             Err(reason) => {
                 part.clear()?;
                 return Ok(Step::Again(Failure::Response(reason)));
@@ -279,8 +290,9 @@ fn check_limit(url: &str, len: Option<u64>, limit: u64, part: &mut Part) -> Resu
     })
 }
 
-/// Checks that a partial answer continues what is here, and returns how many bytes it brings.
-fn check_range(headers: &HeaderMap, part: &Part) -> Result<u64, String> {
+/// Checks that a partial answer continues what is here. Returns how many bytes it brings, and how many the whole
+/// archive has, where it tells.
+fn check_range(headers: &HeaderMap, part: &Part) -> Result<(u64, Option<u64>), String> {
     let Some(version) = part.version() else {
         return Err("a part, though the whole was asked for".into());
     };
@@ -304,7 +316,7 @@ fn check_range(headers: &HeaderMap, part: &Part) -> Result<u64, String> {
     let len = last - first + 1;
     match content_length(headers) {
         Some(announced) if announced != len => Err(wrong()),
-        _ => Ok(len),
+        _ => Ok((len, total)),
     }
 }
 

@@ -109,7 +109,7 @@ pub enum FetchError {
 
     /// The unpacked file has another length.
     #[error(
-        "`{entry}` unpacks to {found}, expected {expected} bytes: the archive was deleted, run again to fetch it \
+        "`{entry}` unpacks to {found} bytes, expected {expected}: the archive was deleted, run again to fetch it \
          afresh or try another mirror"
     )]
     WrongSize {
@@ -117,8 +117,8 @@ pub enum FetchError {
         entry: String,
         /// The length expected, in bytes.
         expected: u64,
-        /// The length found.
-        found: String,
+        /// The length found, in bytes.
+        found: u64,
     },
 
     /// The unpacked file has the right length and the wrong content.

@@ -126,7 +126,12 @@ pub fn enwik8_from(
         dest.with_file_name(name)
     };
     let mut part = Part::open(beside(".zip.part"), beside(".zip.part.json"), url)?;
-    download::download(url, expected, dest, &mut part, progress)?;
+    if let Err(error) = download::download(url, expected, dest, &mut part, progress) {
+        if part.len() == 0 {
+            part.remove();
+        }
+        return Err(error);
+    }
     match unpack::unpack(part.file(), expected, dest, &beside(".part"), progress) {
         Ok(()) => part.remove(),
         Err(error) => {

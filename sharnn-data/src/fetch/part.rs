@@ -107,6 +107,20 @@ impl Part {
     /// Drops all bytes and notes the version of those to come.
     pub fn begin(&mut self, version: Version) -> Result<(), FetchError> {
         self.clear()?;
+        self.write_note(version)
+    }
+
+    /// Notes the length of the whole archive, where only a later answer tells it.
+    pub fn learn_total(&mut self, total: Option<u64>) -> Result<(), FetchError> {
+        match self.version.clone() {
+            Some(version) if version.total.is_none() && total.is_some() => {
+                self.write_note(Version { total, ..version })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn write_note(&mut self, version: Version) -> Result<(), FetchError> {
         let json = serde_json::to_vec(&version).expect("two strings and a number become JSON");
         fs::write(&self.note, json).map_err(FetchError::io("write", &self.note))?;
         self.version = Some(version);
