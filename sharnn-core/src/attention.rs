@@ -8,9 +8,10 @@
 //! There is no output matrix. More heads than one split the vectors, as usual.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::{sigmoid, softmax};
+use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Tensor, backend::Backend as BurnBackend};
 
+use crate::activation::sigmoid;
 use crate::init::Initializer;
 use crate::ops::AttentionInputs;
 use crate::{Backend, Dropout, LayerNorm, Linear, Precision, ValueGate};

@@ -1,9 +1,9 @@
 //! The value gate: one static vector `r` that scales the values, over-parameterised while it trains.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::sigmoid;
 use burn::tensor::{Tensor, backend::Backend as BurnBackend};
 
+use crate::activation::sigmoid;
 use crate::init::Initializer;
 use crate::{Backend, Linear, Precision};
 

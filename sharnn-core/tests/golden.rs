@@ -114,7 +114,7 @@ fn fresh_block<B: AutodiffBackend>(fixture: &Fixture, attends: bool) -> Block<B>
         d_model: fixture.usize("C"),
         d_ff: fixture.usize("H"),
         n_layers: 1,
-        n_heads: if fixture.name.starts_with("mod_attention") { fixture.usize("heads") } else { 1 },
+        n_heads: if fixture.has_metadata("heads") { fixture.usize("heads") } else { 1 },
         attend: if attends { Attend::All } else { Attend::None },
         ..ShaRnnConfig::xs()
     };
@@ -134,8 +134,7 @@ fn objective<B: AutodiffBackend, const D: usize>(fixture: &Fixture, name: &str, 
 fn attention<B: AutodiffBackend>(fixture: &Fixture) {
     const PLACE: Place = Place { path: "blocks.0.attending.attention.", strip: "blocks.0.attn." };
     let module = fixture.load(fresh_block::<B>(fixture, true).attending.unwrap().attention, "param.", PLACE);
-    let (query, key, value) =
-        (tracked(fixture, "in.query"), tracked(fixture, "in.key"), tracked(fixture, "in.value"));
+    let (query, key, value) = (tracked(fixture, "in.query"), tracked(fixture, "in.key"), tracked(fixture, "in.value"));
     let hidden: Tensor<B, 2, Bool> = fixture.tensor::<B, 2>("in.attn_mask").lower_elem(-1.0);
     let (mix, focus) = module.forward_with_weights(
         swap(query.clone()),

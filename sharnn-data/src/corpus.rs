@@ -40,8 +40,7 @@ impl Corpus {
         // SAFETY: the map is private to this value, read-only and never handed out as mutable. What remains is that
         // another process changes or truncates the file; no portable call can rule that out, and the documentation
         // above tells the caller so. The length was taken from the open file, not from its name.
-        let map = unsafe { Mmap::map(&file) }
-            .map_err(|source| DataError::from_io("map into memory", path, source))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(|source| DataError::from_io("map into memory", path, source))?;
         if map.is_empty() {
             return Err(DataError::Empty { path: path.into() });
         }
@@ -56,8 +55,7 @@ impl Corpus {
         let path = path.as_ref();
         let mut file = open_regular(path)?;
         let mut bytes = Vec::new();
-        std::io::Read::read_to_end(&mut file, &mut bytes)
-            .map_err(|source| DataError::from_io("read", path, source))?;
+        std::io::Read::read_to_end(&mut file, &mut bytes).map_err(|source| DataError::from_io("read", path, source))?;
         if bytes.is_empty() {
             return Err(DataError::Empty { path: path.into() });
         }
@@ -70,19 +68,13 @@ impl Corpus {
     }
 
     fn new(name: String, bytes: Bytes) -> Self {
-        Self {
-            name: name.into(),
-            bytes: Arc::new(bytes),
-        }
+        Self { name: name.into(), bytes: Arc::new(bytes) }
     }
 
     /// The same bytes under another name, which is what errors and reports call them.
     #[must_use]
     pub fn with_name(self, name: impl Into<Arc<str>>) -> Self {
-        Self {
-            name: name.into(),
-            ..self
-        }
+        Self { name: name.into(), ..self }
     }
 
     /// What errors and reports call this corpus: the file's name without its folders.
@@ -92,10 +84,7 @@ impl Corpus {
 
     /// The whole corpus as one split.
     pub fn whole(&self) -> Split {
-        Split {
-            corpus: self.clone(),
-            range: 0..self.len(),
-        }
+        Split { corpus: self.clone(), range: 0..self.len() }
     }
 
     /// The bytes in `range`, counted from the start of the corpus.
@@ -104,16 +93,9 @@ impl Corpus {
     /// If the range runs backwards or past the end.
     pub fn split(&self, range: Range<usize>) -> Result<Split, DataError> {
         if range.start > range.end || range.end > self.len() {
-            return Err(DataError::Range {
-                corpus: self.name().to_owned(),
-                range,
-                len: self.len(),
-            });
+            return Err(DataError::Range { corpus: self.name().to_owned(), range, len: self.len() });
         }
-        Ok(Split {
-            corpus: self.clone(),
-            range,
-        })
+        Ok(Split { corpus: self.clone(), range })
     }
 }
 
@@ -136,10 +118,7 @@ impl AsRef<[u8]> for Corpus {
 
 impl fmt::Debug for Corpus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Corpus")
-            .field("name", &self.name)
-            .field("len", &self.len())
-            .finish()
+        f.debug_struct("Corpus").field("name", &self.name).field("len", &self.len()).finish()
     }
 }
 
@@ -165,10 +144,7 @@ impl Split {
     #[must_use]
     pub fn head(&self, n_bytes: usize) -> Self {
         let end = self.range.start + n_bytes.min(self.range.len());
-        Self {
-            corpus: self.corpus.clone(),
-            range: self.range.start..end,
-        }
+        Self { corpus: self.corpus.clone(), range: self.range.start..end }
     }
 
     /// SHA-256 of the bytes, as 64 lower-case hexadecimal digits: the identity of the data wherever one is recorded.
@@ -194,10 +170,7 @@ impl AsRef<[u8]> for Split {
 
 impl fmt::Debug for Split {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Split")
-            .field("corpus", &self.corpus.name)
-            .field("range", &self.range)
-            .finish()
+        f.debug_struct("Split").field("corpus", &self.corpus.name).field("range", &self.range).finish()
     }
 }
 
@@ -221,11 +194,7 @@ impl Splits {
     /// # Errors
     /// If a fraction is not above 0 (or is NaN), if they reach 1 together, or if a part would be too short to score
     /// one byte.
-    pub fn by_fractions(
-        corpus: Corpus,
-        valid_fraction: f64,
-        test_fraction: f64,
-    ) -> Result<Self, DataError> {
+    pub fn by_fractions(corpus: Corpus, valid_fraction: f64, test_fraction: f64) -> Result<Self, DataError> {
         let (valid, test) = (valid_fraction, test_fraction);
         if !(valid > 0.0 && test > 0.0 && valid + test < 1.0) {
             return Err(DataError::Fractions { valid, test });
@@ -263,11 +232,7 @@ fn part_lengths(len: usize, valid: f64, test: f64) -> [usize; 3] {
     let n_valid = (len as f64 * valid) as usize;
     let n_test = (len as f64 * test) as usize;
     // Fractions that almost reach 1 could round up to all of it.
-    [
-        len.saturating_sub(n_valid.saturating_add(n_test)),
-        n_valid,
-        n_test,
-    ]
+    [len.saturating_sub(n_valid.saturating_add(n_test)), n_valid, n_test]
 }
 
 /// A length above `too_few` that these fractions cut into parts of [`MIN_SCORED`] bytes or more.
@@ -294,10 +259,7 @@ fn long_enough(mut too_few: usize, valid: f64, test: f64) -> usize {
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// Opens a regular file. What it is gets checked first: opening a pipe would wait for a writer.
@@ -306,11 +268,7 @@ fn open_regular(path: &Path) -> Result<File, DataError> {
     if !metadata.is_file() {
         return Err(DataError::NotAFile {
             path: path.into(),
-            found: if metadata.is_dir() {
-                "a directory"
-            } else {
-                "a device, a pipe or a socket"
-            },
+            found: if metadata.is_dir() { "a directory" } else { "a device, a pipe or a socket" },
         });
     }
     File::open(path).map_err(|e| DataError::from_io("open", path, e))

@@ -81,20 +81,12 @@ pub fn splits(corpus: &Corpus) -> Result<Splits, DataError> {
 /// If the length differs, or else at the first split whose SHA-256 differs.
 pub fn verify(corpus: &Corpus) -> Result<(), DataError> {
     check_size(corpus)?;
-    for (part, range, expected) in [
-        ("train", TRAIN, TRAIN_SHA256),
-        ("valid", VALID, VALID_SHA256),
-        ("test", TEST, TEST_SHA256),
-    ] {
+    for (part, range, expected) in
+        [("train", TRAIN, TRAIN_SHA256), ("valid", VALID, VALID_SHA256), ("test", TEST, TEST_SHA256)]
+    {
         let found = corpus.split(range.clone())?.sha256();
         if found != expected {
-            return Err(DataError::Checksum {
-                corpus: corpus.name().to_owned(),
-                part,
-                range,
-                expected,
-                found,
-            });
+            return Err(DataError::Checksum { corpus: corpus.name().to_owned(), part, range, expected, found });
         }
     }
     Ok(())
@@ -104,10 +96,7 @@ fn check_size(corpus: &Corpus) -> Result<(), DataError> {
     if is_enwik8_size(corpus.len() as u64) {
         Ok(())
     } else {
-        Err(DataError::NotEnwik8 {
-            corpus: corpus.name().to_owned(),
-            found: corpus.len(),
-        })
+        Err(DataError::NotEnwik8 { corpus: corpus.name().to_owned(), found: corpus.len() })
     }
 }
 
@@ -125,6 +114,5 @@ pub const SAMPLE_SHA256: &str = "c4ed9600132dd814242b2e8d88bfc0d540cb61494b86b55
 #[cfg(feature = "sample")]
 pub fn sample() -> Splits {
     let corpus = Corpus::from_bytes(SAMPLE).with_name("enwik8 sample");
-    Splits::by_fractions(corpus, FRACTIONS.0, FRACTIONS.1)
-        .expect("the bundled sample is long enough to split")
+    Splits::by_fractions(corpus, FRACTIONS.0, FRACTIONS.1).expect("the bundled sample is long enough to split")
 }

@@ -24,17 +24,9 @@ impl Lanes {
         let len = split.len();
         let lane_len = len.checked_div(n_lanes).unwrap_or(0);
         if lane_len < MIN_SCORED {
-            return Err(DataError::Lanes {
-                len,
-                n_lanes,
-                max: len / MIN_SCORED,
-            });
+            return Err(DataError::Lanes { len, n_lanes, max: len / MIN_SCORED });
         }
-        Ok(Self {
-            split,
-            n_lanes,
-            lane_len,
-        })
+        Ok(Self { split, n_lanes, lane_len })
     }
 
     /// The split that was cut.
@@ -71,10 +63,7 @@ impl Lanes {
         if range.start < range.end && range.end <= self.n_lanes {
             Ok(())
         } else {
-            Err(DataError::LaneRange {
-                range: range.clone(),
-                n_lanes: self.n_lanes,
-            })
+            Err(DataError::LaneRange { range: range.clone(), n_lanes: self.n_lanes })
         }
     }
 }

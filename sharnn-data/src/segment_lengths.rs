@@ -46,14 +46,7 @@ impl SegmentLengths {
     /// maximum. The standard deviation stays 5, and so does the minimum unless half of `base` is less.
     pub fn around(base: usize) -> Self {
         let short_base = (base / 2).max(1);
-        Self::Random {
-            base,
-            short_base,
-            short_probability: 0.05,
-            std_dev: 5.0,
-            min: short_base.min(5),
-            max: base,
-        }
+        Self::Random { base, short_base, short_probability: 0.05, std_dev: 5.0, min: short_base.min(5), max: base }
     }
 
     /// The longest segment, in bytes, that these lengths can give.
@@ -71,38 +64,18 @@ impl SegmentLengths {
     pub fn validate(&self) -> Result<(), DataError> {
         match *self {
             Self::Fixed { len } => check("len", len, len >= 1, || "must be at least 1".into()),
-            Self::Random {
-                base,
-                short_base,
-                short_probability,
-                std_dev,
-                min,
-                max,
-            } => {
+            Self::Random { base, short_base, short_probability, std_dev, min, max } => {
                 let bounds = || format!("must lie from `min` to `max`, {min} to {max}");
                 check("min", min, min >= 1, || "must be at least 1".into())?;
-                check("max", max, max >= min, || {
-                    format!("must be at least `min`, {min}")
-                })?;
+                check("max", max, max >= min, || format!("must be at least `min`, {min}"))?;
                 check("base", base, (min..=max).contains(&base), bounds)?;
-                check(
-                    "short_base",
-                    short_base,
-                    (min..=max).contains(&short_base),
-                    bounds,
-                )?;
-                check(
-                    "short_probability",
-                    short_probability,
-                    (0.0..=1.0).contains(&short_probability),
-                    || "must lie from 0 to 1".into(),
-                )?;
-                check(
-                    "std_dev",
-                    std_dev,
-                    std_dev.is_finite() && std_dev >= 0.0,
-                    || "must be finite and at least 0".into(),
-                )
+                check("short_base", short_base, (min..=max).contains(&short_base), bounds)?;
+                check("short_probability", short_probability, (0.0..=1.0).contains(&short_probability), || {
+                    "must lie from 0 to 1".into()
+                })?;
+                check("std_dev", std_dev, std_dev.is_finite() && std_dev >= 0.0, || {
+                    "must be finite and at least 0".into()
+                })
             }
         }
     }
@@ -113,18 +86,10 @@ impl SegmentLengths {
     pub(crate) fn draw(&self, rng: &mut impl Rng) -> usize {
         match *self {
             Self::Fixed { len } => len,
-            Self::Random {
-                base,
-                short_base,
-                short_probability,
-                std_dev,
-                min,
-                max,
-            } => {
+            Self::Random { base, short_base, short_probability, std_dev, min, max } => {
                 let short = rng.random::<f64>() < short_probability;
                 let mean = if short { short_base } else { base } as f64;
-                let normal = Normal::new(mean, std_dev)
-                    .expect("a valid standard deviation is finite and not negative");
+                let normal = Normal::new(mean, std_dev).expect("a valid standard deviation is finite and not negative");
                 // `as` truncates and saturates, like the clamp after it.
                 (normal.sample(rng) as usize).clamp(min, max)
             }
@@ -141,9 +106,5 @@ fn check<T: ToString>(
     if ok {
         return Ok(());
     }
-    Err(DataError::SegmentLengths {
-        field,
-        found: found.to_string(),
-        expected: expected(),
-    })
+    Err(DataError::SegmentLengths { field, found: found.to_string(), expected: expected() })
 }

@@ -80,39 +80,21 @@ impl Segments {
     /// # Errors
     /// If the lengths are not valid, or if the state was saved with another number or length of lanes or lies past
     /// the end of the lanes.
-    pub fn restore(
-        lanes: Lanes,
-        lengths: SegmentLengths,
-        state: SegmentsState,
-    ) -> Result<Self, DataError> {
+    pub fn restore(lanes: Lanes, lengths: SegmentLengths, state: SegmentsState) -> Result<Self, DataError> {
         lengths.validate()?;
         let n_targets = (lanes.lane_len() - 1) as u64;
         for (what, found, ok, expected) in [
-            (
-                "a batch size of",
-                state.n_lanes,
-                state.n_lanes == lanes.n_lanes() as u64,
-                lanes.n_lanes().to_string(),
-            ),
+            ("a batch size of", state.n_lanes, state.n_lanes == lanes.n_lanes() as u64, lanes.n_lanes().to_string()),
             (
                 "a lane length in bytes of",
                 state.lane_len,
                 state.lane_len == lanes.lane_len() as u64,
                 lanes.lane_len().to_string(),
             ),
-            (
-                "a position in the lane of",
-                state.position,
-                state.position <= n_targets,
-                format!("at most {n_targets}"),
-            ),
+            ("a position in the lane of", state.position, state.position <= n_targets, format!("at most {n_targets}")),
         ] {
             if !ok {
-                return Err(DataError::State {
-                    what,
-                    found,
-                    expected,
-                });
+                return Err(DataError::State { what, found, expected });
             }
         }
         Ok(Self {
@@ -155,14 +137,7 @@ impl Segments {
             targets.extend_from_slice(&lane[start + 1..start + 1 + len]);
         }
         self.position += len;
-        Some(Segment {
-            n_lanes,
-            len,
-            inputs,
-            targets,
-            start,
-            first_lane: self.selected.start,
-        })
+        Some(Segment { n_lanes, len, inputs, targets, start, first_lane: self.selected.start })
     }
 
     /// Goes back to the start of the lanes and counts one more epoch. The generator runs on, so every epoch is cut

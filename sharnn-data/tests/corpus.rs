@@ -18,12 +18,7 @@ fn file(bytes: &[u8]) -> (TempDir, PathBuf) {
 /// A file of `len` bytes that takes no room: zeros after `head`.
 fn sparse_file(head: &[u8], len: u64) -> (TempDir, PathBuf) {
     let (dir, path) = file(head);
-    fs::OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(len)
-        .unwrap();
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(len).unwrap();
     (dir, path)
 }
 
@@ -52,10 +47,7 @@ fn clone_outlives_the_first_handle() {
 fn digest_of_a_split_is_that_of_its_bytes() {
     // The test vector of FIPS 180 for "abc".
     let split = Corpus::from_bytes(&b"xxabcxx"[..]).split(2..5).unwrap();
-    assert_eq!(
-        split.sha256(),
-        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    );
+    assert_eq!(split.sha256(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
 }
 
 #[test]
@@ -73,10 +65,7 @@ fn a_range_past_the_end_or_backwards() {
     #[allow(clippy::reversed_empty_ranges)]
     for range in [0..5, 3..2, 5..5] {
         let error = corpus.split(range.clone()).unwrap_err();
-        assert!(
-            matches!(&error, DataError::Range { range: r, len: 4, .. } if *r == range),
-            "{error}"
-        );
+        assert!(matches!(&error, DataError::Range { range: r, len: 4, .. } if *r == range), "{error}");
     }
     assert!(corpus.split(4..4).unwrap().is_empty());
 }
@@ -137,10 +126,7 @@ fn a_file_that_may_not_be_read() {
 #[test]
 fn an_empty_file() {
     let (_dir, path) = file(b"");
-    for error in [
-        Corpus::open(&path).unwrap_err(),
-        Corpus::read(&path).unwrap_err(),
-    ] {
+    for error in [Corpus::open(&path).unwrap_err(), Corpus::read(&path).unwrap_err()] {
         assert!(matches!(error, DataError::Empty { .. }), "{error:?}");
     }
 }
@@ -150,17 +136,7 @@ fn a_file_of_three_bytes_opens_but_cannot_be_split() {
     let (_dir, path) = file(b"abc");
     assert_eq!(&*Corpus::open(&path).unwrap(), b"abc");
     let error = enwik8::open_any(&path).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            DataError::TooShort {
-                len: 3,
-                needed: 40,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    assert!(matches!(error, DataError::TooShort { len: 3, needed: 40, .. }), "{error:?}");
     assert!(error.to_string().contains("40 bytes would do"), "{error}");
 }
 
@@ -184,10 +160,7 @@ fn fractions_that_leave_nothing() {
     // Fractions that are sound, but too small or too large for this corpus.
     for (valid, test) in [(1e-300, 0.1), (0.001, 0.1), (0.5, 0.4999)] {
         let error = Splits::by_fractions(corpus.clone(), valid, test).unwrap_err();
-        assert!(
-            matches!(error, DataError::TooShort { len: 1000, .. }),
-            "{error:?}"
-        );
+        assert!(matches!(error, DataError::TooShort { len: 1000, .. }), "{error:?}");
     }
 }
 
@@ -259,20 +232,8 @@ fn enwik8_cut_short_by_a_byte() {
     assert!(enwik8::is_enwik8_size(100_000_000));
     assert!(!enwik8::is_enwik8_size(99_999_999));
     let (_dir, path) = sparse_file(b"<mediawiki ", enwik8::SIZE as u64 - 1);
-    for error in [
-        enwik8::open(&path).unwrap_err(),
-        enwik8::verify(&Corpus::open(&path).unwrap()).unwrap_err(),
-    ] {
-        assert!(
-            matches!(
-                error,
-                DataError::NotEnwik8 {
-                    found: 99_999_999,
-                    ..
-                }
-            ),
-            "{error:?}"
-        );
+    for error in [enwik8::open(&path).unwrap_err(), enwik8::verify(&Corpus::open(&path).unwrap()).unwrap_err()] {
+        assert!(matches!(error, DataError::NotEnwik8 { found: 99_999_999, .. }), "{error:?}");
     }
 }
 
@@ -291,17 +252,12 @@ fn the_real_enwik8_verifies() {
     assert_eq!(splits.test.sha256(), enwik8::TEST_SHA256);
     assert_eq!(enwik8::open_any(&path).unwrap().name, "enwik8");
     let mut seen = [false; 256];
-    corpus
-        .iter()
-        .for_each(|&byte| seen[usize::from(byte)] = true);
+    corpus.iter().for_each(|&byte| seen[usize::from(byte)] = true);
     assert_eq!(seen.into_iter().filter(|&seen| seen).count(), 205);
 
     // A flipped bit in the last byte is found, and in the right split.
     let mut bytes = corpus.to_vec();
     *bytes.last_mut().unwrap() ^= 1;
     let error = enwik8::verify(&Corpus::from_bytes(bytes)).unwrap_err();
-    assert!(
-        matches!(error, DataError::Checksum { part: "test", .. }),
-        "{error:?}"
-    );
+    assert!(matches!(error, DataError::Checksum { part: "test", .. }), "{error:?}");
 }

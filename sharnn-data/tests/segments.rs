@@ -35,20 +35,10 @@ fn a_lane_that_does_not_exist() {
 
 #[test]
 fn no_lanes_or_more_than_the_data_fills() {
-    let try_lanes =
-        |len: usize, n: usize| Lanes::new(Corpus::from_bytes(vec![0; len]).whole(), n).unwrap_err();
-    for (len, n_lanes, largest) in [
-        (11, 0, 5),
-        (11, 6, 5),
-        (11, usize::MAX, 5),
-        (1, 1, 0),
-        (0, 0, 0),
-    ] {
+    let try_lanes = |len: usize, n: usize| Lanes::new(Corpus::from_bytes(vec![0; len]).whole(), n).unwrap_err();
+    for (len, n_lanes, largest) in [(11, 0, 5), (11, 6, 5), (11, usize::MAX, 5), (1, 1, 0), (0, 0, 0)] {
         let error = try_lanes(len, n_lanes);
-        assert!(
-            matches!(error, DataError::Lanes { max, .. } if max == largest),
-            "{error:?}"
-        );
+        assert!(matches!(error, DataError::Lanes { max, .. } if max == largest), "{error:?}");
     }
     assert!(try_lanes(11, 6).to_string().contains("from 1 to 5"));
     assert!(try_lanes(2, 2).to_string().contains("works is 1"));
@@ -106,10 +96,8 @@ fn first_lengths_of_a_seed_are_pinned() {
     assert_eq!(segment_lens(&mut segments)[..8], PINNED_EPOCH_1);
 }
 
-const PINNED_EPOCH_0: [usize; 17] = [
-    1016, 1018, 1024, 1018, 1024, 1024, 1020, 1018, 1024, 1020, 1023, 1015, 508, 1022, 1013, 1024,
-    188,
-];
+const PINNED_EPOCH_0: [usize; 17] =
+    [1016, 1018, 1024, 1018, 1024, 1024, 1020, 1018, 1024, 1020, 1023, 1015, 508, 1022, 1013, 1024, 188];
 const PINNED_EPOCH_1: [usize; 8] = [1024, 1024, 1024, 1024, 1021, 1024, 1024, 1020];
 
 #[test]
@@ -124,12 +112,7 @@ fn paper_lengths_have_the_distribution_they_claim() {
     // Normal(512, 5) truncated has mean 511.5; about 200 draws put 0.35 on it, five of those.
     let mean = short.iter().sum::<usize>() as f64 / short.len() as f64;
     assert!((mean - 511.5).abs() < 1.8, "{mean}");
-    let deviation = (short
-        .iter()
-        .map(|&len| (len as f64 - mean).powi(2))
-        .sum::<f64>()
-        / short.len() as f64)
-        .sqrt();
+    let deviation = (short.iter().map(|&len| (len as f64 - mean).powi(2)).sum::<f64>() / short.len() as f64).sqrt();
     assert!((3.7..6.3).contains(&deviation), "{deviation}");
     // Half of the long ones would pass 1024 and are cut to it; five standard deviations of 0.8 %.
     assert!(long.iter().all(|&len| (990..=1024).contains(&len)));
@@ -141,24 +124,14 @@ fn paper_lengths_have_the_distribution_they_claim() {
 fn lengths_around_another_base_keep_within_it() {
     assert_eq!(
         SegmentLengths::around(64),
-        SegmentLengths::Random {
-            base: 64,
-            short_base: 32,
-            short_probability: 0.05,
-            std_dev: 5.0,
-            min: 5,
-            max: 64
-        }
+        SegmentLengths::Random { base: 64, short_base: 32, short_probability: 0.05, std_dev: 5.0, min: 5, max: 64 }
     );
     for base in 1..40 {
         let lengths = SegmentLengths::around(base);
         lengths.validate().unwrap();
         let mut segments = Segments::new(lanes(500, 1), lengths, 3).unwrap();
         let lens = segment_lens(&mut segments);
-        assert!(
-            lens.iter().all(|&len| (1..=base).contains(&len)),
-            "{lens:?}"
-        );
+        assert!(lens.iter().all(|&len| (1..=base).contains(&len)), "{lens:?}");
         assert_eq!(lens.iter().sum::<usize>(), 499);
     }
     assert!(SegmentLengths::around(0).validate().is_err());
@@ -178,24 +151,15 @@ fn lengths_that_make_no_sense() {
         ("base", random(&|json| json["base"] = 1025.into())),
         ("base", random(&|json| json["base"] = 4.into())),
         ("short_base", random(&|json| json["short_base"] = 0.into())),
-        (
-            "short_probability",
-            random(&|json| json["short_probability"] = 1.5.into()),
-        ),
-        (
-            "short_probability",
-            random(&|json| json["short_probability"] = (-0.5).into()),
-        ),
+        ("short_probability", random(&|json| json["short_probability"] = 1.5.into())),
+        ("short_probability", random(&|json| json["short_probability"] = (-0.5).into())),
         ("std_dev", random(&|json| json["std_dev"] = (-1.0).into())),
         ("std_dev", with_std_dev(f64::NAN)),
         ("std_dev", with_std_dev(f64::INFINITY)),
     ];
     for (name, lengths) in cases {
         let error = Segments::new(lanes(100, 2), lengths, 0).unwrap_err();
-        assert!(
-            matches!(error, DataError::SegmentLengths { field, .. } if field == name),
-            "{name}: {error:?}"
-        );
+        assert!(matches!(error, DataError::SegmentLengths { field, .. } if field == name), "{name}: {error:?}");
         assert!(error.to_string().contains(name), "{error}");
     }
 }
@@ -217,17 +181,11 @@ fn lengths_with_an_unknown_field_or_kind() {
         r#"{"len": 8}"#,
         r#"{"kind": "fixed", "len": -8}"#,
     ] {
-        assert!(
-            serde_json::from_str::<SegmentLengths>(json).is_err(),
-            "{json}"
-        );
+        assert!(serde_json::from_str::<SegmentLengths>(json).is_err(), "{json}");
     }
     for lengths in [SegmentLengths::Fixed { len: 8 }, SegmentLengths::paper()] {
         let json = serde_json::to_string(&lengths).unwrap();
-        assert_eq!(
-            serde_json::from_str::<SegmentLengths>(&json).unwrap(),
-            lengths
-        );
+        assert_eq!(serde_json::from_str::<SegmentLengths>(&json).unwrap(), lengths);
     }
     assert_eq!(
         serde_json::from_str::<SegmentLengths>(r#"{"kind": "fixed", "len": 8}"#).unwrap(),
@@ -236,9 +194,7 @@ fn lengths_with_an_unknown_field_or_kind() {
 }
 
 fn state(change: impl Fn(&mut SegmentsState)) -> SegmentsState {
-    let mut state = Segments::new(lanes(100, 4), SegmentLengths::around(8), 0)
-        .unwrap()
-        .state();
+    let mut state = Segments::new(lanes(100, 4), SegmentLengths::around(8), 0).unwrap().state();
     change(&mut state);
     state
 }
@@ -247,12 +203,7 @@ fn state(change: impl Fn(&mut SegmentsState)) -> SegmentsState {
 fn a_state_beyond_the_lane_or_of_other_lanes() {
     let restore = |state| Segments::restore(lanes(100, 4), SegmentLengths::around(8), state);
     // 24 of 25 bytes are targets: the end of the epoch is a position, the byte after it is none.
-    assert!(
-        restore(state(|s| s.position = 24))
-            .unwrap()
-            .next_segment()
-            .is_none()
-    );
+    assert!(restore(state(|s| s.position = 24)).unwrap().next_segment().is_none());
     for bad in [
         state(|s| s.position = 25),
         state(|s| s.position = u64::MAX),
@@ -262,16 +213,8 @@ fn a_state_beyond_the_lane_or_of_other_lanes() {
         let error = restore(bad).unwrap_err();
         assert!(matches!(error, DataError::State { .. }), "{error:?}");
     }
-    let error = Segments::restore(
-        lanes(100, 4),
-        SegmentLengths::Fixed { len: 0 },
-        state(|_| ()),
-    )
-    .unwrap_err();
-    assert!(
-        matches!(error, DataError::SegmentLengths { .. }),
-        "{error:?}"
-    );
+    let error = Segments::restore(lanes(100, 4), SegmentLengths::Fixed { len: 0 }, state(|_| ())).unwrap_err();
+    assert!(matches!(error, DataError::SegmentLengths { .. }), "{error:?}");
 }
 
 #[test]
@@ -294,10 +237,7 @@ fn a_state_with_an_unknown_or_missing_field() {
     let mut less = json.clone();
     less.as_object_mut().unwrap().remove("rng");
     assert!(serde_json::from_value::<SegmentsState>(less).is_err());
-    assert_eq!(
-        serde_json::from_value::<SegmentsState>(json).unwrap(),
-        state(|_| ())
-    );
+    assert_eq!(serde_json::from_value::<SegmentsState>(json).unwrap(), state(|_| ()));
 }
 
 #[test]
@@ -306,10 +246,7 @@ fn lanes_that_cannot_be_selected() {
     #[allow(clippy::reversed_empty_ranges)]
     for range in [0..0, 3..2, 2..5, 4..5] {
         let error = segments.clone().select_lanes(range).unwrap_err();
-        assert!(
-            matches!(error, DataError::LaneRange { n_lanes: 4, .. }),
-            "{error:?}"
-        );
+        assert!(matches!(error, DataError::LaneRange { n_lanes: 4, .. }), "{error:?}");
     }
 }
 

@@ -57,7 +57,7 @@ pub struct AttentionGrads<B: Backend> {
 ///
 /// # Shapes
 /// - result: `[seq_len, key_len]`
-pub(crate) fn causal_mask<B: Backend>(seq_len: usize, key_len: usize, device: &B::Device) -> Tensor<B, 2, Bool> {
+fn causal_mask<B: Backend>(seq_len: usize, key_len: usize, device: &B::Device) -> Tensor<B, 2, Bool> {
     Tensor::tril_mask([seq_len, key_len], (key_len - seq_len) as i64, device)
 }
 

@@ -4,10 +4,10 @@
 //! `u = GELU(x Wᵀ + b)` in `d_ff` dimensions, `y = Σ_k u[k d .. (k+1) d]`. Where `d` does not divide `d_ff` the tail of
 //! `u` is dropped.
 
-use burn::tensor::{Tensor, activation::sigmoid};
+use burn::tensor::Tensor;
 
 use super::{Backend, Dropout, LaneAxis, Precision};
-use crate::activation::{GELU_SLOPE, gelu};
+use crate::activation::{GELU_SLOPE, gelu, sigmoid};
 
 /// Gradients of the Boom.
 #[derive(Debug)]

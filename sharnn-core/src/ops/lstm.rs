@@ -9,9 +9,10 @@
 //! The operation has one output, because an autodiff node has one: the rows `h_1 .. h_T, c_T` packed into
 //! `[seq_len + 1, batch_size, d]`. So a gradient through the final cell state arrives in the last row.
 
-use burn::tensor::{Tensor, activation::sigmoid};
+use burn::tensor::Tensor;
 
 use super::{Backend, Precision};
+use crate::activation::sigmoid;
 
 /// Inputs of the LSTM operation.
 #[derive(Clone, Debug)]

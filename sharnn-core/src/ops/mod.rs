@@ -23,7 +23,6 @@ mod reference;
 
 use burn::tensor::{Int, Tensor};
 
-pub(crate) use attention::causal_mask;
 pub use attention::{AttentionGrads, AttentionInputs, AttentionSaved};
 pub use boom::{BoomGrads, BoomSaved};
 pub use decoder_loss::DecoderLossSaved;

@@ -52,6 +52,10 @@ impl Fixture {
         self.metadata.get(key).unwrap_or_else(|| panic!("{}: no metadata {key}", self.name))
     }
 
+    pub fn has_metadata(&self, key: &str) -> bool {
+        self.metadata.contains_key(key)
+    }
+
     pub fn usize(&self, key: &str) -> usize {
         self.get(key).as_u64().unwrap() as usize
     }

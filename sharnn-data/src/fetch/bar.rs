@@ -7,9 +7,7 @@ use super::FetchProgress;
 /// A bar with bytes, speed and time left: `fetch::enwik8(path, &mut fetch::progress_bar())`. It shows nothing where
 /// standard error is no terminal.
 pub fn progress_bar() -> impl FnMut(FetchProgress) {
-    let style = |template: &str| {
-        ProgressStyle::with_template(template).expect("the templates below are well-formed")
-    };
+    let style = |template: &str| ProgressStyle::with_template(template).expect("the templates below are well-formed");
     let known = style("{msg:12} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
     let unknown = style("{msg:12} {spinner} {bytes} {bytes_per_sec}");
     let bar = ProgressBar::no_length();
@@ -60,15 +58,8 @@ mod tests {
         let (bytes, total) = (1, 2);
         show(FetchProgress::Verifying { bytes, total });
         show(FetchProgress::Downloading { bytes, total: None });
-        show(FetchProgress::Retrying {
-            attempt: 1,
-            wait: Duration::from_millis(1),
-            reason: "a test".into(),
-        });
-        show(FetchProgress::Downloading {
-            bytes,
-            total: Some(total),
-        });
+        show(FetchProgress::Retrying { attempt: 1, wait: Duration::from_millis(1), reason: "a test".into() });
+        show(FetchProgress::Downloading { bytes, total: Some(total) });
         show(FetchProgress::Unpacking { bytes, total });
         show(FetchProgress::Done);
     }

@@ -64,11 +64,7 @@ pub(super) fn download(
             return Err(failure.into_error(url, expected, dest, part));
         }
         let wait = FIRST_PAUSE * 2u32.pow(failures - 1);
-        progress(FetchProgress::Retrying {
-            attempt: failures,
-            wait,
-            reason: failure.reason(),
-        });
+        progress(FetchProgress::Retrying { attempt: failures, wait, reason: failure.reason() });
         thread::sleep(wait);
     }
     Ok(())
@@ -77,30 +73,16 @@ pub(super) fn download(
 impl Failure {
     fn reason(&self) -> String {
         match self {
-            Self::Unreachable(reason) | Self::Cut(reason) | Self::Response(reason) => {
-                reason.clone()
-            }
+            Self::Unreachable(reason) | Self::Cut(reason) | Self::Response(reason) => reason.clone(),
             Self::Status(status) => format!("HTTP status {status}"),
         }
     }
 
     /// The error to give up with; `part` is what was received, if anything was.
-    fn into_error(
-        self,
-        url: &str,
-        expected: &Expected,
-        dest: &Path,
-        part: Option<&Part>,
-    ) -> FetchError {
+    fn into_error(self, url: &str, expected: &Expected, dest: &Path, part: Option<&Part>) -> FetchError {
         match self {
-            Self::Status(status) => FetchError::Status {
-                url: url.into(),
-                status: status.as_u16(),
-            },
-            Self::Response(reason) => FetchError::Response {
-                url: url.into(),
-                reason,
-            },
+            Self::Status(status) => FetchError::Status { url: url.into(), status: status.as_u16() },
+            Self::Response(reason) => FetchError::Response { url: url.into(), reason },
             Self::Unreachable(reason) | Self::Cut(reason) => match part {
                 None => FetchError::unreachable(url, reason, expected, dest),
                 Some(part) => FetchError::Interrupted {
@@ -118,10 +100,7 @@ impl Failure {
 fn agent(url: &str) -> Result<Agent, FetchError> {
     let uri: Uri = url
         .parse()
-        .map_err(|error: ureq::http::uri::InvalidUri| FetchError::Url {
-            url: url.into(),
-            reason: error.to_string(),
-        })?;
+        .map_err(|error: ureq::http::uri::InvalidUri| FetchError::Url { url: url.into(), reason: error.to_string() })?;
     let mut config = Agent::config_builder()
         .http_status_as_error(false)
         // A compressed transfer would count other bytes than the ranges do.
@@ -132,11 +111,8 @@ fn agent(url: &str) -> Result<Agent, FetchError> {
         .timeout_recv_response(Some(SILENCE))
         .timeout_per_read(Some(SILENCE));
     let host = uri.host().unwrap_or_default();
-    let on_this_machine = host == "localhost"
-        || host
-            .trim_matches(['[', ']'])
-            .parse()
-            .is_ok_and(|ip: IpAddr| ip.is_loopback());
+    let on_this_machine =
+        host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
     if on_this_machine {
         // A proxy would look for it on its own machine.
         config = config.proxy(None);
@@ -168,11 +144,7 @@ fn request(
         StatusCode::OK => {
             let total = content_length(response.headers());
             check_limit(url, total, limit, part)?;
-            part.begin(Version {
-                url: url.into(),
-                validator: validator(response.headers()),
-                total,
-            })?;
+            part.begin(Version { url: url.into(), validator: validator(response.headers()), total })?;
             total
         }
         StatusCode::PARTIAL_CONTENT => match check_range(response.headers(), part) {
@@ -198,10 +170,7 @@ fn request(
             return Ok(Step::Again(Failure::Status(status)));
         }
         status => {
-            return Err(FetchError::Status {
-                url: url.into(),
-                status: status.as_u16(),
-            });
+            return Err(FetchError::Status { url: url.into(), status: status.as_u16() });
         }
     };
     receive(url, response, body_len, limit, part, progress)
@@ -220,10 +189,7 @@ fn receive(
     let mut buffer = vec![0; BUFFER];
     let mut received = 0;
     loop {
-        progress(FetchProgress::Downloading {
-            bytes: part.len(),
-            total: part.total(),
-        });
+        progress(FetchProgress::Downloading { bytes: part.len(), total: part.total() });
         let n = match reader.read(&mut buffer) {
             Ok(n) => n,
             Err(error) => return Ok(Step::Again(Failure::Cut(error.to_string()))),
@@ -244,11 +210,7 @@ fn receive(
         Some(total) => part.len() == total,
         None => body_len.is_none_or(|len| received == len),
     };
-    Ok(if whole {
-        Step::Complete
-    } else {
-        Step::Again(Failure::Cut("the server stopped early".into()))
-    })
+    Ok(if whole { Step::Complete } else { Step::Again(Failure::Cut("the server stopped early".into())) })
 }
 
 fn call_failed(url: &str, error: ureq::Error) -> Result<Step, FetchError> {
@@ -257,16 +219,10 @@ fn call_failed(url: &str, error: ureq::Error) -> Result<Step, FetchError> {
     let reason = error.to_string();
     let failure = match error {
         Error::BadUri(_) | Error::Http(_) => {
-            return Err(FetchError::Url {
-                url: url.into(),
-                reason,
-            });
+            return Err(FetchError::Url { url: url.into(), reason });
         }
         Error::Io(error)
-            if matches!(
-                error.kind(),
-                BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
-            ) =>
+            if matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof) =>
         {
             Failure::Cut(reason)
         }
@@ -284,10 +240,7 @@ fn check_limit(url: &str, len: Option<u64>, limit: u64, part: &mut Part) -> Resu
         return Ok(());
     }
     part.clear()?;
-    Err(FetchError::TooLarge {
-        url: url.into(),
-        limit,
-    })
+    Err(FetchError::TooLarge { url: url.into(), limit })
 }
 
 /// Checks that a partial answer continues what is here. Returns how many bytes it brings, and how many the whole

@@ -48,9 +48,7 @@ pub enum FetchError {
     },
 
     /// The server answers with an error.
-    #[error(
-        "{url} answers with HTTP status {status}: check the address, or try later or another mirror"
-    )]
+    #[error("{url} answers with HTTP status {status}: check the address, or try later or another mirror")]
     Status {
         /// What was asked for.
         url: String,
@@ -88,18 +86,14 @@ pub enum FetchError {
     },
 
     /// What came is no zip archive that can be read.
-    #[error(
-        "what was fetched is no sound zip archive ({reason}): it was deleted, run again to fetch it afresh"
-    )]
+    #[error("what was fetched is no sound zip archive ({reason}): it was deleted, run again to fetch it afresh")]
     Archive {
         /// What is wrong with it.
         reason: String,
     },
 
     /// The archive holds other things.
-    #[error(
-        "the archive has no entry `{entry}` but {found}: it was deleted; is the address that of the right file?"
-    )]
+    #[error("the archive has no entry `{entry}` but {found}: it was deleted; is the address that of the right file?")]
     MissingEntry {
         /// The entry looked for.
         entry: String,
@@ -165,15 +159,8 @@ pub enum FetchError {
 
 impl FetchError {
     /// Wraps what the system says about `path`.
-    pub(super) fn io<'a>(
-        action: &'static str,
-        path: &'a Path,
-    ) -> impl Fn(io::Error) -> FetchError + 'a {
-        move |source| Self::Io {
-            action,
-            path: path.into(),
-            source,
-        }
+    pub(super) fn io<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> FetchError + 'a {
+        move |source| Self::Io { action, path: path.into(), source }
     }
 
     pub(super) fn unreachable(url: &str, reason: String, expected: &Expected, dest: &Path) -> Self {
@@ -190,10 +177,7 @@ impl FetchError {
     pub(super) fn is_bad_archive(&self) -> bool {
         matches!(
             self,
-            Self::Archive { .. }
-                | Self::MissingEntry { .. }
-                | Self::WrongSize { .. }
-                | Self::WrongChecksum { .. }
+            Self::Archive { .. } | Self::MissingEntry { .. } | Self::WrongSize { .. } | Self::WrongChecksum { .. }
         )
     }
 }
@@ -217,9 +201,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_and_a_forbidden_folder_say_what_to_do() {
-        let message = |kind: io::ErrorKind| {
-            FetchError::io("write", Path::new("enwik8.part"))(kind.into()).to_string()
-        };
+        let message = |kind: io::ErrorKind| FetchError::io("write", Path::new("enwik8.part"))(kind.into()).to_string();
         assert!(message(io::ErrorKind::StorageFull).contains("make room"));
         assert!(message(io::ErrorKind::PermissionDenied).contains("you may write to"));
         assert!(message(io::ErrorKind::StorageFull).starts_with("cannot write enwik8.part: "));

@@ -37,11 +37,7 @@ pub struct Expected {
 impl Expected {
     /// enwik8 itself.
     pub fn enwik8() -> Self {
-        Self {
-            entry: "enwik8".to_owned(),
-            size: SIZE as u64,
-            sha256: SHA256.to_owned(),
-        }
+        Self { entry: "enwik8".to_owned(), size: SIZE as u64, sha256: SHA256.to_owned() }
     }
 
     /// No honest archive of this entry is longer, in bytes: stored without compression, plus room for headers.
@@ -112,10 +108,7 @@ pub fn enwik8_from(
         return Ok(dest.to_path_buf());
     }
     let Some(name) = dest.file_name() else {
-        return Err(FetchError::Destination {
-            path: dest.into(),
-            found: "it names no file".into(),
-        });
+        return Err(FetchError::Destination { path: dest.into(), found: "it names no file".into() });
     };
     if let Some(folder) = dest.parent().filter(|path| !path.as_os_str().is_empty()) {
         fs::create_dir_all(folder).map_err(FetchError::io("create the folder", folder))?;
@@ -147,15 +140,8 @@ pub fn enwik8_from(
 }
 
 /// Whether `dest` holds the expected bytes; an error if something else is in its place.
-fn is_in_place(
-    dest: &Path,
-    expected: &Expected,
-    progress: &mut dyn FnMut(FetchProgress),
-) -> Result<bool, FetchError> {
-    let refuse = |found: String| FetchError::Destination {
-        path: dest.into(),
-        found,
-    };
+fn is_in_place(dest: &Path, expected: &Expected, progress: &mut dyn FnMut(FetchProgress)) -> Result<bool, FetchError> {
+    let refuse = |found: String| FetchError::Destination { path: dest.into(), found };
     let metadata = match fs::metadata(dest) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -177,18 +163,13 @@ fn is_in_place(
     let mut buffer = vec![0; BUFFER];
     let mut bytes = 0;
     loop {
-        let n = file
-            .read(&mut buffer)
-            .map_err(FetchError::io("read", dest))?;
+        let n = file.read(&mut buffer).map_err(FetchError::io("read", dest))?;
         if n == 0 {
             break;
         }
         hash.update(&buffer[..n]);
         bytes += n as u64;
-        progress(FetchProgress::Verifying {
-            bytes,
-            total: expected.size,
-        });
+        progress(FetchProgress::Verifying { bytes, total: expected.size });
     }
     let found = format!("{:x}", hash.finalize());
     if found != expected.sha256 {

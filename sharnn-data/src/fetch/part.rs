@@ -46,21 +46,12 @@ impl Part {
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(FetchError::io("lock", &path)(error)),
         }
-        let len = file
-            .metadata()
-            .map_err(FetchError::io("look at", &path))?
-            .len();
+        let len = file.metadata().map_err(FetchError::io("look at", &path))?.len();
         let version = fs::read(&note)
             .ok()
             .and_then(|json| serde_json::from_slice::<Version>(&json).ok())
             .filter(|version| version.url == url && version.total.is_none_or(|total| len <= total));
-        let mut part = Self {
-            file,
-            path,
-            note,
-            len,
-            version,
-        };
+        let mut part = Self { file, path, note, len, version };
         if part.version.is_none() {
             part.clear()?;
         }
@@ -99,9 +90,7 @@ impl Part {
     pub fn clear(&mut self) -> Result<(), FetchError> {
         self.version = None;
         self.len = 0;
-        self.file
-            .set_len(0)
-            .map_err(FetchError::io("empty", &self.path))
+        self.file.set_len(0).map_err(FetchError::io("empty", &self.path))
     }
 
     /// Drops all bytes and notes the version of those to come.

@@ -39,17 +39,11 @@ fn write_checked(
     let mut zip = ZipArchive::new(BufReader::new(archive)).map_err(bad_archive)?;
     // The name is compared, byte for byte, and never used as a path.
     let Some(index) = zip.index_for_name_raw(expected.entry.as_bytes()) else {
-        return Err(FetchError::MissingEntry {
-            entry: expected.entry.clone(),
-            found: names(&zip),
-        });
+        return Err(FetchError::MissingEntry { entry: expected.entry.clone(), found: names(&zip) });
     };
     let entry = zip.by_index(index).map_err(bad_archive)?;
-    let wrong_size = |found: u64| FetchError::WrongSize {
-        entry: expected.entry.clone(),
-        expected: expected.size,
-        found,
-    };
+    let wrong_size =
+        |found: u64| FetchError::WrongSize { entry: expected.entry.clone(), expected: expected.size, found };
     if entry.size() != expected.size {
         return Err(wrong_size(entry.size()));
     }
@@ -60,18 +54,14 @@ fn write_checked(
     let mut buffer = vec![0; BUFFER];
     let mut bytes = 0;
     loop {
-        progress(FetchProgress::Unpacking {
-            bytes,
-            total: expected.size,
-        });
+        progress(FetchProgress::Unpacking { bytes, total: expected.size });
         let n = entry.read(&mut buffer).map_err(bad_archive)?;
         if n == 0 {
             break;
         }
         bytes += n as u64;
         hash.update(&buffer[..n]);
-        file.write_all(&buffer[..n])
-            .map_err(FetchError::io("write", temporary))?;
+        file.write_all(&buffer[..n]).map_err(FetchError::io("write", temporary))?;
     }
     if bytes != expected.size {
         return Err(wrong_size(bytes));
@@ -88,9 +78,7 @@ fn write_checked(
 }
 
 fn bad_archive(error: impl Into<ZipError>) -> FetchError {
-    FetchError::Archive {
-        reason: error.into().to_string(),
-    }
+    FetchError::Archive { reason: error.into().to_string() }
 }
 
 /// The first few names in an archive, for a message: escaped, and cut where they are long.
@@ -113,11 +101,7 @@ fn names(zip: &ZipArchive<impl Read + Seek>) -> String {
 fn sync_folder(file: &Path) {
     #[cfg(unix)]
     if let Some(folder) = file.parent() {
-        let folder = if folder.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            folder
-        };
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         // The file is in place whether or not this succeeds.
         let _ = File::open(folder).and_then(|folder| folder.sync_all());
     }

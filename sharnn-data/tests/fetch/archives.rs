@@ -41,10 +41,7 @@ fn wrong_checksum() {
 fn wrong_size() {
     for len in [0, 49_999, 50_001, 400_000] {
         let error = refusal(archive(&[(ENTRY, &vec![b'a'; len])]));
-        assert!(
-            matches!(&error, FetchError::WrongSize { found, .. } if *found == len as u64),
-            "{error:?}"
-        );
+        assert!(matches!(&error, FetchError::WrongSize { found, .. } if *found == len as u64), "{error:?}");
     }
 }
 
@@ -72,34 +69,15 @@ fn size_in_the_archive_is_a_lie() {
 #[test]
 fn archive_without_the_entry() {
     let content = content();
-    for name in [
-        "enwik9",
-        "../enwik8",
-        "/enwik8",
-        "data/enwik8",
-        "ENWIK8",
-        "enwik8/",
-    ] {
+    for name in ["enwik9", "../enwik8", "/enwik8", "data/enwik8", "ENWIK8", "enwik8/"] {
         let error = refusal(archive(&[(name, &content)]));
-        assert!(
-            matches!(&error, FetchError::MissingEntry { found, .. } if found.contains(name)),
-            "{error:?}"
-        );
+        assert!(matches!(&error, FetchError::MissingEntry { found, .. } if found.contains(name)), "{error:?}");
     }
     let error = refusal(archive(&[]));
     assert!(error.to_string().contains("but nothing"), "{error}");
-    let many = [
-        ("a", &b""[..]),
-        ("b", b""),
-        ("c", b""),
-        ("d", b""),
-        ("e", b""),
-    ];
+    let many = [("a", &b""[..]), ("b", b""), ("c", b""), ("d", b""), ("e", b"")];
     let error = refusal(archive(&many));
-    assert!(
-        error.to_string().contains("`a`, `b`, `c`, 2 more"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("`a`, `b`, `c`, 2 more"), "{error}");
 }
 
 #[test]

@@ -30,11 +30,7 @@ fn content() -> Vec<u8> {
 }
 
 fn expect(content: &[u8]) -> Expected {
-    Expected {
-        entry: ENTRY.into(),
-        size: content.len() as u64,
-        sha256: format!("{:x}", Sha256::digest(content)),
-    }
+    Expected { entry: ENTRY.into(), size: content.len() as u64, sha256: format!("{:x}", Sha256::digest(content)) }
 }
 
 fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
@@ -44,11 +40,7 @@ fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
 fn archive_as(method: CompressionMethod, entries: &[(&str, &[u8])]) -> Vec<u8> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, bytes) in entries {
-        zip.start_file(
-            *name,
-            SimpleFileOptions::default().compression_method(method),
-        )
-        .unwrap();
+        zip.start_file(*name, SimpleFileOptions::default().compression_method(method)).unwrap();
         zip.write_all(bytes).unwrap();
     }
     zip.finish().unwrap().into_inner()
@@ -61,9 +53,7 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        Self {
-            dir: tempfile::tempdir().unwrap(),
-        }
+        Self { dir: tempfile::tempdir().unwrap() }
     }
 
     fn dest(&self) -> PathBuf {
@@ -113,14 +103,8 @@ fn whole_download() {
     assert_eq!(fs::read_dir(dest.parent().unwrap()).unwrap().count(), 1);
     assert_eq!(server.requests().len(), 1);
     assert_eq!(server.requests()[0].field("range"), None);
-    let downloaded = FetchProgress::Downloading {
-        bytes: len,
-        total: Some(len),
-    };
-    let unpacked = FetchProgress::Unpacking {
-        bytes: 50_000,
-        total: 50_000,
-    };
+    let downloaded = FetchProgress::Downloading { bytes: len, total: Some(len) };
+    let unpacked = FetchProgress::Unpacking { bytes: 50_000, total: 50_000 };
     assert!(progress.contains(&downloaded) && progress.contains(&unpacked));
     assert_eq!(progress.last(), Some(&FetchProgress::Done));
 }
@@ -157,8 +141,7 @@ fn destination_that_holds_something_else_is_left_alone() {
     }
     let place = Place::new();
     for dest in [place.dir.path(), Path::new("")] {
-        let error =
-            fetch::enwik8_from(&server.url(), &expect(&content()), dest, &mut |_| ()).unwrap_err();
+        let error = fetch::enwik8_from(&server.url(), &expect(&content()), dest, &mut |_| ()).unwrap_err();
         assert!(matches!(error, FetchError::Destination { .. }), "{error:?}");
     }
     assert_eq!(server.requests().len(), 0);
@@ -170,8 +153,7 @@ fn folder_that_is_a_file() {
     fs::write(place.dest(), b"a file").unwrap();
     let below = place.dest().join("enwik8");
     let server = Server::start(|_, _| Reply::status(500));
-    let error =
-        fetch::enwik8_from(&server.url(), &expect(&content()), &below, &mut |_| ()).unwrap_err();
+    let error = fetch::enwik8_from(&server.url(), &expect(&content()), &below, &mut |_| ()).unwrap_err();
     assert!(matches!(error, FetchError::Io { .. }), "{error:?}");
     assert!(error.to_string().contains("enwik8"), "{error}");
 }

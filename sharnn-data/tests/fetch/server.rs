@@ -35,12 +35,7 @@ pub struct Reply {
 
 impl Reply {
     pub fn status(status: u16) -> Self {
-        Self {
-            status,
-            fields: Vec::new(),
-            body: Vec::new(),
-            endless: false,
-        }
+        Self { status, fields: Vec::new(), body: Vec::new(), endless: false }
     }
 
     /// Nothing at all: the connection is closed.
@@ -50,18 +45,13 @@ impl Reply {
 
     /// 200 with all of `body`.
     pub fn whole(body: &[u8]) -> Self {
-        Self::status(200)
-            .with("Content-Length", body.len())
-            .body(body)
+        Self::status(200).with("Content-Length", body.len()).body(body)
     }
 
     /// 206 with `body` from byte `start` on.
     pub fn rest(body: &[u8], start: usize) -> Self {
         let range = format!("bytes {start}-{}/{}", body.len() - 1, body.len());
-        Self::status(206)
-            .with("Content-Range", range)
-            .with("Content-Length", body.len() - start)
-            .body(&body[start..])
+        Self::status(206).with("Content-Range", range).with("Content-Length", body.len() - start).body(&body[start..])
     }
 
     pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
@@ -138,8 +128,7 @@ impl Server {
                         continue;
                     };
                     let i = {
-                        let mut requests: std::sync::MutexGuard<'_, Vec<Request>> =
-                            requests.lock().unwrap();
+                        let mut requests: std::sync::MutexGuard<'_, Vec<Request>> = requests.lock().unwrap();
                         requests.push(request.clone());
                         requests.len() - 1
                     };
@@ -148,12 +137,7 @@ impl Server {
                 }
             }
         });
-        Self {
-            address,
-            requests,
-            stop,
-            thread: Some(thread),
-        }
+        Self { address, requests, stop, thread: Some(thread) }
     }
 
     pub fn url(&self) -> String {

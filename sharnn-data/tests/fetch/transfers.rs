@@ -44,17 +44,12 @@ fn cut_connection_is_resumed_in_the_same_run() {
     });
     let place = Place::new();
     let mut retries = 0;
-    fetch::enwik8_from(
-        &server.url(),
-        &expect(&content()),
-        &place.dest(),
-        &mut |step| {
-            if let FetchProgress::Retrying { attempt, .. } = step {
-                retries += 1;
-                assert_eq!(attempt, retries);
-            }
-        },
-    )
+    fetch::enwik8_from(&server.url(), &expect(&content()), &place.dest(), &mut |step| {
+        if let FetchProgress::Retrying { attempt, .. } = step {
+            retries += 1;
+            assert_eq!(attempt, retries);
+        }
+    })
     .unwrap();
     place.assert_fetched();
     assert_eq!(retries, 2);
@@ -123,11 +118,7 @@ fn last_modified_stands_in_for_a_weak_or_missing_tag() {
                 Some(tag) => reply.without("ETag").with("ETag", tag),
                 None => reply.without("ETag"),
             };
-            if i == 0 {
-                reply.cut_after(7_000)
-            } else {
-                reply
-            }
+            if i == 0 { reply.cut_after(7_000) } else { reply }
         });
         let place = Place::new();
         place.fetch(&server.url(), &expect(&content())).unwrap();
@@ -204,11 +195,7 @@ fn archive_changed_and_the_server_resumes_all_the_same() {
                 None => Reply::whole(body),
             };
             let reply = if tags { reply.with("ETag", tag) } else { reply };
-            if i == 0 {
-                reply.cut_after(7_000)
-            } else {
-                reply
-            }
+            if i == 0 { reply.cut_after(7_000) } else { reply }
         });
         let place = Place::new();
         place.fetch(&server.url(), &expect(&content())).unwrap();
@@ -244,9 +231,7 @@ fn wrong_content_range_starts_afresh() {
     ] {
         let server = Server::start(move |i, request| match i {
             0 => serve(&body(), TAG, request).cut_after(7_000),
-            1 => Reply::status(206)
-                .with("Content-Range", range)
-                .body(b"wrong"),
+            1 => Reply::status(206).with("Content-Range", range).body(b"wrong"),
             _ => serve(&body(), TAG, request),
         });
         let place = Place::new();
@@ -278,12 +263,7 @@ fn leftover_of_another_address_or_of_no_known_version() {
         place.fetch(&server.url(), &expect(&content())).unwrap();
         place.assert_fetched();
     }
-    assert!(
-        server
-            .requests()
-            .iter()
-            .all(|request| request.field("range").is_none())
-    );
+    assert!(server.requests().iter().all(|request| request.field("range").is_none()));
 }
 
 #[test]
@@ -291,10 +271,7 @@ fn not_found_is_not_tried_again() {
     let server = Server::start(|_, _| Reply::status(404).with("Content-Length", 0));
     let place = Place::new();
     let error = place.fetch(&server.url(), &expect(&content())).unwrap_err();
-    assert!(
-        matches!(error, FetchError::Status { status: 404, .. }),
-        "{error:?}"
-    );
+    assert!(matches!(error, FetchError::Status { status: 404, .. }), "{error:?}");
     assert_eq!(server.requests().len(), 1);
     assert_eq!(place.names(), [""; 0]);
 }
@@ -313,23 +290,15 @@ fn server_error_may_pass() {
 #[test]
 fn server_error_that_stays() {
     let server = Server::start(|_, _| Reply::status(503).with("Content-Length", 0));
-    let error = Place::new()
-        .fetch(&server.url(), &expect(&content()))
-        .unwrap_err();
-    assert!(
-        matches!(error, FetchError::Status { status: 503, .. }),
-        "{error:?}"
-    );
+    let error = Place::new().fetch(&server.url(), &expect(&content())).unwrap_err();
+    assert!(matches!(error, FetchError::Status { status: 503, .. }), "{error:?}");
     assert_eq!(server.requests().len(), 5);
 }
 
 #[test]
 fn connection_refused_says_where_to_put_the_file() {
     // A port that was free a moment ago.
-    let address = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let url = format!("http://{address}/enwik8.zip");
     let place = Place::new();
     let error = place.fetch(&url, &expect(&content())).unwrap_err();
@@ -349,9 +318,7 @@ fn server_without_tls_behind_an_https_address() {
     let url = format!("https://{}/", listener.local_addr().unwrap());
     let server = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
-        stream
-            .write_all(b"HTTP/1.1 400 Speak plainly\r\n\r\n")
-            .unwrap();
+        stream.write_all(b"HTTP/1.1 400 Speak plainly\r\n\r\n").unwrap();
         // Until the client hangs up; closing at once could lose the answer.
         let _ = stream.read_to_end(&mut Vec::new());
     });
@@ -373,13 +340,7 @@ fn server_that_hangs_up_without_an_answer() {
 
 #[test]
 fn address_that_is_none() {
-    for url in [
-        "",
-        "enwik8.zip",
-        "ht tp://x/",
-        "file:///etc/hostname",
-        "http://",
-    ] {
+    for url in ["", "enwik8.zip", "ht tp://x/", "file:///etc/hostname", "http://"] {
         let error = Place::new().fetch(url, &expect(&content())).unwrap_err();
         assert!(matches!(error, FetchError::Url { .. }), "{url}: {error:?}");
     }
@@ -391,29 +352,14 @@ fn endless_body() {
     let place = Place::new();
     let error = place.fetch(&server.url(), &expect(&content())).unwrap_err();
     // The content, and a mebibyte for headers.
-    assert!(
-        matches!(
-            error,
-            FetchError::TooLarge {
-                limit: 1_098_576,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    assert!(matches!(error, FetchError::TooLarge { limit: 1_098_576, .. }), "{error:?}");
     assert_eq!(place.names(), [""; 0]);
 }
 
 #[test]
 fn length_that_no_archive_of_the_file_has() {
-    let server = Server::start(|_, _| {
-        Reply::status(200)
-            .with("Content-Length", u64::MAX)
-            .body(&[b'a'; 4096])
-            .endless()
-    });
-    let error = Place::new()
-        .fetch(&server.url(), &expect(&content()))
-        .unwrap_err();
+    let server =
+        Server::start(|_, _| Reply::status(200).with("Content-Length", u64::MAX).body(&[b'a'; 4096]).endless());
+    let error = Place::new().fetch(&server.url(), &expect(&content())).unwrap_err();
     assert!(matches!(error, FetchError::TooLarge { .. }), "{error:?}");
 }
