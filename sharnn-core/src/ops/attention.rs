@@ -84,7 +84,7 @@ impl<B: Backend> AttentionInputs<B> {
 
     /// The mask of the values, `[batch_size, mem_len + seq_len, d_model]`.
     fn value_mask(&self, dims: [usize; 3]) -> Option<Tensor<B, 3>> {
-        self.value_dropout.map(|dropout| dropout.mask(dims, LaneAxis::First, &self.current.device()))
+        self.value_dropout.map(|dropout| dropout.mask(dims, LaneAxis::First, &self.current))
     }
 
     /// The mask of the weights, `[batch_size, n_heads, seq_len, mem_len + seq_len]`.
@@ -92,7 +92,7 @@ impl<B: Backend> AttentionInputs<B> {
         let [batch_size, n_heads, seq_len, key_len] = dims;
         self.weight_dropout.map(|dropout| {
             let flat = [batch_size, n_heads * seq_len, key_len];
-            dropout.mask(flat, LaneAxis::First, &self.current.device()).reshape(dims)
+            dropout.mask(flat, LaneAxis::First, &self.current).reshape(dims)
         })
     }
 }

@@ -36,9 +36,9 @@ pub struct BoomSaved<B: Backend> {
 }
 
 /// The mask as two-dimensional rows, time-major.
-fn mask<B: Backend>(dropout: Dropout, dims: [usize; 3], device: &B::Device) -> Tensor<B, 2> {
+fn mask<B: Backend>(dropout: Dropout, dims: [usize; 3], like: &Tensor<B, 3>) -> Tensor<B, 2> {
     let [seq_len, batch_size, d_ff] = dims;
-    dropout.mask(dims, LaneAxis::Second, device).reshape([seq_len * batch_size, d_ff])
+    dropout.mask(dims, LaneAxis::Second, like).reshape([seq_len * batch_size, d_ff])
 }
 
 pub(super) fn forward<B: Backend>(
@@ -54,7 +54,7 @@ pub(super) fn forward<B: Backend>(
     let z = super::linear::forward(x.clone().reshape([rows, d]), weight.clone(), bias, precision);
     let mut u = gelu(z.clone());
     if let Some(dropout) = dropout {
-        u = u * mask(dropout, [seq_len, batch_size, d_ff], &x.device());
+        u = u * mask(dropout, [seq_len, batch_size, d_ff], &x);
     }
     let y = (1..d_ff / d).fold(u.clone().narrow(1, 0, d), |sum, k| sum + u.clone().narrow(1, k * d, d));
     (y.reshape([seq_len, batch_size, d]), BoomSaved { x, weight, z, dropout, precision })
@@ -72,7 +72,7 @@ pub(super) fn backward<B: Backend>(saved: BoomSaved<B>, grad: Tensor<B, 3>) -> B
         du = Tensor::cat(vec![du, tail], 1);
     }
     if let Some(dropout) = dropout {
-        du = du * mask(dropout, [seq_len, batch_size, d_ff], &x.device());
+        du = du * mask(dropout, [seq_len, batch_size, d_ff], &x);
     }
     // GELU'(z) = s + 1.702 z s (1 - s) with s = σ(1.702 z).
     let s = sigmoid(z.clone() * GELU_SLOPE);

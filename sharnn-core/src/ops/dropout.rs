@@ -126,9 +126,14 @@ impl Dropout {
         mask
     }
 
-    /// [`host_mask`](Self::host_mask), uploaded.
-    pub fn mask<B: Backend>(&self, dims: [usize; 3], lane_axis: LaneAxis, device: &B::Device) -> Tensor<B, 3> {
-        Tensor::from_data(TensorData::new(self.host_mask(dims, lane_axis), dims), device)
+    /// [`host_mask`](Self::host_mask), uploaded to the device of `like` in its type.
+    pub fn mask<B: Backend, const D: usize>(
+        &self,
+        dims: [usize; 3],
+        lane_axis: LaneAxis,
+        like: &Tensor<B, D>,
+    ) -> Tensor<B, 3> {
+        Tensor::from_data(TensorData::new(self.host_mask(dims, lane_axis), dims), (&like.device(), like.dtype()))
     }
 }
 
@@ -170,7 +175,7 @@ fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 /// # Shapes
 /// - `x` and the result: `[seq_len, batch_size, d]`
 pub(super) fn apply<B: Backend>(x: Tensor<B, 3>, dropout: Dropout) -> Tensor<B, 3> {
-    let mask = dropout.mask(x.dims(), LaneAxis::Second, &x.device());
+    let mask = dropout.mask(x.dims(), LaneAxis::Second, &x);
     x * mask
 }
 

@@ -18,8 +18,6 @@ mod layer_norm;
 mod linear;
 mod lstm;
 mod precision;
-#[cfg(test)]
-mod reference;
 
 use burn::tensor::{Int, Tensor};
 
