@@ -280,7 +280,7 @@ impl<B: AutodiffBackend> MinTrustLamb<B> {
     /// optimizer.
     ///
     /// # Errors
-    /// If a tensor belongs to no parameter of `module`, has another shape than it, is negative in a second moment, or if a
+    /// If a tensor belongs to no parameter of `module`, has another shape than it, holds a value that no moment has, or if a
     /// trained parameter's is missing. The optimizer is then unchanged.
     pub fn load_moments<M: Module<B>>(
         &mut self,
@@ -333,7 +333,7 @@ fn check_moment(tensor: &str, moment: &HostTensor, expected: Vec<usize>, file: S
     let negative = |value: f32| tensor.ends_with(SECOND_MOMENT) && value < 0.0;
     match moment.data.iter().position(|&value| !value.is_finite() || negative(value)) {
         None => Ok(()),
-        Some(index) => Err(WeightsError::NotFinite { file, tensor, index, value: moment.data[index] }),
+        Some(index) => Err(WeightsError::BadMoment { file, tensor, index, value: moment.data[index] }),
     }
 }
 

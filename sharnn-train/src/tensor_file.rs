@@ -131,6 +131,20 @@ pub enum WeightsError {
         /// The value.
         value: f32,
     },
+    /// A moment of the optimizer holds a value that no moment has.
+    #[error(
+        "{tensor} in {file} holds {value} at position {index}, expected a finite value, of a second moment at least 0: use an older checkpoint"
+    )]
+    BadMoment {
+        /// Where the moments came from.
+        file: String,
+        /// The moment.
+        tensor: String,
+        /// Position of the first such value, row-major from 0.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
     /// A tied model meets a decoder of its own.
     #[error(
         "decoder.weight in {file} holds {decoder} at position {index} where encoder.weight holds {encoder}, but the model ties them: load it with tied = false"
@@ -193,8 +207,10 @@ pub fn save_tensors(
     };
     let written = safetensors::serialize_to_file(views, metadata, path).and_then(|()| Ok(handle.sync_all()?));
     written.map_err(|error| {
-        // The error that counts is the first one: what is left of the file is of no use either way.
-        let _ = fs::remove_file(path);
+        // A device or a pipe is not ours to remove. The error that counts is the first one.
+        if path.is_file() {
+            let _ = fs::remove_file(path);
+        }
         let source = match error {
             SafeTensorError::IoError(source) => source,
             error => io::Error::new(io::ErrorKind::InvalidInput, error),
