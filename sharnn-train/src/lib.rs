@@ -6,6 +6,7 @@ mod evaluate;
 mod generate;
 mod interrupt;
 mod lamb;
+mod lamb_config;
 mod metrics;
 mod observer;
 mod params;
@@ -26,10 +27,8 @@ pub use checkpoint::{
 pub use evaluate::{EvalConfig, EvalError, Evaluation, cut_lanes, evaluate};
 pub use generate::{GenerateError, Generator, Sampling, SamplingError};
 pub use interrupt::{EXIT_STATUS, Interrupt, InterruptError};
-pub use lamb::{
-    FIRST_MOMENT, LambConfig, LambConfigError, LambGate, LambUpdate, MinTrustLamb, SECOND_MOMENT, StepReport,
-    lamb_update,
-};
+pub use lamb::{FIRST_MOMENT, LambGate, LambUpdate, MinTrustLamb, SECOND_MOMENT, StepReport, lamb_update};
+pub use lamb_config::{LambConfig, LambConfigError};
 pub use metrics::{EvalRecord, METRICS_FILE, Metrics, MetricsError, Record, TrainRecord};
 pub use observer::{Event, Observer};
 pub use params::{MapFloat, NamedTensor, ParamInfo, VisitFloat, collect_params, map_params, param_infos, visit_params};
