@@ -46,3 +46,30 @@ pub fn progress_bar() -> impl FnMut(FetchProgress) {
         bar.set_position(bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Panics if a template is malformed or a stage cannot be shown.
+    #[test]
+    fn bar_takes_every_stage() {
+        let mut show = progress_bar();
+        let (bytes, total) = (1, 2);
+        show(FetchProgress::Verifying { bytes, total });
+        show(FetchProgress::Downloading { bytes, total: None });
+        show(FetchProgress::Retrying {
+            attempt: 1,
+            wait: Duration::from_millis(1),
+            reason: "a test".into(),
+        });
+        show(FetchProgress::Downloading {
+            bytes,
+            total: Some(total),
+        });
+        show(FetchProgress::Unpacking { bytes, total });
+        show(FetchProgress::Done);
+    }
+}

@@ -1,13 +1,16 @@
 //! What a server can do: break off, ignore ranges, change its mind, refuse, or never stop.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use sharnn_data::{FetchError, FetchProgress, fetch};
+use zip::CompressionMethod;
 
 use super::server::{Reply, Request, Server};
-use super::{ENTRY, Place, archive, content, expect};
+use super::{ENTRY, Place, archive, archive_as, content, expect};
 
 const TAG: &str = "\"version 1\"";
 
@@ -180,18 +183,25 @@ fn archive_changed_between_two_requests() {
     assert_eq!(server.requests().len(), 2);
 }
 
-/// A server that knows ranges but not `If-Range`: the change shows in the tag, or in the length, of the answer.
+/// A server that knows ranges but not `If-Range`: the change shows in the tag, or else in the length, of the answer.
 #[test]
 fn archive_changed_and_the_server_resumes_all_the_same() {
-    for tags in [true, false] {
+    // Without compression both versions have the same length.
+    let stored = |content: &[u8]| archive_as(CompressionMethod::Stored, &[(ENTRY, content)]);
+    let reversed: Vec<u8> = content().into_iter().rev().collect();
+    let (old, new) = (stored(&reversed), stored(&content()));
+    assert_eq!(old.len(), new.len());
+    let longer = [&old[..], b"x"].concat();
+    for (old, tags) in [(old, true), (longer, false)] {
+        let new = new.clone();
         let server = Server::start(move |i, request| {
             let (body, tag) = match i {
-                0 => ([&older_body()[..], b"x"].concat(), "\"version 0\""),
-                _ => (body(), TAG),
+                0 => (&old, "\"version 0\""),
+                _ => (&new, TAG),
             };
             let reply = match request.range_start() {
-                Some(start) => Reply::rest(&body, start),
-                None => Reply::whole(&body),
+                Some(start) => Reply::rest(body, start),
+                None => Reply::whole(body),
             };
             let reply = if tags { reply.with("ETag", tag) } else { reply };
             if i == 0 {
@@ -331,6 +341,23 @@ fn connection_refused_says_where_to_put_the_file() {
         assert!(message.contains(part), "{part} in {message}");
     }
     assert_eq!(place.names(), [""; 0]);
+}
+
+#[test]
+fn server_without_tls_behind_an_https_address() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream
+            .write_all(b"HTTP/1.1 400 Speak plainly\r\n\r\n")
+            .unwrap();
+        // Until the client hangs up; closing at once could lose the answer.
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let error = Place::new().fetch(&url, &expect(&content())).unwrap_err();
+    assert!(matches!(error, FetchError::Unreachable { .. }), "{error:?}");
+    server.join().unwrap();
 }
 
 #[test]
