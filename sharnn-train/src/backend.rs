@@ -154,10 +154,7 @@ mod tests {
     #[test]
     fn an_unknown_backend_is_refused_with_the_known_ones() {
         let error = "gpu".parse::<BackendKind>().unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "there is no backend \"gpu\": use one of flex, ndarray, cuda, wgpu, tch"
-        );
+        assert_eq!(error.to_string(), "there is no backend \"gpu\": use one of flex, ndarray, cuda, wgpu, tch");
     }
 
     #[test]

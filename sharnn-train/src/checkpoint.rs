@@ -58,10 +58,7 @@ pub struct BestManifest {
 ///
 /// # Errors
 /// If there are none, if a file is damaged, or if they do not fit their configuration.
-pub fn load_best<B: BurnBackend>(
-    dir: &Path,
-    device: &B::Device,
-) -> Result<(ShaRnn<B>, BestManifest), CheckpointError>
+pub fn load_best<B: BurnBackend>(dir: &Path, device: &B::Device) -> Result<(ShaRnn<B>, BestManifest), CheckpointError>
 where
     B: sharnn_core::Backend,
 {

@@ -21,8 +21,8 @@ mod weights;
 
 pub use backend::{BackendError, BackendJob, BackendKind};
 pub use checkpoint::{
-    BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, FORMAT, FileDigest, Manifest, Position, latest_manifest,
-    load_best,
+    BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, FORMAT, FileDigest, Manifest, Position,
+    latest_manifest, load_best,
 };
 pub use evaluate::{EvalConfig, EvalError, Evaluation, cut_lanes, evaluate};
 pub use generate::{GenerateError, Generator, Sampling, SamplingError};

@@ -126,8 +126,11 @@ impl Metrics {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             read => read.map_err(|error| io("read")(&path, error))?,
         };
-        let keep = kept_prefix(&bytes, step, validated)
-            .map_err(|(line, problem)| MetricsError::Line { path: path.clone(), line, problem })?;
+        let keep = kept_prefix(&bytes, step, validated).map_err(|(line, problem)| MetricsError::Line {
+            path: path.clone(),
+            line,
+            problem,
+        })?;
         let opened = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
         let mut file = opened.map_err(|error| io("open")(&path, error))?;
         file.set_len(keep as u64).map_err(|error| io("shorten")(&path, error))?;
@@ -142,7 +145,11 @@ impl Metrics {
     pub fn append(&mut self, record: &Record) -> Result<(), MetricsError> {
         let mut line = serde_json::to_vec(record).expect("a record has only string keys");
         line.push(b'\n');
-        self.file.write_all(&line).map_err(|source| MetricsError::Io { action: "write", path: self.path.clone(), source })
+        self.file.write_all(&line).map_err(|source| MetricsError::Io {
+            action: "write",
+            path: self.path.clone(),
+            source,
+        })
     }
 
     /// Brings what was appended to the disk.
@@ -159,8 +166,8 @@ impl Metrics {
     /// As [`open`](Self::open).
     pub fn read(run_dir: &Path) -> Result<Vec<Record>, MetricsError> {
         let path = run_dir.join(METRICS_FILE);
-        let bytes = std::fs::read(&path)
-            .map_err(|source| MetricsError::Io { action: "read", path: path.clone(), source })?;
+        let bytes =
+            std::fs::read(&path).map_err(|source| MetricsError::Io { action: "read", path: path.clone(), source })?;
         lines(&bytes)
             .enumerate()
             .map(|(i, line)| {

@@ -96,10 +96,15 @@ impl Observer for Progress {
             Event::Test(record) => self.line(&score_line("test", record)),
             Event::Checkpoint { path, .. } => self.update(format!("saved {}", path.display()), true),
             Event::NotSaved { step } => {
-                self.line(&format!("step {step} is not saved while steps are being skipped; the checkpoint before stays"));
+                self.line(&format!(
+                    "step {step} is not saved while steps are being skipped; the checkpoint before stays"
+                ));
             }
             Event::Phase { phase, best } => {
-                self.line(&format!("phase {phase} starts from the weights of step {} ({:.4} bpc)", best.step, best.bpc));
+                self.line(&format!(
+                    "phase {phase} starts from the weights of step {} ({:.4} bpc)",
+                    best.step, best.bpc
+                ));
             }
         }
     }

@@ -150,9 +150,8 @@ impl Recipe {
     /// # Errors
     /// The first field that cannot be used, with its value and what would do.
     pub fn validate(&self) -> Result<(), RecipeError> {
-        let refuse = |field: &str, value: String, hint: &str| {
-            Err(RecipeError { field: field.into(), value, hint: hint.into() })
-        };
+        let refuse =
+            |field: &str, value: String, hint: &str| Err(RecipeError { field: field.into(), value, hint: hint.into() });
         if self.batch_size == 0 {
             return refuse("batch_size", "0".into(), "use at least 1");
         }
@@ -223,7 +222,8 @@ impl Recipe {
             ("test.seq_len", self.test.seq_len),
         ] {
             if len > config.mem_len {
-                let hint = format!("use at most the model's mem_len = {}, or a longer memory, or mem_len 0", config.mem_len);
+                let hint =
+                    format!("use at most the model's mem_len = {}, or a longer memory, or mem_len 0", config.mem_len);
                 return Err(RecipeError { field: field.into(), value: len.to_string(), hint });
             }
         }

@@ -222,7 +222,9 @@ mod tests {
     #[test]
     fn leftovers_of_a_crash_are_removed_and_never_taken_for_checkpoints() {
         let dir = tempfile::tempdir().unwrap();
-        for name in [".tmp-step-00000009", ".tmp-old-step-12", ".tmp-old-best", "step-00000003", "step-12", "steps", "step-x"] {
+        for name in
+            [".tmp-step-00000009", ".tmp-old-step-12", ".tmp-old-best", "step-00000003", "step-12", "steps", "step-x"]
+        {
             fs::create_dir(dir.path().join(name)).unwrap();
             put(&dir.path().join(name), "a", "1").unwrap();
         }

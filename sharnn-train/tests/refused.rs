@@ -95,7 +95,8 @@ fn a_damaged_checkpoint_is_refused_by_the_file_and_names_the_older_one() {
             let error = open_error(dir.path()).to_string();
             let name = file.file_name().unwrap().to_str().unwrap().trim_end_matches(".sha256");
             assert!(error.contains(name) && error.contains("is damaged: expected"), "{damage} {name}: {error}");
-            let advice = "move step-00000012 out of the run directory and resume: the run then goes on from step-00000010";
+            let advice =
+                "move step-00000012 out of the run directory and resume: the run then goes on from step-00000010";
             assert!(error.contains(advice), "{damage} {name}: {error}");
             let _ = fs::remove_file(file);
             fs::write(file, &good).unwrap();

@@ -179,7 +179,11 @@ pub(crate) fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Resu
 }
 
 /// Reads a JSON file that [`write_json`] wrote, its checksum and its format first.
-pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(dir: &Path, name: &str, advice: &str) -> Result<T, CheckpointError> {
+pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(
+    dir: &Path,
+    name: &str,
+    advice: &str,
+) -> Result<T, CheckpointError> {
     let file = dir.join(name);
     let damaged = |file: &Path, expected: String, found: String| CheckpointError::Damaged {
         file: file.into(),

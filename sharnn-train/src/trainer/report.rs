@@ -8,7 +8,8 @@ use super::{Finished, TrainError, Trainer};
 use crate::checkpoint::{self, Manifest, Tensors, load_best};
 use crate::run_dir::step_name;
 use crate::{
-    Best, EvalConfig, EvalError, EvalRecord, Evaluation, Event, Observer, Position, Record, TrainRecord, Window, evaluate,
+    Best, EvalConfig, EvalError, EvalRecord, Evaluation, Event, Observer, Position, Record, TrainRecord, Window,
+    evaluate,
 };
 
 impl<B: AutodiffBackend> Trainer<B> {
