@@ -112,10 +112,11 @@ fn a_diverging_run_leaves_the_last_good_checkpoint_as_it_was() {
     drop(trainer);
     let every_step = TrainOptions { checkpoint_every: 1, ..options(dir.path()) };
     let mut trainer = Trainer::<B>::open(config(), recipe.clone(), splits(), every_step, &Default::default()).unwrap();
+    let weights_of = |path: &std::path::Path| fs::read(path.join("weights.safetensors")).unwrap();
     let mut saved = Vec::new();
     let mut watch = |event: Event<'_>| {
-        if let Event::Checkpoint { step, .. } = event {
-            saved.push(step);
+        if let Event::Checkpoint { step, path } = event {
+            saved.push((step, path.to_path_buf(), weights_of(path)));
         }
     };
     let error = trainer.run(&Limits::default(), &mut watch, &Interrupt::default()).unwrap_err();
@@ -127,7 +128,11 @@ fn a_diverging_run_leaves_the_last_good_checkpoint_as_it_was() {
     }
     let trainer = open().unwrap();
     let step = trainer.position().step;
-    assert_eq!(saved.last(), Some(&step));
+    // The step that destroys is one that counts: only the next loss tells. So the two newest are those after it and
+    // before it, and the one before is what it was.
+    let [.., (before, path, weights), (newest, ..)] = &saved[..] else { panic!("{} checkpoints", saved.len()) };
+    assert_eq!((*before, *newest), (40, step));
+    assert!(weights_of(path) == *weights && message.contains("step-00000040"), "{message}");
     assert!(message.contains(&format!("step-{step:08} from before is intact")), "{message}");
     assert_eq!(trainer.position().skipped_in_a_row, 0);
     // Its weights are finite, and so are those of the best validation, from before the destruction.

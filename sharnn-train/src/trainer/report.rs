@@ -6,7 +6,7 @@ use sharnn_data::Split;
 
 use super::{Finished, TrainError, Trainer};
 use crate::checkpoint::{self, Manifest, Tensors, load_best};
-use crate::run_dir::step_name;
+use crate::run_dir::{checkpoints, step_name};
 use crate::{
     Best, EvalConfig, EvalError, EvalRecord, Evaluation, Event, Observer, Position, Record, TrainRecord, Window,
     evaluate,
@@ -41,9 +41,15 @@ impl<B: AutodiffBackend> Trainer<B> {
     }
 
     fn diverged(&self, step: u64) -> TrainError {
-        let last_checkpoint = match &self.saved {
-            Some(saved) => format!("checkpoint {} from before is intact", step_name(saved.step)),
-            None => "no checkpoint had been written".into(),
+        // That they cannot be listed must not hide why the run stops.
+        let names: Vec<_> =
+            checkpoints(self.run_dir.path()).unwrap_or_default().iter().map(|c| step_name(c.0)).collect();
+        let last_checkpoint = match &names[..] {
+            [] => "no checkpoint had been written".into(),
+            [newest] => format!("checkpoint {newest} from before is intact"),
+            [.., older, newest] => {
+                format!("checkpoint {newest} from before is intact, and {older} should that be too late already")
+            }
         };
         let (in_a_row, last_bpc) = (self.position.skipped_in_a_row, self.smoothed.bpc);
         TrainError::Diverged { step, in_a_row, last_bpc, last_checkpoint }
