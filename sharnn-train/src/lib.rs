@@ -1,1 +1,41 @@
-//! Placeholder.
+#![doc = include_str!("../README.md")]
+
+mod backend;
+mod checkpoint;
+mod evaluate;
+mod generate;
+mod interrupt;
+mod lamb;
+mod lamb_config;
+mod metrics;
+mod observer;
+mod params;
+mod progress;
+mod recipe;
+mod run_dir;
+mod select_state;
+mod step_log;
+mod tensor_file;
+mod trainer;
+mod weights;
+
+pub use backend::{BackendError, BackendJob, BackendKind};
+pub use checkpoint::{
+    BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, FORMAT, FileDigest, Manifest, Position,
+    latest_manifest, load_best,
+};
+pub use evaluate::{EvalConfig, EvalError, Evaluation, cut_lanes, evaluate};
+pub use generate::{GenerateError, Generator, Sampling, SamplingError};
+pub use interrupt::{EXIT_STATUS, Interrupt, InterruptError};
+pub use lamb::{FIRST_MOMENT, LambGate, LambUpdate, MinTrustLamb, SECOND_MOMENT, StepReport, lamb_update};
+pub use lamb_config::{LambConfig, LambConfigError};
+pub use metrics::{EvalRecord, METRICS_FILE, Metrics, MetricsError, Record, TrainRecord};
+pub use observer::{Event, Observer};
+pub use params::{MapFloat, NamedTensor, ParamInfo, VisitFloat, collect_params, map_params, param_infos, visit_params};
+pub use progress::Progress;
+pub use recipe::{Phase, Recipe, RecipeError, Schedule};
+pub use select_state::select_state;
+pub use step_log::{Smoothed, Window};
+pub use tensor_file::{HostTensor, WeightsError, load_metadata, load_tensors, save_tensors};
+pub use trainer::{Finished, Limits, Stop, TrainError, TrainOptions, Trainer};
+pub use weights::{load_weights, save_weights};

@@ -1,0 +1,197 @@
+//! Choosing a backend by name, at run time, among those that were compiled in.
+
+use std::fmt;
+use std::str::FromStr;
+
+use sharnn_core::AutodiffBackend;
+
+/// A Burn backend. Which ones a program has is decided by its cargo features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum BackendKind {
+    /// `burn-flex`: the CPU, in Rust, nothing to install.
+    Flex,
+    /// `burn-ndarray`: the CPU.
+    NdArray,
+    /// `burn-cuda`: NVIDIA GPUs.
+    Cuda,
+    /// `burn-wgpu`: any GPU with Vulkan, Metal or DirectX 12.
+    Wgpu,
+    /// `burn-tch`: LibTorch, on the CPU.
+    Tch,
+}
+
+/// A backend that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// No such backend.
+    #[error("there is no backend {name:?}: use one of {}", names(&BackendKind::ALL))]
+    Unknown {
+        /// The name as it was given.
+        name: String,
+    },
+    /// The backend exists, but not in this program.
+    #[error("backend {kind} is not compiled in: rebuild with --features {kind}, or use one of: {}", names(available))]
+    NotCompiledIn {
+        /// The backend.
+        kind: BackendKind,
+        /// The backends of this program.
+        available: Vec<BackendKind>,
+    },
+}
+
+/// Work that runs on whichever backend was chosen: a function that is generic over the backend.
+pub trait BackendJob {
+    /// What it returns.
+    type Output;
+
+    /// Does the work on the backend's default device.
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Self::Output;
+}
+
+impl BackendKind {
+    /// Every backend, compiled in or not.
+    pub const ALL: [Self; 5] = [Self::Flex, Self::NdArray, Self::Cuda, Self::Wgpu, Self::Tch];
+
+    /// The name, which is that of the cargo feature too.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Flex => "flex",
+            Self::NdArray => "ndarray",
+            Self::Cuda => "cuda",
+            Self::Wgpu => "wgpu",
+            Self::Tch => "tch",
+        }
+    }
+
+    /// Whether this program has the backend.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Flex => cfg!(feature = "flex"),
+            Self::NdArray => cfg!(feature = "ndarray"),
+            Self::Cuda => cfg!(feature = "cuda"),
+            Self::Wgpu => cfg!(feature = "wgpu"),
+            Self::Tch => cfg!(feature = "tch"),
+        }
+    }
+
+    /// The backends of this program, the default first.
+    pub fn available() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|kind| kind.is_available()).collect()
+    }
+
+    /// Whether a resumed run repeats an uninterrupted one bit for bit. It does where every operation sums in an order
+    /// of its own that does not depend on the process: on the CPU backends in Rust, with the same number of threads on
+    /// the same kind of machine. The others choose kernels by timing them, or sum with atomics: there a resumed run goes
+    /// on from bit-identical weights, moments, state and masks, and may then differ in the last bits.
+    pub fn resumes_bit_exactly(self) -> bool {
+        matches!(self, Self::Flex | Self::NdArray)
+    }
+
+    /// Runs a job on this backend's default device, under autodiff.
+    ///
+    /// # Errors
+    /// [`BackendError::NotCompiledIn`], and then the job is not run.
+    pub fn dispatch<J: BackendJob>(self, job: J) -> Result<J::Output, BackendError> {
+        #[allow(unused_imports)]
+        use burn::backend::*;
+        match self {
+            #[cfg(feature = "flex")]
+            Self::Flex => Ok(job.run::<Autodiff<Flex>>(Default::default())),
+            #[cfg(feature = "ndarray")]
+            Self::NdArray => Ok(job.run::<Autodiff<NdArray<f32>>>(Default::default())),
+            #[cfg(feature = "cuda")]
+            Self::Cuda => Ok(job.run::<Autodiff<Cuda>>(Default::default())),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu => Ok(job.run::<Autodiff<Wgpu>>(Default::default())),
+            #[cfg(feature = "tch")]
+            Self::Tch => Ok(job.run::<Autodiff<LibTorch<f32>>>(Default::default())),
+            #[allow(unreachable_patterns)]
+            kind => Err(BackendError::NotCompiledIn { kind, available: Self::available() }),
+        }
+    }
+}
+
+/// The first backend that is compiled in, in the order of [`BackendKind::ALL`]; `Flex` where there is none.
+impl Default for BackendKind {
+    fn default() -> Self {
+        Self::available().first().copied().unwrap_or(Self::Flex)
+    }
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for BackendKind {
+    type Err = BackendError;
+
+    fn from_str(name: &str) -> Result<Self, BackendError> {
+        let known = Self::ALL.into_iter().find(|kind| kind.name().eq_ignore_ascii_case(name));
+        let kind = known.ok_or_else(|| BackendError::Unknown { name: name.into() })?;
+        if !kind.is_available() {
+            return Err(BackendError::NotCompiledIn { kind, available: Self::available() });
+        }
+        Ok(kind)
+    }
+}
+
+/// Names in a row, for an error; says so where there are none.
+fn names(kinds: &[BackendKind]) -> String {
+    match kinds {
+        [] => "none (this program was built without any)".into(),
+        kinds => kinds.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_backend_is_refused_with_the_known_ones() {
+        let error = "gpu".parse::<BackendKind>().unwrap_err();
+        assert_eq!(error.to_string(), "there is no backend \"gpu\": use one of flex, ndarray, cuda, wgpu, tch");
+    }
+
+    #[test]
+    fn a_missing_backend_is_refused_with_its_feature() {
+        for kind in BackendKind::ALL {
+            match kind.name().parse::<BackendKind>() {
+                Ok(parsed) => assert!(parsed == kind && kind.is_available()),
+                Err(error) => {
+                    assert!(!kind.is_available());
+                    let wanted = format!("rebuild with --features {}", kind.name());
+                    assert!(error.to_string().contains(&wanted), "{error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_job_runs_on_every_available_cpu_backend() {
+        struct Sum;
+        impl BackendJob for Sum {
+            type Output = f32;
+            fn run<B: AutodiffBackend>(self, device: B::Device) -> f32 {
+                burn::tensor::Tensor::<B, 1>::from_floats([1.0, 2.0, 3.5], &device).sum().into_scalar().elem()
+            }
+        }
+        use burn::tensor::ElementConversion;
+        for kind in [BackendKind::Flex, BackendKind::NdArray] {
+            match kind.dispatch(Sum) {
+                Ok(sum) => assert_eq!(sum, 6.5),
+                Err(error) => assert!(!kind.is_available(), "{error}"),
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "flex")]
+    fn flex_is_the_default_where_it_is_compiled_in() {
+        assert_eq!(BackendKind::default(), BackendKind::Flex);
+    }
+}

@@ -1,0 +1,296 @@
+//! Checkpoints: everything that a run needs to go on as if it had never stopped.
+//!
+//! A checkpoint is a directory of the run directory, `step-00001000`:
+//!
+//! ```text
+//! checkpoint.json            the model's configuration, the recipe, where the run stands, checksums of the files below
+//! checkpoint.json.sha256     its checksum, as sha256sum writes it
+//! weights.safetensors        weights, under the published PyTorch model's names
+//! moments.safetensors        the optimizer's moments, by parameter path
+//! state.safetensors          what the next segment starts from: blocks.0.h, blocks.0.c, blocks.0.memory, ...
+//! best.safetensors           weights of the best validation so far (a hard link to best/weights.safetensors)
+//! ```
+//!
+//! `best/` holds `weights.safetensors` and `best.json` (with its checksum), for whoever uses the model.
+
+mod error;
+mod manifest;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Bool, Tensor, TensorData, backend::Backend as BurnBackend};
+use serde::{Deserialize, Serialize};
+use sharnn_core::{AutodiffBackend, BlockState, LstmState, ShaRnn, ShaRnnConfig, ShaRnnState};
+
+pub use error::CheckpointError;
+pub use manifest::{Best, CorpusIdentity, FORMAT, FileDigest, Manifest, Position};
+use manifest::{MANIFEST, read_json, verify, write_json};
+
+use crate::params::{VisitFloat, host_values, visit_params};
+use crate::run_dir::{RunDir, checkpoints, step_name};
+use crate::{HostTensor, MinTrustLamb, WeightsError, load_tensors, load_weights, save_tensors, save_weights};
+
+const WEIGHTS: &str = "weights.safetensors";
+const MOMENTS: &str = "moments.safetensors";
+const STATE: &str = "state.safetensors";
+const BEST: &str = "best.safetensors";
+/// Name of the directory of the best weights.
+pub const BEST_DIR: &str = "best";
+const BEST_MANIFEST: &str = "best.json";
+
+/// What stands beside the best weights of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BestManifest {
+    /// Version of the layout.
+    pub format: u64,
+    /// The model.
+    pub config: ShaRnnConfig,
+    /// The validation that they are the best of.
+    pub best: Best,
+    /// Length and checksum of the weights.
+    pub weights: FileDigest,
+}
+
+/// Loads the best weights of a run, from its directory or from the directory `best` itself.
+///
+/// # Errors
+/// If there are none, if a file is damaged, or if they do not fit their configuration.
+pub fn load_best<B: BurnBackend>(dir: &Path, device: &B::Device) -> Result<(ShaRnn<B>, BestManifest), CheckpointError>
+where
+    B: sharnn_core::Backend,
+{
+    let best_dir = if dir.join(BEST_MANIFEST).exists() { dir.to_path_buf() } else { dir.join(BEST_DIR) };
+    if !best_dir.is_dir() {
+        return Err(CheckpointError::NoBest { run_dir: dir.into() });
+    }
+    let advice = "resume the run, which writes it anew from its checkpoint, or copy it again";
+    let manifest: BestManifest = read_json(&best_dir, BEST_MANIFEST, advice)?;
+    let weights = best_dir.join(WEIGHTS);
+    verify(&weights, &manifest.weights, advice)?;
+    let model = load_weights(manifest.config.init_seeded::<B>(0, device), &weights)?;
+    Ok((model, manifest))
+}
+
+/// Replaces `best/` by the weights that `write` writes.
+fn replace_best(
+    run: &RunDir,
+    config: &ShaRnnConfig,
+    best: &Best,
+    write: impl FnOnce(&Path) -> Result<(), CheckpointError>,
+) -> Result<FileDigest, CheckpointError> {
+    run.write_dir(BEST_DIR, |dir| {
+        write(&dir.join(WEIGHTS))?;
+        let weights = FileDigest::of_file(&dir.join(WEIGHTS))?;
+        let manifest =
+            BestManifest { format: FORMAT, config: config.clone(), best: best.clone(), weights: weights.clone() };
+        write_json(dir, BEST_MANIFEST, &manifest)?;
+        Ok(weights)
+    })
+}
+
+/// Writes the weights of a new best validation, and returns their checksum.
+pub(crate) fn save_best<B: sharnn_core::Backend>(
+    run: &RunDir,
+    config: &ShaRnnConfig,
+    best: &Best,
+    model: &ShaRnn<B>,
+) -> Result<FileDigest, CheckpointError> {
+    replace_best(run, config, best, |path| Ok(save_weights(model, path)?))
+}
+
+/// The tensors of a run.
+pub(crate) struct Tensors<'a, B: AutodiffBackend> {
+    pub(crate) model: &'a ShaRnn<B>,
+    pub(crate) optimizer: &'a MinTrustLamb<B>,
+    pub(crate) state: &'a ShaRnnState<B>,
+    pub(crate) best: Option<&'a FileDigest>,
+}
+
+/// Writes a checkpoint and returns its directory. `manifest.files` is filled in here.
+///
+/// Nothing is written where weights, moments or state are not all finite: such a run cannot go on.
+pub(crate) fn save<B: AutodiffBackend>(
+    run: &RunDir,
+    mut manifest: Manifest,
+    tensors: &Tensors<'_, B>,
+) -> Result<PathBuf, CheckpointError> {
+    let step = manifest.position.step;
+    let (moments, state) = (tensors.optimizer.moments(), state_tensors(tensors.state));
+    let all_finite = |tensors: &[HostEntry]| tensors.iter().all(|(_, _, data)| data.iter().all(|x| x.is_finite()));
+    for (what, finite) in [
+        ("weights", weights_are_finite(tensors.model)),
+        ("moments", all_finite(&moments)),
+        ("states and memories", all_finite(&state)),
+    ] {
+        if !finite {
+            return Err(CheckpointError::NotFinite { step, what });
+        }
+    }
+    run.write_dir(&step_name(step), |dir| {
+        save_weights(tensors.model, &dir.join(WEIGHTS))?;
+        save_tensors(&dir.join(MOMENTS), &moments, &BTreeMap::new())?;
+        save_tensors(&dir.join(STATE), &state, &BTreeMap::new())?;
+        for name in [WEIGHTS, MOMENTS, STATE] {
+            manifest.files.insert(name.into(), FileDigest::of_file(&dir.join(name))?);
+        }
+        if let Some(digest) = tensors.best {
+            link_or_copy(&run.path().join(BEST_DIR).join(WEIGHTS), &dir.join(BEST))?;
+            manifest.files.insert(BEST.into(), digest.clone());
+        }
+        manifest.write(dir)
+    })?;
+    Ok(run.path().join(step_name(step)))
+}
+
+/// A checkpoint whose files have all been verified.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    pub(crate) manifest: Manifest,
+    pub(crate) dir: PathBuf,
+}
+
+/// The manifest of the newest checkpoint of a run directory, with its own checksum verified; `None` where there is none.
+///
+/// # Errors
+/// If it is damaged or of another format. The error names the checkpoint before it.
+pub fn latest_manifest(run_dir: &Path) -> Result<Option<(PathBuf, Manifest)>, CheckpointError> {
+    let Some((dir, advice)) = newest(run_dir)? else { return Ok(None) };
+    let manifest = Manifest::read(&dir, &advice)?;
+    Ok(Some((dir, manifest)))
+}
+
+/// The newest checkpoint, and what to do should it be damaged.
+fn newest(run_dir: &Path) -> Result<Option<(PathBuf, String)>, CheckpointError> {
+    let mut found = checkpoints(run_dir)?;
+    let Some((step, dir)) = found.pop() else { return Ok(None) };
+    let advice = match found.last() {
+        Some((older, _)) => format!(
+            "move {} out of the run directory and resume: the run then goes on from {}",
+            step_name(step),
+            step_name(*older)
+        ),
+        None => "there is no older checkpoint: restore the file from a copy, or start anew in another directory".into(),
+    };
+    Ok(Some((dir, advice)))
+}
+
+impl Checkpoint {
+    /// Reads and verifies the newest checkpoint of a run directory.
+    pub(crate) fn load_newest(run_dir: &Path) -> Result<Self, CheckpointError> {
+        let (dir, advice) = newest(run_dir)?.ok_or_else(|| CheckpointError::None { run_dir: run_dir.into() })?;
+        let manifest = Manifest::read(&dir, &advice)?;
+        let best = manifest.best.is_some().then_some(BEST);
+        for name in [WEIGHTS, MOMENTS, STATE].into_iter().chain(best) {
+            let Some(digest) = manifest.files.get(name) else {
+                return Err(CheckpointError::Damaged {
+                    file: dir.join(MANIFEST),
+                    expected: format!("the checksum of {name}"),
+                    found: "none".into(),
+                    advice,
+                });
+            };
+            verify(&dir.join(name), digest, &advice)?;
+        }
+        Ok(Self { manifest, dir })
+    }
+
+    /// Puts the weights into `model`.
+    pub(crate) fn model<B: sharnn_core::Backend>(&self, model: ShaRnn<B>) -> Result<ShaRnn<B>, CheckpointError> {
+        Ok(load_weights(model, &self.dir.join(WEIGHTS))?)
+    }
+
+    /// Puts the moments into `optimizer`.
+    pub(crate) fn moments<B: AutodiffBackend>(
+        &self,
+        mut optimizer: MinTrustLamb<B>,
+        model: &ShaRnn<B>,
+    ) -> Result<MinTrustLamb<B>, CheckpointError> {
+        optimizer.load_moments(load_tensors(&self.dir.join(MOMENTS))?, model)?;
+        Ok(optimizer)
+    }
+
+    /// The state that the next segment starts from.
+    pub(crate) fn state<B: BurnBackend>(&self, device: &B::Device) -> Result<ShaRnnState<B>, CheckpointError> {
+        let path = self.dir.join(STATE);
+        let mut tensors = load_tensors(&path)?;
+        let config = &self.manifest.config;
+        let blocks = (0..config.n_layers)
+            .map(|block| {
+                let h = take(&mut tensors, format!("blocks.{block}.h"), &path, device)?;
+                let c = take(&mut tensors, format!("blocks.{block}.c"), &path, device)?;
+                let memory = take(&mut tensors, format!("blocks.{block}.memory"), &path, device)?;
+                Ok(BlockState { lstm: h.zip(c).map(|(h, c)| LstmState { h, c }), memory })
+            })
+            .collect::<Result<_, CheckpointError>>()?;
+        Ok(ShaRnnState { blocks })
+    }
+
+    /// Makes `best/` agree with this checkpoint: it may have been written after it, or be gone.
+    pub(crate) fn restore_best(&self, run: &RunDir) -> Result<Option<FileDigest>, CheckpointError> {
+        let Some(best) = &self.manifest.best else {
+            run.remove_dir(BEST_DIR)?;
+            return Ok(None);
+        };
+        let copy = |path: &Path| link_or_copy(&self.dir.join(BEST), path);
+        replace_best(run, &self.manifest.config, best, copy).map(Some)
+    }
+}
+
+type HostEntry = (String, Vec<usize>, Vec<f32>);
+
+/// Every tensor of a state by name.
+fn state_tensors<B: BurnBackend>(state: &ShaRnnState<B>) -> Vec<HostEntry> {
+    fn entry<B: BurnBackend, const D: usize>(name: String, tensor: &Tensor<B, D>) -> HostEntry {
+        (name, tensor.dims().to_vec(), host_values(tensor.clone()))
+    }
+    let mut tensors = Vec::new();
+    for (i, block) in state.blocks.iter().enumerate() {
+        if let Some(LstmState { h, c }) = &block.lstm {
+            tensors.extend([entry(format!("blocks.{i}.h"), h), entry(format!("blocks.{i}.c"), c)]);
+        }
+        if let Some(memory) = &block.memory {
+            tensors.push(entry(format!("blocks.{i}.memory"), memory));
+        }
+    }
+    tensors
+}
+
+/// Moves one tensor to the device, where there is one of that name.
+fn take<B: BurnBackend, const D: usize>(
+    tensors: &mut BTreeMap<String, HostTensor>,
+    name: String,
+    path: &Path,
+    device: &B::Device,
+) -> Result<Option<Tensor<B, D>>, CheckpointError> {
+    let Some(HostTensor { shape, data }) = tensors.remove(&name) else { return Ok(None) };
+    if shape.len() != D {
+        let (file, expected) = (path.display().to_string(), vec![0; D]);
+        return Err(WeightsError::Shape { file, tensor: name, expected, found: shape }.into());
+    }
+    Ok(Some(Tensor::from_data(TensorData::new(data, shape), device)))
+}
+
+/// Whether every weight is finite; one read from the device.
+fn weights_are_finite<B: BurnBackend>(model: &ShaRnn<B>) -> bool {
+    struct Finite<B: BurnBackend>(Vec<Tensor<B, 1, Bool>>);
+    impl<B: BurnBackend> VisitFloat<B> for Finite<B> {
+        fn visit<const D: usize>(&mut self, _path: &str, tensor: Tensor<B, D>) {
+            self.0.push(tensor.is_finite().all());
+        }
+    }
+    let mut finite = Finite(Vec::new());
+    visit_params(model, &mut finite);
+    Tensor::cat(finite.0, 0).all().into_data().iter::<bool>().all(|finite| finite)
+}
+
+/// Makes `to` the same file as `from`, or a copy of it where the file system has no hard links. Files of a run are never
+/// changed in place, so the two are as good.
+fn link_or_copy(from: &Path, to: &Path) -> Result<(), CheckpointError> {
+    if fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    fs::copy(from, to).map(drop).map_err(CheckpointError::io("copy the best weights to", to))
+}

@@ -1,0 +1,280 @@
+//! `checkpoint.json`: everything of a run that is no tensor.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use sharnn_core::ShaRnnConfig;
+use sharnn_data::{SegmentsState, Split, Splits};
+
+use super::CheckpointError;
+use crate::{Recipe, Smoothed, Window};
+
+/// Version of the checkpoint's layout.
+pub const FORMAT: u64 = 1;
+
+/// Everything of a run that is no tensor, and the checksums of the files that hold the tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of the layout.
+    pub format: u64,
+    /// The model.
+    pub config: ShaRnnConfig,
+    /// The recipe.
+    pub recipe: Recipe,
+    /// The data.
+    pub corpus: CorpusIdentity,
+    /// Name of the backend that computed it. Another one may resume it, and then differs in the last bits.
+    pub backend: String,
+    /// Where the run stands.
+    pub position: Position,
+    /// Where the stream of segments stands.
+    pub segments: SegmentsState,
+    /// The best validation so far.
+    pub best: Option<Best>,
+    /// What was measured since the last metrics record.
+    pub window: Window,
+    /// The smoothed training loss.
+    pub smoothed: Smoothed,
+    /// Wall-clock seconds since the start of the run, interruptions left out.
+    pub seconds: f64,
+    /// Length and checksum of every other file, by name.
+    pub files: BTreeMap<String, FileDigest>,
+}
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Position {
+    /// Steps done in the whole run, those that were skipped included.
+    pub step: u64,
+    /// Epochs completed in the whole run.
+    pub epoch: u64,
+    /// Phase of the recipe, from 0; the number of phases at the end of the run.
+    pub phase: usize,
+    /// Steps done in this phase.
+    pub phase_step: u64,
+    /// Epochs completed in this phase.
+    pub phase_epoch: u64,
+    /// The step after which the validation split was scored last; 0 if never.
+    pub validated: u64,
+    /// Bytes trained on in the whole run.
+    pub bytes: u64,
+    /// Steps skipped in the whole run.
+    pub skipped: u64,
+    /// Steps skipped in a row just before.
+    pub skipped_in_a_row: u64,
+}
+
+/// The best validation of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Best {
+    /// Bits per byte of the validation split.
+    pub bpc: f64,
+    /// Steps trained before.
+    pub step: u64,
+    /// Epochs completed before.
+    pub epoch: u64,
+    /// Phase of the recipe, from 0.
+    pub phase: usize,
+}
+
+/// Which data a run is trained, validated and tested on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CorpusIdentity {
+    /// What reports call it. It may change.
+    pub name: String,
+    /// The training split.
+    pub train: FileDigest,
+    /// The validation split.
+    pub valid: FileDigest,
+    /// The test split.
+    pub test: FileDigest,
+}
+
+/// Length and SHA-256 of a file or of a part of one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileDigest {
+    /// Length in bytes.
+    pub bytes: u64,
+    /// SHA-256, 64 lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
+impl FileDigest {
+    /// Reads a whole file.
+    pub(crate) fn of_file(path: &Path) -> Result<Self, CheckpointError> {
+        let mut hasher = Sha256::new();
+        let copied = File::open(path).and_then(|mut file| io::copy(&mut file, &mut hasher));
+        let bytes = copied.map_err(CheckpointError::io("read", path))?;
+        Ok(Self { bytes, sha256: format!("{:x}", hasher.finalize()) })
+    }
+
+    fn of_split(split: &Split) -> Self {
+        Self { bytes: split.len() as u64, sha256: split.sha256() }
+    }
+}
+
+impl CorpusIdentity {
+    /// Reads and hashes all of the data.
+    pub fn of(splits: &Splits) -> Self {
+        let Splits { train, valid, test, name, .. } = splits;
+        let [train, valid, test] = [train, valid, test].map(FileDigest::of_split);
+        Self { name: name.clone(), train, valid, test }
+    }
+}
+
+impl Manifest {
+    /// Refuses to go on with anything but what the run was started with. The corpus may have another name.
+    pub(crate) fn check(
+        &self,
+        dir: &Path,
+        expected: Option<(&ShaRnnConfig, &Recipe)>,
+        corpus: &CorpusIdentity,
+    ) -> Result<(), CheckpointError> {
+        let corpus = CorpusIdentity { name: self.corpus.name.clone(), ..corpus.clone() };
+        let mut pairs = vec![("corpus", to_value(&self.corpus), to_value(&corpus))];
+        if let Some((config, recipe)) = expected {
+            pairs.push(("model", to_value(&self.config), to_value(config)));
+            pairs.push(("recipe", to_value(&self.recipe), to_value(recipe)));
+        }
+        for (name, saved, given) in &pairs {
+            if let Some((field, saved, given)) = first_difference(name, saved, given) {
+                return Err(CheckpointError::Differs { checkpoint: dir.into(), field, saved, given });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `checkpoint.json`, and its checksum beside it in the format of `sha256sum`.
+    pub(crate) fn write(&self, dir: &Path) -> Result<(), CheckpointError> {
+        write_json(dir, MANIFEST, self)
+    }
+
+    /// Reads `checkpoint.json` and checks it against its checksum, not yet the other files. `advice` is for errors.
+    pub(crate) fn read(dir: &Path, advice: &str) -> Result<Self, CheckpointError> {
+        read_json(dir, MANIFEST, advice)
+    }
+}
+
+pub(crate) const MANIFEST: &str = "checkpoint.json";
+
+/// Writes a JSON file and its checksum.
+pub(crate) fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<(), CheckpointError> {
+    let json = serde_json::to_vec_pretty(value).expect("a manifest has only string keys and serialisable values");
+    let sum = format!("{:x}  {name}\n", Sha256::digest(&json));
+    for (name, contents) in [(name.to_string(), json), (format!("{name}.sha256"), sum.into_bytes())] {
+        let path = dir.join(name);
+        fs::write(&path, contents).map_err(CheckpointError::io("write", &path))?;
+    }
+    Ok(())
+}
+
+/// Reads a JSON file that [`write_json`] wrote, its checksum and its format first.
+pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(
+    dir: &Path,
+    name: &str,
+    advice: &str,
+) -> Result<T, CheckpointError> {
+    let file = dir.join(name);
+    let damaged = |file: &Path, expected: String, found: String| CheckpointError::Damaged {
+        file: file.into(),
+        expected,
+        found,
+        advice: advice.into(),
+    };
+    let json = read_present(&file, advice)?;
+    let sum_file = dir.join(format!("{name}.sha256"));
+    let sum = read_present(&sum_file, advice)?;
+    let expected = String::from_utf8_lossy(&sum).split_whitespace().next().unwrap_or_default().to_string();
+    let found = format!("{:x}", Sha256::digest(&json));
+    if expected != found {
+        return Err(damaged(&file, format!("the sha256 {expected:?} of {name}.sha256"), format!("{found:?}")));
+    }
+    #[derive(Deserialize)]
+    struct Format {
+        format: u64,
+    }
+    let unreadable = |error: serde_json::Error| damaged(&file, format!("format {FORMAT}"), error.to_string());
+    let Format { format } = serde_json::from_slice(&json).map_err(unreadable)?;
+    if format != FORMAT {
+        return Err(CheckpointError::Format { file: file.clone(), found: format, expected: FORMAT });
+    }
+    serde_json::from_slice(&json).map_err(unreadable)
+}
+
+fn read_present(file: &Path, advice: &str) -> Result<Vec<u8>, CheckpointError> {
+    match fs::read(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing(file, advice)),
+        read => read.map_err(CheckpointError::io("read", file)),
+    }
+}
+
+fn missing(file: &Path, advice: &str) -> CheckpointError {
+    let (expected, found) = ("a file".into(), "none".into());
+    CheckpointError::Damaged { file: file.into(), expected, found, advice: advice.into() }
+}
+
+/// Checks one file against its length and checksum.
+pub(crate) fn verify(file: &Path, expected: &FileDigest, advice: &str) -> Result<(), CheckpointError> {
+    let damaged = |expected: String, found: String| {
+        Err(CheckpointError::Damaged { file: file.into(), expected, found, advice: advice.into() })
+    };
+    let len = match fs::metadata(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing(file, advice)),
+        metadata => metadata.map_err(CheckpointError::io("read", file))?.len(),
+    };
+    if len != expected.bytes {
+        return damaged(format!("{} bytes", expected.bytes), len.to_string());
+    }
+    let found = FileDigest::of_file(file)?;
+    if found.sha256 != expected.sha256 {
+        return damaged(format!("the sha256 {}", expected.sha256), found.sha256);
+    }
+    Ok(())
+}
+
+fn to_value(value: &impl Serialize) -> Value {
+    serde_json::to_value(value).expect("a configuration has only string keys")
+}
+
+/// Path of the first field in which two values differ, and what it holds in either.
+fn first_difference(path: &str, saved: &Value, given: &Value) -> Option<(String, String, String)> {
+    match (saved, given) {
+        (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => {
+            a.iter().find_map(|(key, value)| first_difference(&format!("{path}.{key}"), value, &b[key]))
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            let mut pairs = a.iter().zip(b).enumerate();
+            pairs.find_map(|(i, (a, b))| first_difference(&format!("{path}[{i}]"), a, b))
+        }
+        _ => (saved != given).then(|| (path.to_string(), saved.to_string(), given.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_first_difference_is_named_by_its_path() {
+        let saved = json!({"a": 1, "b": [{"lr": 1.0}, {"lr": 2.0}], "c": {"x": null}});
+        assert_eq!(first_difference("r", &saved, &saved), None);
+        let mut given = saved.clone();
+        given["b"][1]["lr"] = json!(3.0);
+        assert_eq!(first_difference("r", &saved, &given), Some(("r.b[1].lr".into(), "2.0".into(), "3.0".into())));
+        let mut given = saved.clone();
+        given["c"] = json!({"y": 1});
+        assert_eq!(first_difference("r", &saved, &given).unwrap().0, "r.c");
+    }
+}

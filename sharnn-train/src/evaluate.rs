@@ -1,0 +1,215 @@
+//! Bits per byte of a model over a run of bytes, exactly counted.
+//!
+//! The bytes are cut into contiguous lanes of equal length and the remainder is left out. Every lane starts cold, its first
+//! byte is never scored, and state and memory are carried through to its end. What a byte can see depends on the segment
+//! length, since the memory is cut so that a segment fits in: results state theirs.
+
+use std::time::Instant;
+
+use burn::tensor::{Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+use sharnn_core::{Backend, Pass, Precision, ShaRnn};
+
+/// How to evaluate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Number of lanes that run side by side. The paper validates in 16 and tests in 8.
+    pub lanes: usize,
+    /// Length of a segment in bytes; the last one of a lane is shorter. The paper uses 1024.
+    pub seq_len: usize,
+    /// Precision of matrix products.
+    #[serde(default)]
+    pub precision: Precision,
+}
+
+impl Default for EvalConfig {
+    /// The paper's test: 8 lanes, segments of 1024 bytes, f32.
+    fn default() -> Self {
+        Self { lanes: 8, seq_len: 1024, precision: Precision::F32 }
+    }
+}
+
+/// Why a model cannot be evaluated.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// An option cannot be used.
+    #[error("{field} = 0 cannot be used: use at least 1")]
+    Zero {
+        /// Name of the option.
+        field: &'static str,
+    },
+    /// A segment would not fit into the memory.
+    #[error(
+        "seq_len = {seq_len} is more than mem_len = {mem_len}: use shorter segments, a longer memory, or mem_len 0"
+    )]
+    SegmentTooLong {
+        /// Length of a segment in bytes.
+        seq_len: usize,
+        /// Rows of memory that the model keeps.
+        mem_len: usize,
+    },
+    /// The device cannot compute in this precision.
+    #[error("the device does not compute in {precision:?}: use Precision::F32")]
+    Precision {
+        /// The precision.
+        precision: Precision,
+    },
+    /// A lane needs two bytes at least: one to start from and one to score.
+    #[error("{len} bytes in {lanes} lanes leave less than 2 bytes a lane: use more data or at most {} lanes", len / 2)]
+    TooShort {
+        /// Number of bytes.
+        len: usize,
+        /// Number of lanes.
+        lanes: usize,
+    },
+    /// A byte is outside the model's vocabulary.
+    #[error("byte {byte} at offset {offset} is outside the model's vocabulary of {vocab_size}: use a model of 256")]
+    OutsideVocabulary {
+        /// The byte.
+        byte: u8,
+        /// Its offset in the data.
+        offset: usize,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// The model's loss is not a number.
+    #[error("the loss is {nats} at byte {offset} of every lane, expected a finite one: the model has diverged")]
+    NotFinite {
+        /// Offset in the lanes of the segment's first byte.
+        offset: usize,
+        /// The mean loss of the segment.
+        nats: f64,
+    },
+}
+
+/// Result of an evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Sum of the negative log-likelihoods of all scored bytes, in nats.
+    pub nats: f64,
+    /// Number of scored bytes.
+    pub bytes_scored: u64,
+    /// Wall-clock time in seconds.
+    pub seconds: f64,
+}
+
+impl Evaluation {
+    /// Bits per scored byte.
+    pub fn bpc(&self) -> f64 {
+        self.nats / self.bytes_scored as f64 / std::f64::consts::LN_2
+    }
+
+    /// Scored bytes a second.
+    pub fn bytes_per_second(&self) -> f64 {
+        self.bytes_scored as f64 / self.seconds
+    }
+}
+
+/// Cuts `data` into `lanes` contiguous lanes of `len / lanes` bytes; the remainder is left out.
+///
+/// # Panics
+/// If `lanes` is 0.
+pub fn cut_lanes(data: &[u8], lanes: usize) -> Vec<&[u8]> {
+    let len = data.len() / lanes;
+    (0..lanes).map(|lane| &data[lane * len..(lane + 1) * len]).collect()
+}
+
+/// Scores `data` with `model`, which lies on `device`. `progress` is called after every segment with the bytes scored so far
+/// and in all.
+///
+/// Give it a model without gradients (`model.valid()`): nothing here needs a graph.
+///
+/// # Errors
+/// Options or data that cannot be used, and a model whose loss is not finite: see [`EvalError`].
+pub fn evaluate<B: Backend>(
+    model: &ShaRnn<B>,
+    data: &[u8],
+    config: &EvalConfig,
+    device: &B::Device,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Evaluation, EvalError> {
+    check(model, data, config, device)?;
+    let started = Instant::now();
+    let lanes = cut_lanes(data, config.lanes);
+    let targets = lanes[0].len() - 1;
+    let total = (config.lanes * targets) as u64;
+    let pass = Pass { precision: config.precision, dropout: None };
+
+    let mut sum = LossSum { nats: 0.0, bytes: 0 };
+    let mut state = model.empty_state();
+    let mut pending: Option<Segment<B>> = None;
+    for start in (0..targets).step_by(config.seq_len) {
+        let end = targets.min(start + config.seq_len);
+        let input = segment(&lanes, start, end, device);
+        let target = segment(&lanes, start + 1, end + 1, device);
+        let (loss, new_state) = model.loss(input, target, state, &pass);
+        state = new_state.detach();
+        // The loss before is read only now, so that the device has work while the host waits for it.
+        let done = pending.replace(Segment { loss, offset: start, bytes: (config.lanes * (end - start)) as u64 });
+        if let Some(done) = done {
+            sum.add(done)?;
+            progress(sum.bytes, total);
+        }
+    }
+    if let Some(done) = pending {
+        sum.add(done)?;
+        progress(sum.bytes, total);
+    }
+    Ok(Evaluation { nats: sum.nats, bytes_scored: sum.bytes, seconds: started.elapsed().as_secs_f64() })
+}
+
+/// A segment whose loss has not been read yet.
+struct Segment<B: Backend> {
+    loss: Tensor<B, 1>,
+    offset: usize,
+    bytes: u64,
+}
+
+struct LossSum {
+    nats: f64,
+    bytes: u64,
+}
+
+impl LossSum {
+    fn add<B: Backend>(&mut self, segment: Segment<B>) -> Result<(), EvalError> {
+        let nats = f64::from(crate::params::host_values(segment.loss)[0]);
+        if !nats.is_finite() {
+            return Err(EvalError::NotFinite { offset: segment.offset, nats });
+        }
+        self.nats += nats * segment.bytes as f64;
+        self.bytes += segment.bytes;
+        Ok(())
+    }
+}
+
+fn check<B: Backend>(model: &ShaRnn<B>, data: &[u8], config: &EvalConfig, device: &B::Device) -> Result<(), EvalError> {
+    let &EvalConfig { lanes, seq_len, precision } = config;
+    for (field, value) in [("lanes", lanes), ("seq_len", seq_len)] {
+        if value == 0 {
+            return Err(EvalError::Zero { field });
+        }
+    }
+    if model.attends() && model.mem_len > 0 && seq_len > model.mem_len {
+        return Err(EvalError::SegmentTooLong { seq_len, mem_len: model.mem_len });
+    }
+    if !precision.is_supported::<B>(device) {
+        return Err(EvalError::Precision { precision });
+    }
+    if data.len() / lanes < 2 {
+        return Err(EvalError::TooShort { len: data.len(), lanes });
+    }
+    let vocab_size = model.vocab_size();
+    let used = &data[..data.len() / lanes * lanes];
+    match used.iter().position(|&byte| usize::from(byte) >= vocab_size) {
+        None => Ok(()),
+        Some(offset) => Err(EvalError::OutsideVocabulary { byte: used[offset], offset, vocab_size }),
+    }
+}
+
+/// Bytes `start..end` of every lane as tokens, `[lanes, end - start]`.
+fn segment<B: Backend>(lanes: &[&[u8]], start: usize, end: usize, device: &B::Device) -> Tensor<B, 2, Int> {
+    let tokens: Vec<i32> = lanes.iter().flat_map(|lane| lane[start..end].iter().map(|&byte| byte.into())).collect();
+    Tensor::from_data(TensorData::new(tokens, [lanes.len(), end - start]), device)
+}

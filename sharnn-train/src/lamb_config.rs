@@ -1,0 +1,73 @@
+//! Options of min-trust LAMB.
+
+use serde::{Deserialize, Serialize};
+
+/// Options of [`MinTrustLamb`](crate::MinTrustLamb); the defaults are the paper's.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct LambConfig {
+    /// Decay of the first moment a step, in `[0, 1)`. 0.9.
+    pub beta1: f64,
+    /// Decay of the second moment a step, in `[0, 1)`. 0.999.
+    pub beta2: f64,
+    /// Added to the root of the second moment; above 0. 1e-6.
+    pub eps: f64,
+    /// Weight decay inside the update, on every tensor. 1.2e-6.
+    pub weight_decay: f64,
+    /// Floor of the trust ratio; `None` for none. 0.25.
+    pub min_trust: Option<f64>,
+    /// Largest global gradient norm; `None` does not clip. 0.25.
+    pub clip: Option<f64>,
+}
+
+/// An option that cannot be used: which, what it holds, and what would do.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{field} = {value} cannot be used: {hint}")]
+pub struct LambConfigError {
+    /// Name of the field.
+    pub field: &'static str,
+    /// What it holds.
+    pub value: f64,
+    /// What would do.
+    pub hint: &'static str,
+}
+
+impl Default for LambConfig {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay: 1.2e-6, min_trust: Some(0.25), clip: Some(0.25) }
+    }
+}
+
+impl LambConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first field that cannot be used.
+    pub fn validate(&self) -> Result<(), LambConfigError> {
+        let positive = |value: f64| value > 0.0 && value.is_finite();
+        let decay = |value: f64| (0.0..1.0).contains(&value);
+        let checks = [
+            ("beta1", self.beta1, decay(self.beta1), "use a decay from 0 up to, but not including, 1"),
+            ("beta2", self.beta2, decay(self.beta2), "use a decay from 0 up to, but not including, 1"),
+            // In f32 a smaller one vanishes beside nothing but 0, and 0 / 0 is no update.
+            ("eps", self.eps, self.eps >= 1e-30 && self.eps.is_finite(), "use a finite value of at least 1e-30"),
+            (
+                "weight_decay",
+                self.weight_decay,
+                self.weight_decay >= 0.0 && self.weight_decay.is_finite(),
+                "use 0 or a finite value above it",
+            ),
+            (
+                "min_trust",
+                self.min_trust.unwrap_or(1.0),
+                self.min_trust.is_none_or(|floor| floor >= 0.0 && floor.is_finite()),
+                "use a finite value of at least 0, or none",
+            ),
+            ("clip", self.clip.unwrap_or(1.0), self.clip.is_none_or(positive), "use a finite norm above 0, or none"),
+        ];
+        match checks.into_iter().find(|&(_, _, usable, _)| !usable) {
+            None => Ok(()),
+            Some((field, value, _, hint)) => Err(LambConfigError { field, value, hint }),
+        }
+    }
+}

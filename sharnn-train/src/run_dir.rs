@@ -1,0 +1,243 @@
+//! The directory of a run: locked for one process, and never half-written.
+//!
+//! ```text
+//! run/
+//!   lock               locked while a process trains here
+//!   metrics.jsonl      what was measured, a line each
+//!   best/              weights of the best validation
+//!   step-00001000/     the last checkpoints
+//!   step-00002000/
+//! ```
+//!
+//! A directory in it is written aside under a name that begins with `.tmp-`, brought to the disk, and then renamed. What
+//! a crash leaves behind under such a name is removed when the directory is opened next.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::CheckpointError;
+
+/// Begins the name of whatever is not, or no longer, part of the run.
+const ASIDE: &str = ".tmp-";
+/// Begins the name of a directory while another takes its place.
+const REPLACED: &str = ".tmp-old-";
+const STEP: &str = "step-";
+
+/// An open, locked run directory. The lock goes with this value, or with the process.
+#[derive(Debug)]
+pub(crate) struct RunDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// Name of the checkpoint after `step` steps.
+pub(crate) fn step_name(step: u64) -> String {
+    format!("{STEP}{step:08}")
+}
+
+/// The checkpoints of a run directory, oldest first; none where there is no such directory.
+pub(crate) fn checkpoints(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
+    let mut found: Vec<_> = entries(run_dir)?
+        .into_iter()
+        .filter_map(|(name, path)| Some((name.strip_prefix(STEP)?.parse().ok()?, path)))
+        .filter(|(_, path)| path.is_dir())
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+fn entries(dir: &Path) -> Result<Vec<(String, PathBuf)>, CheckpointError> {
+    let list = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        list => list.map_err(CheckpointError::io("list", dir))?,
+    };
+    list.map(|entry| {
+        let entry = entry.map_err(CheckpointError::io("list", dir))?;
+        Ok((entry.file_name().to_string_lossy().into_owned(), entry.path()))
+    })
+    .collect()
+}
+
+impl RunDir {
+    /// Creates the directory where it is missing, locks it, and removes what a crash left half-written.
+    pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
+        fs::create_dir_all(path).map_err(CheckpointError::io("create", path))?;
+        let lock_path = path.join("lock");
+        let lock = File::options().create(true).write(true).truncate(false).open(&lock_path);
+        let lock = lock.map_err(CheckpointError::io("open", &lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(CheckpointError::Locked { path: lock_path }),
+            Err(TryLockError::Error(error)) => return Err(CheckpointError::io("lock", &lock_path)(error)),
+        }
+        let run = Self { path: path.into(), _lock: lock };
+        run.clean()?;
+        Ok(run)
+    }
+
+    /// Removes what a crash left half-written; puts back what was being replaced if nothing had taken its place yet.
+    fn clean(&self) -> Result<(), CheckpointError> {
+        for (name, path) in entries(&self.path)? {
+            match name.strip_prefix(REPLACED).map(|name| self.path.join(name)) {
+                Some(target) if !target.exists() => {
+                    fs::rename(&path, &target).map_err(CheckpointError::io("put back", &target))?;
+                }
+                _ if name.starts_with(ASIDE) => remove(&path)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes the directory `name`: `fill` gets an empty directory to write into, and only when that succeeds and all of
+    /// it is on the disk does the name stand for it. A directory of that name is replaced.
+    pub(crate) fn write_dir<T>(
+        &self,
+        name: &str,
+        fill: impl FnOnce(&Path) -> Result<T, CheckpointError>,
+    ) -> Result<T, CheckpointError> {
+        let aside = self.path.join(format!("{ASIDE}{name}"));
+        let target = self.path.join(name);
+        let write = || {
+            remove(&aside)?;
+            fs::create_dir(&aside).map_err(CheckpointError::io("create", &aside))?;
+            let filled = fill(&aside)?;
+            for (_, file) in entries(&aside)? {
+                sync(&file)?;
+            }
+            sync_dir(&aside)?;
+            Ok(filled)
+        };
+        let filled = write().inspect_err(|_: &CheckpointError| {
+            // The first error is the one to report; what is left is removed when the directory is opened next.
+            let _ = remove(&aside);
+        })?;
+        let old = self.path.join(format!("{REPLACED}{name}"));
+        if target.exists() {
+            remove(&old)?;
+            fs::rename(&target, &old).map_err(CheckpointError::io("replace", &target))?;
+        }
+        fs::rename(&aside, &target).map_err(CheckpointError::io("rename to", &target))?;
+        sync_dir(&self.path)?;
+        remove(&old)?;
+        Ok(filled)
+    }
+
+    /// Removes the directory `name`, where there is one.
+    pub(crate) fn remove_dir(&self, name: &str) -> Result<(), CheckpointError> {
+        remove(&self.path.join(name))
+    }
+
+    /// Removes all checkpoints but the newest `keep`.
+    pub(crate) fn prune(&self, keep: usize) -> Result<(), CheckpointError> {
+        let mut found = checkpoints(&self.path)?;
+        found.truncate(found.len().saturating_sub(keep));
+        for (step, path) in found {
+            // Under a name that no resumed run mistakes for a checkpoint, should the removal be cut short.
+            let aside = self.path.join(format!("{ASIDE}gone-{}", step_name(step)));
+            remove(&aside)?;
+            fs::rename(&path, &aside).map_err(CheckpointError::io("remove", &path))?;
+            remove(&aside)?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes a file or a directory with all that is in it, where there is one.
+fn remove(path: &Path) -> Result<(), CheckpointError> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CheckpointError::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn sync(file: &Path) -> Result<(), CheckpointError> {
+    let opened = File::options().write(true).open(file);
+    opened.and_then(|file| file.sync_all()).map_err(CheckpointError::io("write to the disk", file))
+}
+
+/// Brings a directory's entries to the disk. Only Unix lets a directory be opened for that.
+fn sync_dir(dir: &Path) -> Result<(), CheckpointError> {
+    if cfg!(unix) {
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(CheckpointError::io("write to the disk", dir))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(path: &Path) -> String {
+        fs::read_to_string(path).unwrap()
+    }
+
+    fn put(dir: &Path, name: &str, text: &str) -> Result<(), CheckpointError> {
+        fs::write(dir.join(name), text).map_err(CheckpointError::io("write", dir))
+    }
+
+    #[test]
+    fn a_second_process_in_the_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = RunDir::open(dir.path()).unwrap();
+        assert!(matches!(RunDir::open(dir.path()), Err(CheckpointError::Locked { .. })));
+        drop(first);
+        RunDir::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_directory_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
+        run.write_dir("best", |dir| put(dir, "a", "old")).unwrap();
+        let full = |aside: &Path| {
+            put(aside, "a", "half")?;
+            let full = io::Error::from(io::ErrorKind::StorageFull);
+            Err::<(), _>(CheckpointError::io("write", &aside.join("b"))(full))
+        };
+        let error = run.write_dir("best", full).unwrap_err().to_string();
+        assert!(error.contains("free some space and resume: earlier checkpoints are intact"), "{error}");
+        assert_eq!(text(&dir.path().join("best/a")), "old");
+        assert!(!dir.path().join(".tmp-best").exists());
+    }
+
+    #[test]
+    fn a_directory_is_replaced_as_a_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
+        run.write_dir("best", |dir| put(dir, "a", "1")).unwrap();
+        run.write_dir("best", |dir| put(dir, "b", "2")).unwrap();
+        assert!(!dir.path().join("best/a").exists());
+        assert_eq!(text(&dir.path().join("best/b")), "2");
+        let names: Vec<_> = entries(dir.path()).unwrap().into_iter().map(|(name, _)| name).collect();
+        assert!(names.iter().all(|name| !name.starts_with(ASIDE)), "{names:?}");
+    }
+
+    #[test]
+    fn leftovers_of_a_crash_are_removed_and_never_taken_for_checkpoints() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in
+            [".tmp-step-00000009", ".tmp-old-step-12", ".tmp-old-best", "step-00000003", "step-12", "steps", "step-x"]
+        {
+            fs::create_dir(dir.path().join(name)).unwrap();
+            put(&dir.path().join(name), "a", "1").unwrap();
+        }
+        put(dir.path(), "step-00000099", "a file").unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
+        for name in [".tmp-step-00000009", ".tmp-old-step-12", ".tmp-old-best"] {
+            assert!(!dir.path().join(name).exists(), "{name}");
+        }
+        assert_eq!(text(&dir.path().join("best/a")), "1", "nothing had replaced it yet");
+        let steps = || checkpoints(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect::<Vec<_>>();
+        assert_eq!(steps(), [3, 12]);
+        run.prune(1).unwrap();
+        assert_eq!(steps(), [12]);
+        assert!(dir.path().join("step-x").exists());
+    }
+}

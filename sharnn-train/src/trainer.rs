@@ -1,0 +1,244 @@
+//! The training loop.
+//!
+//! One step: the next segment of every lane, the mean loss over it, one step of min-trust LAMB, and the state carried on,
+//! detached. A step whose loss or gradient is not finite changes nothing; that is decided on the device. Weights of the
+//! best validation are kept; a phase after the first starts from them.
+
+mod clock;
+mod error;
+mod open;
+mod options;
+mod report;
+
+use burn::tensor::{Int, Tensor, TensorData};
+use sharnn_core::{AutodiffBackend, DropoutStream, Pass, ShaRnn, ShaRnnConfig, ShaRnnState};
+use sharnn_data::{Segment, Segments, Splits};
+
+use clock::Clock;
+pub use error::TrainError;
+pub use options::{Limits, Stop, TrainOptions};
+
+use crate::checkpoint::load_best;
+use crate::run_dir::RunDir;
+use crate::step_log::{PendingStep, StepLog};
+use crate::{
+    Best, CorpusIdentity, Evaluation, Event, FileDigest, Interrupt, Metrics, MinTrustLamb, Observer, Phase, Position,
+    Recipe, Smoothed, Window, select_state,
+};
+
+/// A training run: a model, and everything that it takes to train it and to go on after an interruption.
+///
+/// A run that is stopped at any moment, by a limit, by [`Interrupt`] or by the end of the process, and then resumed, gives
+/// the losses and weights of a run that never stopped, bit for bit where the backend computes the same twice
+/// ([`BackendKind::resumes_bit_exactly`](crate::BackendKind::resumes_bit_exactly)).
+///
+/// ```no_run
+/// use burn::backend::{Autodiff, Flex};
+/// use sharnn_core::ShaRnnConfig;
+/// use sharnn_data::{Corpus, Splits};
+/// use sharnn_train::{Event, Interrupt, Limits, Recipe, TrainOptions, Trainer};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let splits = Splits::by_fractions(Corpus::open("text.txt")?, 0.05, 0.05)?;
+/// let (config, recipe) = (ShaRnnConfig::xs(), Recipe::paper());
+/// let options = TrainOptions::new("runs/first");
+/// let mut trainer = Trainer::<Autodiff<Flex>>::open(config, recipe, splits, options, &Default::default())?;
+/// let mut watch = |event: Event<'_>| println!("{event:?}");
+/// let limits = Limits { max_steps: Some(1000), ..Limits::default() };
+/// trainer.run(&limits, &mut watch, &Interrupt::on_ctrl_c()?)?;
+/// println!("{:.3} bits per byte", trainer.finish(&mut watch)?.test.bpc());
+/// # Ok(())
+/// # }
+/// ```
+pub struct Trainer<B: AutodiffBackend> {
+    config: ShaRnnConfig,
+    recipe: Recipe,
+    options: TrainOptions,
+    splits: Splits,
+    corpus: CorpusIdentity,
+    device: B::Device,
+    /// `None` only inside a step.
+    model: Option<ShaRnn<B>>,
+    optimizer: MinTrustLamb<B>,
+    state: ShaRnnState<B>,
+    segments: Segments,
+    position: Position,
+    best: Option<(Best, FileDigest)>,
+    pending: StepLog<B::InnerBackend>,
+    window: Window,
+    smoothed: Smoothed,
+    clock: Clock,
+    limits: Limits,
+    metrics: Metrics,
+    /// The position of the newest checkpoint.
+    saved: Option<Position>,
+    save_due: bool,
+    run_dir: RunDir,
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Finished<B: AutodiffBackend> {
+    /// The best validation.
+    pub best: Best,
+    /// The score of the test split with its weights.
+    pub test: Evaluation,
+    /// The model with these weights, without gradients.
+    pub model: ShaRnn<B::InnerBackend>,
+}
+
+impl<B: AutodiffBackend> Trainer<B> {
+    /// Trains until the recipe is done, a limit is reached or somebody interrupts, and leaves a checkpoint. A run that is
+    /// done comes back at once.
+    ///
+    /// An interruption is seen between two steps; an evaluation is not broken off.
+    ///
+    /// # Errors
+    /// If too many steps in a row are not finite, or if the disk or the data fails. Checkpoints written before stay intact.
+    pub fn run(
+        &mut self,
+        limits: &Limits,
+        observer: &mut dyn Observer,
+        interrupt: &Interrupt,
+    ) -> Result<Stop, TrainError> {
+        self.limits = *limits;
+        self.clock.start();
+        self.announce(observer);
+        loop {
+            if let Some(stop) = self.stop(interrupt) {
+                self.checkpoint(observer)?;
+                self.clock.stop();
+                return Ok(stop);
+            }
+            if self.validation_is_due() {
+                self.validate(observer)?;
+            }
+            if self.epoch_has_ended() {
+                self.next_epoch(observer)?;
+                continue;
+            }
+            if self.checkpoint_is_due() {
+                self.checkpoint(observer)?;
+            }
+            let segment = self.segments.next_segment().expect("the epoch has not ended");
+            self.step(&segment);
+            if self.position.step.is_multiple_of(self.options.log_every) {
+                self.log(observer)?;
+            } else if self.pending.is_full() {
+                self.read_steps(observer)?;
+            }
+        }
+    }
+
+    /// One step of the recipe. The host does not wait for the device.
+    fn step(&mut self, segment: &Segment) {
+        let lr = self.lr(segment);
+        let pass = Pass { precision: self.recipe.precision, dropout: self.dropout(segment) };
+        let old = self.state.clone();
+        let model = self.model.take().expect("a model between two steps");
+
+        let [tokens, targets] = [&segment.inputs, &segment.targets].map(|bytes| self.upload(segment, bytes));
+        let (loss, new) = model.loss(tokens, targets, old.clone(), &pass);
+        let grads = loss.backward();
+        let loss = loss.inner();
+        let (model, report) = self.optimizer.step(model, loss.clone(), grads, lr);
+        self.state = select_state(Tensor::from_inner(report.finite.clone()), new.detach(), old).detach();
+
+        self.model = Some(model);
+        self.position.step += 1;
+        self.position.phase_step += 1;
+        let bytes = segment.inputs.len() as u64;
+        self.position.bytes += bytes;
+        let (step, grad_norm, finite) = (self.position.step, report.grad_norm, report.finite);
+        self.pending.push(PendingStep { step, bytes, lr, loss, grad_norm, finite });
+    }
+
+    fn upload(&self, segment: &Segment, bytes: &[u8]) -> Tensor<B, 2, Int> {
+        let tokens: Vec<i32> = bytes.iter().map(|&byte| byte.into()).collect();
+        Tensor::from_data(TensorData::new(tokens, [segment.n_lanes, segment.len]), &self.device)
+    }
+
+    fn dropout(&self, segment: &Segment) -> Option<DropoutStream> {
+        let ShaRnnConfig { dropout_input, dropout_hidden, dropout_output, .. } = self.config;
+        let drops = [dropout_input, dropout_hidden, dropout_output].iter().any(|&prob| prob > 0.0);
+        let (seed, step, first_lane) = (self.recipe.seed, self.position.step, segment.first_lane as u32);
+        drops.then_some(DropoutStream { seed, step, first_lane })
+    }
+
+    /// The current phase; `None` at the end of the run.
+    fn phase(&self) -> Option<&Phase> {
+        self.recipe.phases.get(self.position.phase)
+    }
+
+    /// The learning rate before `segment`: a function of the position in the run alone.
+    fn lr(&self, segment: &Segment) -> f64 {
+        let phase = self.phase().expect("a run that is done makes no steps");
+        let Position { phase_step, phase_epoch, .. } = self.position;
+        let epochs = phase_epoch as f64 + segment.start as f64 / self.segments.epoch_len() as f64;
+        let by_bytes = epochs / phase.epochs as f64;
+        let by_steps = phase.steps.map_or(0.0, |steps| phase_step as f64 / steps as f64);
+        phase.lr_at(phase_step, by_bytes.max(by_steps))
+    }
+
+    fn stop(&self, interrupt: &Interrupt) -> Option<Stop> {
+        let Position { step, epoch, .. } = self.position;
+        match self.limits {
+            _ if self.phase().is_none() => Some(Stop::Finished),
+            _ if interrupt.is_raised() => Some(Stop::Interrupted),
+            Limits { max_steps: Some(max), .. } if step >= max => Some(Stop::Steps),
+            Limits { max_epochs: Some(max), .. } if epoch >= max => Some(Stop::Epochs),
+            Limits { max_time: Some(max), .. } if self.clock.running() >= max => Some(Stop::Time),
+            _ => None,
+        }
+    }
+
+    /// Whether this epoch is over: all of the data was read, or the phase has had its steps.
+    fn epoch_has_ended(&self) -> bool {
+        let steps_done = self.phase().and_then(|phase| phase.steps).is_some_and(|max| self.position.phase_step >= max);
+        steps_done || self.segments.position() == self.segments.epoch_len()
+    }
+
+    fn validation_is_due(&self) -> bool {
+        let Position { step, validated, .. } = self.position;
+        let every = self.recipe.valid_every_steps.is_some_and(|every| step.is_multiple_of(every));
+        step > validated && (every || self.epoch_has_ended())
+    }
+
+    /// Counts the epoch and starts the next one from an empty state; at the end of a phase the next phase.
+    fn next_epoch(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        if self.segments.position() == self.segments.epoch_len() {
+            self.position.epoch += 1;
+        }
+        self.position.phase_epoch += 1;
+        self.segments.start_epoch();
+        self.state = self.model().empty_state();
+        let Position { phase_step, phase_epoch, .. } = self.position;
+        let is_done = |p: &Phase| phase_epoch >= p.epochs || p.steps.is_some_and(|max| phase_step >= max);
+        if self.phase().is_some_and(is_done) {
+            self.next_phase(observer)?;
+        }
+        self.checkpoint(observer)
+    }
+
+    /// Starts the next phase from the best weights, with a fresh optimizer.
+    fn next_phase(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let Some((best, _)) = self.best.clone() else {
+            return Err(TrainError::NoBest { step: self.position.step });
+        };
+        self.position.phase += 1;
+        (self.position.phase_step, self.position.phase_epoch) = (0, 0);
+        if self.position.phase < self.recipe.phases.len() {
+            self.model = Some(load_best(self.run_dir.path(), &self.device)?.0);
+            self.optimizer = MinTrustLamb::new(self.recipe.lamb.clone());
+            observer.on(Event::Phase { phase: self.position.phase, best: &best });
+        } else {
+            self.log(observer)?;
+        }
+        Ok(())
+    }
+
+    /// The model as it stands.
+    pub fn model(&self) -> &ShaRnn<B> {
+        self.model.as_ref().expect("a model between two steps")
+    }
+}

@@ -1,0 +1,65 @@
+//! What decides where a run is kept and when it stops, and nothing of what it computes.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where a run is kept, and how often. No choice here changes what is computed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainOptions {
+    /// The run directory. Created where it is missing.
+    pub run_dir: PathBuf,
+    /// Steps between metrics records; at least 1. Reading the device makes the loop wait for it, so not every step.
+    pub log_every: u64,
+    /// Steps between checkpoints, beside the one at the end of every epoch and of the run; 0 for none.
+    pub checkpoint_every: u64,
+    /// Time between checkpoints, whichever comes first; `None` for none.
+    pub checkpoint_interval: Option<Duration>,
+    /// How many of the newest checkpoints are kept; at least 1. With 2, one is left should the newest be damaged.
+    pub keep_checkpoints: usize,
+    /// Weights that a new run starts from, a safetensors file under the published PyTorch model's names. A resumed run
+    /// starts from its checkpoint.
+    pub initial_weights: Option<PathBuf>,
+}
+
+impl TrainOptions {
+    /// A record every 10 steps, a checkpoint every 10 minutes, two of them kept.
+    pub fn new(run_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            run_dir: run_dir.into(),
+            log_every: 10,
+            checkpoint_every: 0,
+            checkpoint_interval: Some(Duration::from_secs(600)),
+            keep_checkpoints: 2,
+            initial_weights: None,
+        }
+    }
+}
+
+/// When to stop before the recipe's end; the first one counts. None by default.
+///
+/// A limit stops a run between two steps and leaves a checkpoint from which it goes on as if it had never stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Steps of the whole run.
+    pub max_steps: Option<u64>,
+    /// Epochs of the whole run.
+    pub max_epochs: Option<u64>,
+    /// Wall-clock time of this call.
+    pub max_time: Option<Duration>,
+}
+
+/// Why [`run`](crate::Trainer::run) came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stop {
+    /// All phases of the recipe are done.
+    Finished,
+    /// [`Limits::max_steps`]
+    Steps,
+    /// [`Limits::max_epochs`]
+    Epochs,
+    /// [`Limits::max_time`]
+    Time,
+    /// Somebody interrupted it.
+    Interrupted,
+}

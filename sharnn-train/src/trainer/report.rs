@@ -1,0 +1,223 @@
+//! Everything of a run that is not training: reading the device, records, validation, checkpoints, the final test.
+
+use burn::module::AutodiffModule;
+use sharnn_core::{AutodiffBackend, ShaRnn};
+use sharnn_data::Split;
+
+use super::{Finished, TrainError, Trainer};
+use crate::checkpoint::{self, Manifest, Tensors, load_best};
+use crate::run_dir::{checkpoints, step_name};
+use crate::{
+    Best, EvalConfig, EvalError, EvalRecord, Evaluation, Event, Observer, Position, Record, TrainRecord, Window,
+    evaluate,
+};
+
+impl<B: AutodiffBackend> Trainer<B> {
+    pub(super) fn announce(&self, observer: &mut dyn Observer) {
+        let (step, parameters, backend) = (self.position.step, self.config.num_params(), B::name(&self.device));
+        observer.on(Event::Started { step, parameters, backend: &backend });
+    }
+
+    /// Waits for the device and takes in what the steps left there.
+    ///
+    /// # Errors
+    /// [`TrainError::Diverged`] where too many in a row were skipped.
+    pub(super) fn read_steps(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        for result in self.pending.read() {
+            let in_a_row = if result.finite { 0 } else { self.position.skipped_in_a_row + 1 };
+            self.position.skipped_in_a_row = in_a_row;
+            if !result.finite {
+                self.position.skipped += 1;
+                observer.on(Event::Skipped { step: result.step, in_a_row });
+                if in_a_row >= self.recipe.max_skipped_in_a_row {
+                    return Err(self.diverged(result.step));
+                }
+            }
+            self.window.add(&result);
+            self.smoothed.add(&result);
+        }
+        self.window.seconds += self.clock.lap();
+        Ok(())
+    }
+
+    fn diverged(&self, step: u64) -> TrainError {
+        // That they cannot be listed must not hide why the run stops.
+        let names: Vec<_> =
+            checkpoints(self.run_dir.path()).unwrap_or_default().iter().map(|c| step_name(c.0)).collect();
+        let last_checkpoint = match &names[..] {
+            [] => "no checkpoint had been written".into(),
+            [newest] => format!("checkpoint {newest} from before is intact"),
+            [.., older, newest] => {
+                format!("checkpoint {newest} from before is intact, and {older} should that be too late already")
+            }
+        };
+        let (in_a_row, last_bpc) = (self.position.skipped_in_a_row, self.smoothed.bpc);
+        TrainError::Diverged { step, in_a_row, last_bpc, last_checkpoint }
+    }
+
+    /// Writes a record of the steps since the one before, where there are any.
+    pub(super) fn log(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        self.read_steps(observer)?;
+        let window = std::mem::take(&mut self.window);
+        if window.steps == 0 {
+            return Ok(());
+        }
+        let Position { step, phase, epoch, bytes, .. } = self.position;
+        let record = TrainRecord {
+            step,
+            phase,
+            epoch,
+            bytes,
+            seconds: self.clock.seconds(),
+            train_bpc: window.bpc(),
+            lr: window.lr,
+            grad_norm: window.grad_norm,
+            bytes_per_s: window.bytes_per_s(),
+            skipped: window.skipped,
+        };
+        self.metrics.append(&Record::Train(record.clone()))?;
+        observer.on(Event::Train {
+            record: &record,
+            smoothed_bpc: self.smoothed.bpc,
+            epoch_done: self.segments.position() as f64 / self.segments.epoch_len() as f64,
+            remaining_seconds: self.remaining_seconds(&window),
+        });
+        Ok(())
+    }
+
+    /// Seconds to the end of the recipe or to the first limit, at the speed of `window`.
+    fn remaining_seconds(&self, window: &Window) -> Option<f64> {
+        let rate = Some(window.bytes_per_s()).filter(|rate| *rate > 0.0)?;
+        let step_bytes = self.position.bytes as f64 / self.position.step as f64;
+        let epoch_bytes = self.segments.lanes().n_targets() as f64;
+        let Position { step, epoch, phase, phase_step, phase_epoch, .. } = self.position;
+        let read = self.segments.position() as f64 / self.segments.epoch_len() as f64;
+
+        let phases = self.recipe.phases.iter().enumerate().skip(phase).map(|(i, p)| {
+            let (steps, epochs) = if i == phase { (phase_step, phase_epoch as f64 + read) } else { (0, 0.0) };
+            let by_steps = p.steps.map_or(f64::INFINITY, |max| max.saturating_sub(steps) as f64 * step_bytes);
+            by_steps.min((p.epochs as f64 - epochs) * epoch_bytes)
+        });
+        let by_steps = self.limits.max_steps.map(|max| max.saturating_sub(step) as f64 * step_bytes);
+        let by_epochs = self.limits.max_epochs.map(|max| (max as f64 - epoch as f64 - read) * epoch_bytes);
+        let by_time = self.limits.max_time.map(|max| max.saturating_sub(self.clock.running()).as_secs_f64());
+        let bytes = [by_steps, by_epochs].into_iter().flatten().fold(phases.sum::<f64>(), f64::min);
+        Some((bytes / rate).min(by_time.unwrap_or(f64::INFINITY)).max(0.0)).filter(|seconds| seconds.is_finite())
+    }
+
+    /// Scores the validation split, and keeps the weights if they are the best so far.
+    pub(super) fn validate(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        self.read_steps(observer)?;
+        let model = self.model().valid();
+        let evaluation = match self.evaluate(&model, "valid", observer) {
+            Err(TrainError::Evaluate { source: EvalError::NotFinite { .. }, .. }) => None,
+            evaluation => Some(evaluation?),
+        };
+        let bpc = evaluation.as_ref().map(Evaluation::bpc).filter(|bpc| bpc.is_finite());
+        let Position { step, epoch, phase, .. } = self.position;
+        let is_best = |bpc: &f64| self.best.as_ref().is_none_or(|(best, _)| *bpc < best.bpc);
+        let better = bpc.filter(is_best).map(|bpc| Best { bpc, step, epoch, phase });
+        let record = EvalRecord {
+            step,
+            phase,
+            epoch,
+            seconds: self.clock.seconds(),
+            bpc,
+            bytes: evaluation.map_or(0, |evaluation| evaluation.bytes_scored),
+            best: better.is_some(),
+        };
+        if let Some(best) = better {
+            let digest = checkpoint::save_best(&self.run_dir, &self.config, &best, &model)?;
+            self.best = Some((best, digest));
+        }
+        self.position.validated = step;
+        self.metrics.append(&Record::Valid(record.clone()))?;
+        observer.on(Event::Valid(&record));
+        self.clock.skip_lap();
+        Ok(())
+    }
+
+    fn evaluate(
+        &self,
+        model: &ShaRnn<B::InnerBackend>,
+        split: &'static str,
+        observer: &mut dyn Observer,
+    ) -> Result<Evaluation, TrainError> {
+        let (bytes, config): (&Split, &EvalConfig) = match split {
+            "valid" => (&self.splits.valid, &self.recipe.valid),
+            _ => (&self.splits.test, &self.recipe.test),
+        };
+        let progress = |done, total| observer.on(Event::Evaluating { split, done, total });
+        evaluate(model, bytes, config, &self.device, progress).map_err(|source| TrainError::Evaluate { split, source })
+    }
+
+    pub(super) fn checkpoint_is_due(&self) -> bool {
+        let every = self.options.checkpoint_every;
+        let by_steps = every > 0 && self.position.step.is_multiple_of(every);
+        let by_time = self.options.checkpoint_interval.is_some_and(|interval| self.clock.since_saved() >= interval);
+        self.save_due || by_steps || by_time
+    }
+
+    /// Writes a checkpoint, unless the run stands where the newest one does. While steps are being skipped it is put off: a
+    /// checkpoint is only written after a step that counted, so a good one is never lost to a run that has gone wrong.
+    pub(super) fn checkpoint(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        self.read_steps(observer)?;
+        let step = self.position.step;
+        if step == 0 || self.saved.as_ref() == Some(&self.position) {
+            return Ok(());
+        }
+        self.save_due = self.position.skipped_in_a_row > 0;
+        if self.save_due {
+            observer.on(Event::NotSaved { step });
+            return Ok(());
+        }
+        self.metrics.sync()?;
+        let manifest = Manifest {
+            format: checkpoint::FORMAT,
+            config: self.config.clone(),
+            recipe: self.recipe.clone(),
+            corpus: self.corpus.clone(),
+            backend: B::name(&self.device),
+            position: self.position.clone(),
+            segments: self.segments.state(),
+            best: self.best.as_ref().map(|(best, _)| best.clone()),
+            window: self.window.clone(),
+            smoothed: self.smoothed.clone(),
+            seconds: self.clock.seconds(),
+            files: Default::default(),
+        };
+        let best = self.best.as_ref().map(|(_, digest)| digest);
+        let tensors = Tensors { model: self.model(), optimizer: &self.optimizer, state: &self.state, best };
+        let path = checkpoint::save(&self.run_dir, manifest, &tensors)?;
+        self.run_dir.prune(self.options.keep_checkpoints)?;
+        self.saved = Some(self.position.clone());
+        self.clock.saved();
+        observer.on(Event::Checkpoint { step, path: &path });
+        Ok(())
+    }
+
+    /// Ends the run here: scores the weights as they stand, unless that was done, and tests the best ones.
+    ///
+    /// Call it after [`run`](Self::run), whatever that stopped for. A run that was stopped by a limit may still be resumed:
+    /// its checkpoint does not know of this scoring.
+    ///
+    /// # Errors
+    /// If no validation gave a finite loss, or as [`run`](Self::run).
+    pub fn finish(mut self, observer: &mut dyn Observer) -> Result<Finished<B>, TrainError> {
+        self.clock.start();
+        self.read_steps(observer)?;
+        let Position { step, epoch, phase, validated, .. } = self.position;
+        if self.best.is_none() || validated != step {
+            self.validate(observer)?;
+        }
+        let Some((best, _)) = self.best.clone() else { return Err(TrainError::NoBest { step }) };
+        let (model, _) = load_best::<B::InnerBackend>(self.run_dir.path(), &self.device)?;
+        let test = self.evaluate(&model, "test", observer)?;
+        let (bpc, bytes, seconds) = (Some(test.bpc()), test.bytes_scored, self.clock.seconds());
+        let record = EvalRecord { step, phase, epoch, seconds, bpc, bytes, best: true };
+        self.metrics.append(&Record::Test(record.clone()))?;
+        self.metrics.sync()?;
+        observer.on(Event::Test(&record));
+        Ok(Finished { best, test, model })
+    }
+}

@@ -1,0 +1,161 @@
+//! A run that is stopped, interrupted or killed at any moment and resumed is the run that never stopped, bit for bit.
+
+#![cfg(feature = "flex")]
+
+mod common;
+
+use common::*;
+use sharnn_train::{Event, Interrupt, Limits, Record, Stop, TrainOptions, latest_manifest};
+
+/// The reference itself: all steps once, a memory that is full, a loss that falls, several validations.
+#[test]
+fn the_uninterrupted_run_is_a_real_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = open(options(dir.path())).unwrap();
+    complete(&mut trainer);
+    let trace = trace(&trainer, dir.path());
+    assert_eq!(train_steps(&trace), (1..=LAST_STEP).collect::<Vec<_>>());
+    let bpc = |record: &Record| match record {
+        Record::Train(record) => record.train_bpc,
+        _ => None,
+    };
+    let losses: Vec<_> = trace.records.iter().filter_map(bpc).collect();
+    assert!(losses[0] > 6.5 && losses[59] < 5.5, "{} then {}", losses[0], losses[59]);
+    let valid = trace.records.iter().filter(|record| matches!(record, Record::Valid(_))).count();
+    assert!(valid >= 6, "{valid} validations");
+    let position = trainer.position();
+    assert!(position.epoch >= 2 && position.phase == 2 && position.skipped == 0, "{position:?}");
+}
+
+#[test]
+fn stopping_and_resuming_changes_nothing() {
+    let reference = uninterrupted(options);
+    // A single stop at each, and all of them in one run: early, at a validation, between checkpoints, in phase two.
+    let one_each = [1, 9, 13, 20, 40, 41, 57].map(|stop| vec![stop]);
+    for stops in one_each.into_iter().chain([vec![1, 9, 13, 20, 40, 41, 57]]) {
+        let dir = tempfile::tempdir().unwrap();
+        for &stop in &stops {
+            let mut trainer = open(options(dir.path())).unwrap();
+            let stopped = trainer.run(&steps(stop), &mut silent, &Interrupt::default()).unwrap();
+            assert_eq!((stopped, trainer.position().step), (Stop::Steps, stop));
+        }
+        let mut trainer = open(options(dir.path())).unwrap();
+        assert_eq!(trainer.position().step, *stops.last().unwrap());
+        complete(&mut trainer);
+        assert!(trace(&trainer, dir.path()) == reference, "stopped at {stops:?}");
+    }
+}
+
+#[test]
+fn a_killed_process_resumes_from_its_last_checkpoint() {
+    let reference = uninterrupted(options);
+    for killed_at in [3, 17, 29, 44, 59] {
+        let dir = tempfile::tempdir().unwrap();
+        die(options(dir.path()), |event| matches!(event, Event::Train { record, .. } if record.step == killed_at));
+        let mut trainer = open(options(dir.path())).unwrap();
+        assert!(trainer.position().step < killed_at, "nothing was saved at step {killed_at}");
+        complete(&mut trainer);
+        assert!(trace(&trainer, dir.path()) == reference, "killed at {killed_at}");
+    }
+}
+
+/// The moments between two writes: a validation that is in the metrics and in `best/` but in no checkpoint, and so on.
+#[test]
+fn a_process_killed_between_two_writes_resumes() {
+    let reference = uninterrupted(options);
+    let moments: [fn(&Event<'_>) -> bool; 4] = [
+        |event| matches!(event, Event::Valid(record) if record.step == 18),
+        |event| matches!(event, Event::Valid(record) if record.step == 45),
+        |event| matches!(event, Event::Phase { .. }),
+        |event| matches!(event, Event::Checkpoint { step: 30, .. }),
+    ];
+    for (i, moment) in moments.into_iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        die(options(dir.path()), moment);
+        // What a crash in the middle of a write leaves.
+        std::fs::create_dir(dir.path().join(".tmp-step-00000050")).unwrap();
+        let mut trainer = open(options(dir.path())).unwrap();
+        assert!(!dir.path().join(".tmp-step-00000050").exists());
+        complete(&mut trainer);
+        assert!(trace(&trainer, dir.path()) == reference, "moment {i}");
+    }
+}
+
+#[test]
+fn records_of_many_steps_are_the_same_after_a_stop_between_them() {
+    let sparse = |dir: &std::path::Path| TrainOptions { log_every: 7, checkpoint_every: 0, ..options(dir) };
+    let reference = uninterrupted(sparse);
+    assert_eq!(train_steps(&reference), [7, 14, 21, 28, 35, 42, 49, 56, 60]);
+    let dir = tempfile::tempdir().unwrap();
+    for stop in [5, 6, 23, 58] {
+        let mut trainer = open(sparse(dir.path())).unwrap();
+        trainer.run(&steps(stop), &mut silent, &Interrupt::default()).unwrap();
+    }
+    let mut trainer = open(sparse(dir.path())).unwrap();
+    complete(&mut trainer);
+    assert!(trace(&trainer, dir.path()) == reference);
+}
+
+#[test]
+fn an_interrupt_saves_and_stops_at_the_next_step() {
+    let reference = uninterrupted(options);
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = open(options(dir.path())).unwrap();
+    let interrupt = Interrupt::default();
+    let mut raise = |event: Event<'_>| {
+        if matches!(event, Event::Train { record, .. } if record.step == 23) {
+            interrupt.raise();
+        }
+    };
+    let stop = trainer.run(&Limits::default(), &mut raise, &interrupt).unwrap();
+    assert_eq!((stop, trainer.position().step), (Stop::Interrupted, 23));
+    drop(trainer);
+    let mut trainer = open(options(dir.path())).unwrap();
+    assert_eq!(trainer.position().step, 23);
+    complete(&mut trainer);
+    assert!(trace(&trainer, dir.path()) == reference);
+}
+
+/// Testing a run that a limit stopped scores weights that the run itself would not have scored; it must not notice.
+#[test]
+fn a_run_that_was_tested_early_goes_on_as_if_it_had_not_been() {
+    let reference = uninterrupted(options);
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = open(options(dir.path())).unwrap();
+    trainer.run(&steps(38), &mut silent, &Interrupt::default()).unwrap();
+    let early = trainer.finish(&mut silent).unwrap();
+    assert!(early.test.bpc().is_finite() && early.best.bpc.is_finite());
+    let mut trainer = open(options(dir.path())).unwrap();
+    complete(&mut trainer);
+    assert!(trace(&trainer, dir.path()) == reference);
+}
+
+#[test]
+fn a_finished_run_stays_finished_and_keeps_the_last_checkpoints() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = open(options(dir.path())).unwrap();
+    complete(&mut trainer);
+    drop(trainer);
+    let is_checkpoint = |name: &String| name.starts_with("step-");
+    let names = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let kept: Vec<_> = names.filter(is_checkpoint).collect();
+    assert!(kept.len() == 2 && kept.contains(&"step-00000060".to_string()), "{kept:?}");
+    let mut trainer = open(options(dir.path())).unwrap();
+    complete(&mut trainer);
+    assert_eq!(trainer.position().step, LAST_STEP);
+    let (_, manifest) = latest_manifest(dir.path()).unwrap().unwrap();
+    assert_eq!((manifest.position.step, manifest.position.phase), (LAST_STEP, 2));
+}
+
+#[test]
+fn limits_stop_by_epochs_and_by_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = open(options(dir.path())).unwrap();
+    let no_time = Limits { max_time: Some(std::time::Duration::ZERO), ..Limits::default() };
+    assert_eq!(trainer.run(&no_time, &mut silent, &Interrupt::default()).unwrap(), Stop::Time);
+    assert_eq!(trainer.position().step, 0);
+    let one_epoch = Limits { max_epochs: Some(1), ..Limits::default() };
+    assert_eq!(trainer.run(&one_epoch, &mut silent, &Interrupt::default()).unwrap(), Stop::Epochs);
+    let position = trainer.position();
+    assert!(position.epoch == 1 && position.validated == position.step, "{position:?}");
+}
