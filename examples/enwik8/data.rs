@@ -1,0 +1,88 @@
+//! Which bytes are trained on and scored, and remembering it for `--resume`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use sharnn::Splits;
+use sharnn::data::{enwik8, fetch};
+
+use super::args::Args;
+
+/// Where enwik8 is looked for, and downloaded to.
+const DEFAULT_PATH: &str = "data/enwik8";
+/// Bytes of each split that are scored unless all are asked for.
+const DEFAULT_SCORED: usize = 500_000;
+/// Written into the run directory.
+const FILE: &str = "data.json";
+
+/// The bytes of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataChoice {
+    /// The file; `None` for the bundled slice.
+    path: Option<PathBuf>,
+    /// Bytes of the training split; `None` for all.
+    train_bytes: Option<usize>,
+    /// Bytes of each of the other splits; `None` for all.
+    scored_bytes: Option<usize>,
+}
+
+impl DataChoice {
+    /// What the options ask for; where they are silent, what the run had; else what is there.
+    pub fn from_args(args: &Args, stored: Option<DataChoice>) -> Self {
+        let fresh = stored.is_none();
+        let stored = stored.unwrap_or(DataChoice {
+            path: (args.download || Path::new(DEFAULT_PATH).exists()).then(|| DEFAULT_PATH.into()),
+            train_bytes: None,
+            scored_bytes: Some(DEFAULT_SCORED),
+        });
+        let choice = Self {
+            path: args.data.clone().or(stored.path),
+            train_bytes: args.train_bytes.or(stored.train_bytes),
+            scored_bytes: if args.full_eval { None } else { args.valid_bytes.or(stored.scored_bytes) },
+        };
+        if choice.path.is_none() && fresh {
+            eprintln!(
+                "training on the bundled first megabyte of enwik8; for the whole of it, give --download (36 MB) or --data PATH"
+            );
+        }
+        choice
+    }
+
+    /// What the run in `run_dir` was started with, where it says so.
+    pub fn stored(run_dir: &Path) -> Result<Option<Self>> {
+        let path = run_dir.join(FILE);
+        let Ok(json) = fs::read(&path) else { return Ok(None) };
+        let choice = serde_json::from_slice(&json);
+        choice.map(Some).with_context(|| format!("{} is damaged: delete it, and name the data again", path.display()))
+    }
+
+    /// Remembers the choice in the run directory.
+    pub fn store(&self, run_dir: &Path) -> Result<()> {
+        let path = run_dir.join(FILE);
+        let json = serde_json::to_vec_pretty(self)?;
+        fs::write(&path, json).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Opens the data, downloads it first where that was asked for, and cuts it to the bytes that are used.
+    pub fn open(&self, args: &Args) -> Result<Splits> {
+        let mut splits = match &self.path {
+            None => enwik8::sample(),
+            Some(path) => {
+                if args.download {
+                    fetch::enwik8(path, &mut fetch::progress_bar())?;
+                }
+                enwik8::open_any(path)?
+            }
+        };
+        if let Some(bytes) = self.train_bytes {
+            splits.train = splits.train.head(bytes);
+        }
+        if let Some(bytes) = self.scored_bytes {
+            (splits.valid, splits.test) = (splits.valid.head(bytes), splits.test.head(bytes));
+        }
+        Ok(splits)
+    }
+}
