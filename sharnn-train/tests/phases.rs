@@ -1,6 +1,6 @@
 //! Phases, and steps that are skipped.
 
-#![cfg(feature = "flex")]
+#![cfg(any(feature = "flex", feature = "ndarray"))]
 
 mod common;
 
