@@ -1,6 +1,6 @@
 //! Phases, and steps that are skipped.
 
-#![cfg(any(feature = "flex", feature = "ndarray"))]
+#![cfg(feature = "flex")]
 
 mod common;
 

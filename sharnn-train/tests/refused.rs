@@ -1,6 +1,6 @@
 //! What a run directory is not resumed with: other settings, other data, damaged files, a second process.
 
-#![cfg(any(feature = "flex", feature = "ndarray"))]
+#![cfg(feature = "flex")]
 
 mod common;
 

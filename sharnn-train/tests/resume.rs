@@ -1,6 +1,6 @@
 //! A run that is stopped, interrupted or killed at any moment and resumed is the run that never stopped, bit for bit.
 
-#![cfg(any(feature = "flex", feature = "ndarray"))]
+#![cfg(feature = "flex")]
 
 mod common;
 

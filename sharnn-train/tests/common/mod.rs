@@ -5,7 +5,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use burn::backend::Autodiff;
+use burn::backend::{Autodiff, Flex};
 use sharnn_core::ShaRnnConfig;
 use sharnn_data::{Corpus, SegmentLengths, Splits};
 use sharnn_train::{
@@ -13,11 +13,8 @@ use sharnn_train::{
     TrainOptions, Trainer, collect_params,
 };
 
-/// Both backends promise to resume bit for bit.
-#[cfg(feature = "flex")]
-pub type B = Autodiff<burn::backend::Flex>;
-#[cfg(not(feature = "flex"))]
-pub type B = Autodiff<burn::backend::NdArray<f32>>;
+/// The backend that promises to resume bit for bit.
+pub type B = Autodiff<Flex>;
 
 /// Steps of the whole run of [`recipe`].
 pub const LAST_STEP: u64 = 60;
