@@ -1,0 +1,439 @@
+//! Times one job on one backend and prints it as one line of JSON.
+//!
+//! ```text
+//! cargo run --release --example bench -- --size M --mode train --threads 2
+//! ```
+//!
+//! Options, defaults, work and keys are those of a PyTorch statement of the same model, so that the two can be run in turn
+//! and their medians divided. `device` is the backend's name here, and `peak_gpu_mb` is always null.
+//!
+//! - `train`: loss, backward, clip and min-trust LAMB on a fresh segment, every time from the same carried state, whose
+//!   memory is filled before.
+//! - `forward`: logits of a fresh segment without gradients or dropout, from such a state too.
+//! - `decode`: 32 bytes one after the other in one lane, each from the state that the byte before it left; the time is that
+//!   of one byte.
+//!
+//! The device has finished all work before the clock is read.
+
+use std::hint::black_box;
+use std::io::{Write, stdout};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use burn::module::{AutodiffModule, Module};
+use burn::tensor::{Int, Tensor, TensorData};
+use clap::{Parser, ValueEnum};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use sharnn::core::{BlockState, LstmState};
+use sharnn::train::{LambConfig, MinTrustLamb};
+use sharnn::{
+    Attend, AutodiffBackend, Backend, BackendJob, BackendKind, DropoutStream, Pass, Precision, ShaRnn, ShaRnnConfig,
+    ShaRnnState,
+};
+
+/// Bytes decoded in one timing.
+const DECODED: usize = 32;
+/// Longest segment in which the memory is filled before decoding.
+const FILL_SEGMENT: usize = 1024;
+const LEARNING_RATE: f64 = 1e-4;
+
+/// Time training, forward passes or decoding, and print one line of JSON.
+#[derive(Parser, Debug)]
+#[command(name = "bench", max_term_width = 100)]
+struct Args {
+    /// d_model / d_ff of four blocks: XS 128/512, S 256/1024, M 512/2048, L 1024/4096 (the paper)
+    #[arg(long, value_enum, ignore_case = true, default_value = "S")]
+    size: Size,
+    /// What to time
+    #[arg(long, value_enum, default_value = "train")]
+    mode: Mode,
+    /// Precision of matrix products
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: Dtype,
+    /// Threads of the CPU backends written in Rust [default: one a core]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    threads: Option<usize>,
+    /// Lanes side by side; decoding has one [default: 16]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    batch: Option<usize>,
+    /// Bytes of a segment; decoding goes byte by byte [default: 256]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    seq_len: Option<usize>,
+    /// Bytes read before the clock starts, which fill the memory, in whole segments
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    memory: usize,
+    /// Rows of memory kept at most; 0 keeps none
+    #[arg(long, value_name = "N", default_value_t = 5000)]
+    mem_len: usize,
+    /// All three dropouts; they act in training only [default: 0.1]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    dropout: Option<f64>,
+    /// Runs before those that count
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    warmup: usize,
+    /// Runs that count
+    #[arg(long, value_name = "N", default_value_t = 7, value_parser = at_least_one)]
+    runs: usize,
+    /// Blocks that attend: none, the second-last, or all
+    #[arg(long, value_enum, default_value = "one")]
+    attend: Which,
+    /// Seed of weights, bytes and dropout
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    /// Backend, of those compiled in: flex, ndarray, cuda, wgpu or tch
+    #[arg(long, value_name = "NAME", default_value_t)]
+    backend: BackendKind,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum, Serialize)]
+enum Size {
+    #[value(name = "XS")]
+    #[serde(rename = "XS")]
+    Xs,
+    #[value(name = "S")]
+    S,
+    #[value(name = "M")]
+    M,
+    #[value(name = "L")]
+    L,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    Train,
+    Forward,
+    Decode,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Dtype {
+    F32,
+    Bf16,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Which {
+    None,
+    One,
+    All,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "use a whole number of at least 1".into())
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let args = Args::parse();
+    let plan = args.plan()?;
+    if let Some(threads) = args.threads {
+        ensure!(
+            args.backend != BackendKind::Tch,
+            "--threads does not reach LibTorch: set the environment variable OMP_NUM_THREADS"
+        );
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot set --threads")?;
+    }
+    let Measured { params, mut seconds } = args.backend.dispatch(plan.clone())??;
+    seconds.sort_by(f64::total_cmp);
+    let median_s = median(&seconds);
+    let line = Line {
+        size: args.size,
+        mode: args.mode,
+        dtype: args.dtype,
+        device: args.backend.name(),
+        threads: (args.backend != BackendKind::Tch).then(rayon::current_num_threads),
+        batch: plan.batch,
+        seq_len: plan.seq_len,
+        memory: plan.memory,
+        params,
+        median_s: round(median_s, 5),
+        min_s: round(seconds[0], 5),
+        tokens_per_s: round((plan.batch * plan.seq_len) as f64 / median_s, 1),
+        peak_rss_mb: peak_rss_mb(),
+        peak_gpu_mb: None,
+    };
+    writeln!(stdout(), "{}", serde_json::to_string(&line)?)?;
+    Ok(())
+}
+
+/// The result, in the order in which it is printed.
+#[derive(Serialize)]
+struct Line {
+    size: Size,
+    mode: Mode,
+    dtype: Dtype,
+    device: &'static str,
+    /// `None` where the backend has a pool of its own.
+    threads: Option<usize>,
+    batch: usize,
+    seq_len: usize,
+    memory: usize,
+    params: usize,
+    median_s: f64,
+    min_s: f64,
+    tokens_per_s: f64,
+    peak_rss_mb: Option<u64>,
+    peak_gpu_mb: Option<u64>,
+}
+
+impl Args {
+    /// Puts the options together and refuses those that would do nothing.
+    fn plan(&self) -> Result<Plan> {
+        if self.mode == Mode::Decode {
+            for (option, value) in [("--batch", self.batch), ("--seq-len", self.seq_len)] {
+                let value = value.unwrap_or(1);
+                ensure!(value == 1, "{option} {value} cannot be used: decoding reads one byte of one lane at a time");
+            }
+        }
+        if let (Mode::Forward | Mode::Decode, Some(dropout)) = (self.mode, self.dropout) {
+            ensure!(dropout == 0.0, "--dropout {dropout} cannot be used: dropout acts in --mode train only");
+        }
+        let (batch, seq_len) = match self.mode {
+            Mode::Decode => (1, 1),
+            _ => (self.batch.unwrap_or(16), self.seq_len.unwrap_or(256)),
+        };
+        let attend = match self.attend {
+            Which::None => Attend::None,
+            Which::One => Attend::SecondLast,
+            Which::All => Attend::All,
+        };
+        let config = match self.size {
+            Size::Xs => ShaRnnConfig::xs(),
+            Size::S => ShaRnnConfig::s(),
+            Size::M => ShaRnnConfig::m(),
+            Size::L => ShaRnnConfig::enwik8(),
+        };
+        let config = config.with_attend(attend).with_mem_len(self.mem_len).with_dropout(self.dropout.unwrap_or(0.1));
+        config.validate()?;
+        ensure!(
+            seq_len <= self.mem_len || self.mem_len == 0 || self.attend == Which::None,
+            "--seq-len {seq_len} is more than --mem-len {}: use shorter segments, a longer memory, or --mem-len 0",
+            self.mem_len
+        );
+        let precision = match self.dtype {
+            Dtype::F32 => Precision::F32,
+            Dtype::Bf16 => Precision::Bf16,
+        };
+        let Self { mode, memory, warmup, runs, seed, backend, .. } = *self;
+        Ok(Plan { backend, config, precision, mode, batch, seq_len, memory, warmup, runs, seed })
+    }
+}
+
+/// The job, generic over the backend.
+#[derive(Clone)]
+struct Plan {
+    backend: BackendKind,
+    config: ShaRnnConfig,
+    precision: Precision,
+    mode: Mode,
+    batch: usize,
+    seq_len: usize,
+    memory: usize,
+    warmup: usize,
+    runs: usize,
+    seed: u64,
+}
+
+struct Measured {
+    params: usize,
+    /// Of one segment, or of one byte when decoding; one a run that counts.
+    seconds: Vec<f64>,
+}
+
+impl BackendJob for Plan {
+    type Output = Result<Measured>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<Measured> {
+        ensure!(
+            self.precision.is_supported::<B::InnerBackend>(&device),
+            "--dtype bf16 cannot be used: backend {} does not compute in it here; use --dtype f32",
+            self.backend
+        );
+        let model = self.config.init_seeded::<B>(self.seed, &device);
+        let params = model.num_params();
+        let seconds = match self.mode {
+            Mode::Train => self.train::<B>(model, &device)?,
+            Mode::Forward => self.forward(&model.valid(), &device)?,
+            Mode::Decode => self.decode(&model.valid(), &device)?,
+        };
+        Ok(Measured { params, seconds })
+    }
+}
+
+impl Plan {
+    fn train<B: AutodiffBackend>(&self, model: ShaRnn<B>, device: &B::Device) -> Result<Vec<f64>> {
+        let mut bytes = Bytes::new(self, device);
+        let mut step = 0;
+        let mut pass = || {
+            step += 1;
+            let stream = DropoutStream { seed: self.seed, step, first_lane: 0 };
+            Pass { precision: self.precision, dropout: Some(stream) }
+        };
+        // Filled by a model without gradients, so that no graph is recorded.
+        let state = tracked::<B>(self.fill(&model.valid(), self.seq_len, &mut bytes, &mut pass));
+        let mut model = Some(model);
+        let mut optimizer = MinTrustLamb::new(LambConfig::default());
+        let mut finite = None;
+        let prepare = || {
+            let [tokens, targets] = [(); 2].map(|()| Tensor::from_inner(bytes.segment(self.seq_len)));
+            (tokens, targets, state.clone(), pass())
+        };
+        let job = |(tokens, targets, state, pass)| {
+            let old: ShaRnn<B> = model.take().expect("a model between two steps");
+            let (loss, state) = old.loss(tokens, targets, state, &pass);
+            let grads = loss.backward();
+            let (new, report) = optimizer.step(old, loss.inner(), grads, LEARNING_RATE);
+            model = Some(new);
+            finite = Some(report.finite);
+            black_box(state.detach());
+        };
+        let seconds = self.time::<B, _>(device, prepare, job)?;
+        let finite = finite.is_some_and(|finite| finite.into_data().iter::<bool>().all(|finite| finite));
+        ensure!(finite, "the loss or a gradient of the last step is not finite: the times mean nothing");
+        Ok(seconds)
+    }
+
+    fn forward<B: Backend>(&self, model: &ShaRnn<B>, device: &B::Device) -> Result<Vec<f64>> {
+        let mut bytes = Bytes::new(self, device);
+        let pass = Pass { precision: self.precision, dropout: None };
+        let state = self.fill(model, self.seq_len, &mut bytes, || pass);
+        let mut logits = None;
+        let prepare = || (bytes.segment(self.seq_len), state.clone());
+        let job = |(tokens, state)| {
+            let (h, state) = model.hidden(tokens, state, &pass);
+            logits = Some(model.decode(h, &pass));
+            black_box(state);
+        };
+        let seconds = self.time::<B, _>(device, prepare, job)?;
+        check(logits, [self.batch, self.seq_len, model.vocab_size()])?;
+        Ok(seconds)
+    }
+
+    fn decode<B: Backend>(&self, model: &ShaRnn<B>, device: &B::Device) -> Result<Vec<f64>> {
+        let mut bytes = Bytes::new(self, device);
+        let pass = Pass { precision: self.precision, dropout: None };
+        let longest = match model.mem_len {
+            0 => FILL_SEGMENT,
+            mem_len => mem_len.min(FILL_SEGMENT),
+        };
+        let mut state = Some(self.fill(model, longest, &mut bytes, || pass));
+        let mut logits = None;
+        let job = |token: Tensor<B, 2, Int>| {
+            for _ in 0..DECODED {
+                let old = state.take().expect("a state between two bytes");
+                let (h, new) = model.hidden(token.clone(), old, &pass);
+                logits = Some(model.decode(h, &pass));
+                state = Some(new);
+            }
+        };
+        let seconds = self.time::<B, _>(device, || bytes.segment(1), job)?;
+        check(logits, [1, 1, model.vocab_size()])?;
+        Ok(seconds.into_iter().map(|seconds| seconds / DECODED as f64).collect())
+    }
+
+    /// The state after `memory` bytes in segments of `longest`; the last one is whole too unless decoding.
+    fn fill<B: Backend>(
+        &self,
+        model: &ShaRnn<B>,
+        longest: usize,
+        bytes: &mut Bytes<B>,
+        mut pass: impl FnMut() -> Pass,
+    ) -> ShaRnnState<B> {
+        let mut state = model.empty_state();
+        for start in (0..self.memory).step_by(longest) {
+            let len = if self.mode == Mode::Decode { longest.min(self.memory - start) } else { longest };
+            state = model.hidden(bytes.segment(len), state, &pass()).1;
+        }
+        state
+    }
+
+    /// Seconds that `job` takes in the runs that count; `prepare` makes its input off the clock.
+    fn time<B: Backend, I>(
+        &self,
+        device: &B::Device,
+        mut prepare: impl FnMut() -> I,
+        mut job: impl FnMut(I),
+    ) -> Result<Vec<f64>> {
+        let mut seconds = Vec::with_capacity(self.runs);
+        for run in 0..self.warmup.saturating_add(self.runs) {
+            let input = prepare();
+            B::sync(device).context("the device failed")?;
+            let start = Instant::now();
+            job(input);
+            B::sync(device).context("the device failed")?;
+            if run >= self.warmup {
+                seconds.push(start.elapsed().as_secs_f64());
+            }
+        }
+        Ok(seconds)
+    }
+}
+
+/// Random bytes on the device.
+struct Bytes<B: Backend> {
+    rng: ChaCha8Rng,
+    batch: usize,
+    device: B::Device,
+}
+
+impl<B: Backend> Bytes<B> {
+    fn new(plan: &Plan, device: &B::Device) -> Self {
+        Self { rng: ChaCha8Rng::seed_from_u64(plan.seed), batch: plan.batch, device: device.clone() }
+    }
+
+    /// A segment, `[batch_size, len]`.
+    fn segment(&mut self, len: usize) -> Tensor<B, 2, Int> {
+        let tokens: Vec<i32> = (0..self.batch * len).map(|_| self.rng.random::<u8>().into()).collect();
+        Tensor::from_data(TensorData::new(tokens, [self.batch, len]), &self.device)
+    }
+}
+
+/// A state in the hands of the backend with gradients; there it is a constant.
+fn tracked<B: AutodiffBackend>(state: ShaRnnState<B::InnerBackend>) -> ShaRnnState<B> {
+    let block = |BlockState { lstm, memory }| BlockState {
+        lstm: lstm.map(|LstmState { h, c }| LstmState { h: Tensor::from_inner(h), c: Tensor::from_inner(c) }),
+        memory: memory.map(Tensor::from_inner),
+    };
+    ShaRnnState { blocks: state.blocks.into_iter().map(block).collect() }
+}
+
+/// Refuses times of a pass that did not compute what it should have.
+fn check<B: Backend>(logits: Option<Tensor<B, 3>>, dims: [usize; 3]) -> Result<()> {
+    let logits = logits.context("nothing was computed")?;
+    ensure!(logits.dims() == dims, "the logits have shape {:?}, expected {dims:?}", logits.dims());
+    let finite = logits.into_data().convert::<f32>().iter::<f32>().all(f32::is_finite);
+    ensure!(finite, "the logits are not finite: the times mean nothing");
+    Ok(())
+}
+
+/// Of sorted values, at least one.
+fn median(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+}
+
+fn round(value: f64, digits: i32) -> f64 {
+    let scale = 10f64.powi(digits);
+    (value * scale).round() / scale
+}
+
+/// Most memory that this process has held, in MiB; `None` where the system has no `/proc`.
+fn peak_rss_mb() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().strip_suffix("kB")?.trim();
+    Some(kib.parse::<u64>().ok()? / 1024)
+}
