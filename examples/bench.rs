@@ -141,11 +141,7 @@ fn run() -> Result<()> {
     let args = Args::parse();
     let plan = args.plan()?;
     if let Some(threads) = args.threads {
-        ensure!(
-            args.backend != BackendKind::Tch,
-            "--threads does not reach LibTorch: set the environment variable OMP_NUM_THREADS"
-        );
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot set --threads")?;
+        args.backend.set_threads(threads)?;
     }
     let Measured { params, mut seconds } = args.backend.dispatch(plan.clone())??;
     seconds.sort_by(f64::total_cmp);

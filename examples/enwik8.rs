@@ -42,11 +42,10 @@ fn main() -> ExitCode {
 
 fn run() -> Result<ExitCode> {
     let args = Args::parse();
-    if let Some(threads) = args.threads {
-        anyhow::ensure!(threads > 0, "--threads 0 cannot be used: use at least 1");
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot set --threads")?;
-    }
     let backend = args.backend()?;
+    if let Some(threads) = args.threads {
+        backend.set_threads(threads)?;
+    }
     let run_dir = runs::choose(&args)?;
     let stored = args.continues().then(|| DataChoice::stored(&run_dir)).transpose()?.flatten();
     let choice = DataChoice::from_args(&args, stored);

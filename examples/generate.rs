@@ -63,12 +63,7 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let args = Args::parse();
     if let Some(threads) = args.threads {
-        ensure!(threads > 0, "--threads 0 cannot be used: use at least 1");
-        ensure!(
-            args.backend != BackendKind::Tch,
-            "--threads does not reach LibTorch: set the environment variable OMP_NUM_THREADS"
-        );
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot set --threads")?;
+        args.backend.set_threads(threads)?;
     }
     args.backend.dispatch(args)?
 }

@@ -39,7 +39,20 @@ pub enum BackendError {
         /// The backends of this program.
         available: Vec<BackendKind>,
     },
+    /// The number of threads cannot be set, or not to this.
+    #[error("{threads} threads cannot be set for backend {kind}: {hint}")]
+    Threads {
+        /// The backend.
+        kind: BackendKind,
+        /// The number.
+        threads: usize,
+        /// What would do.
+        hint: String,
+    },
 }
+
+/// More threads than this are taken for a mistake.
+const MAX_THREADS: usize = 1024;
 
 /// Work that runs on whichever backend was chosen: a function that is generic over the backend.
 pub trait BackendJob {
@@ -89,6 +102,25 @@ impl BackendKind {
     /// weights, moments, state, data and masks, and may then differ in the last bits.
     pub fn resumes_bit_exactly(self) -> bool {
         matches!(self, Self::Flex)
+    }
+
+    /// Sets the number of threads of the CPU backends written in Rust, once and before anything is computed; without it they
+    /// take one a core. (The matrix products of `ndarray` read the environment variable `MATMUL_NUM_THREADS` instead.)
+    ///
+    /// # Errors
+    /// [`BackendError::Threads`] for a number that cannot be meant, for a backend that has no such threads, and if they were
+    /// set before.
+    pub fn set_threads(self, threads: usize) -> Result<(), BackendError> {
+        let refuse = |hint: String| Err(BackendError::Threads { kind: self, threads, hint });
+        match self {
+            _ if !(1..=MAX_THREADS).contains(&threads) => refuse(format!("use 1 to {MAX_THREADS}")),
+            Self::Cuda | Self::Wgpu => refuse("it computes on a GPU, leave the number out".into()),
+            Self::Tch => refuse("set the environment variable OMP_NUM_THREADS".into()),
+            Self::Flex | Self::NdArray => match rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
+                Ok(()) => Ok(()),
+                Err(error) => refuse(error.to_string()),
+            },
+        }
     }
 
     /// Runs a job on this backend's default device, under autodiff.
@@ -171,6 +203,19 @@ mod tests {
                     assert!(error.to_string().contains(&wanted), "{error}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn threads_that_cannot_be_meant_are_refused() {
+        for (kind, threads, hint) in [
+            (BackendKind::Flex, 0, "use 1 to 1024"),
+            (BackendKind::NdArray, 99_999_999, "use 1 to 1024"),
+            (BackendKind::Cuda, 2, "leave the number out"),
+            (BackendKind::Tch, 2, "OMP_NUM_THREADS"),
+        ] {
+            let error = kind.set_threads(threads).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{threads} threads")) && error.contains(hint), "{error}");
         }
     }
 
