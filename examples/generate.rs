@@ -95,6 +95,7 @@ impl BackendJob for Args {
         match written {
             // Whoever read has seen enough.
             Err(GenerateError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(GenerateError::Io(error)) => Err(error).context("cannot write to standard output"),
             written => Ok(written?),
         }
     }
