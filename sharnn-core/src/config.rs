@@ -189,8 +189,8 @@ impl ShaRnnConfig {
             let hint = format!("use at least d_model = {}, best a multiple of it", self.d_model);
             return refuse("d_ff", self.d_ff.to_string(), hint);
         }
-        if self.d_model % self.n_heads != 0 {
-            let divisors: Vec<_> = (1..=self.d_model.min(64)).filter(|n| self.d_model % n == 0).collect();
+        if !self.d_model.is_multiple_of(self.n_heads) {
+            let divisors: Vec<_> = (1..=self.d_model.min(64)).filter(|&n| self.d_model.is_multiple_of(n)).collect();
             let hint = format!("use a divisor of d_model = {}: one of {divisors:?}", self.d_model);
             return refuse("n_heads", self.n_heads.to_string(), hint);
         }

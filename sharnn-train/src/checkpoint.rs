@@ -58,10 +58,10 @@ pub struct BestManifest {
 ///
 /// # Errors
 /// If there are none, if a file is damaged, or if they do not fit their configuration.
-pub fn load_best<B: BurnBackend>(dir: &Path, device: &B::Device) -> Result<(ShaRnn<B>, BestManifest), CheckpointError>
-where
-    B: sharnn_core::Backend,
-{
+pub fn load_best<B: sharnn_core::Backend>(
+    dir: &Path,
+    device: &B::Device,
+) -> Result<(ShaRnn<B>, BestManifest), CheckpointError> {
     let best_dir = if dir.join(BEST_MANIFEST).exists() { dir.to_path_buf() } else { dir.join(BEST_DIR) };
     if !best_dir.is_dir() {
         return Err(CheckpointError::NoBest { run_dir: dir.into() });

@@ -65,7 +65,7 @@ impl<B: Backend> LambGate<B> {
         let skip = finite.clone().bool_not();
         let scale = match config.clip {
             None => grad_norm.ones_like(),
-            Some(clip) => ((grad_norm + CLIP_EPS).recip() * clip).clamp_max(1.0),
+            Some(clip) => (grad_norm.full_like(clip) / (grad_norm + CLIP_EPS)).clamp_max(1.0),
         };
         let scale = scale.mask_fill(skip.clone(), 0.0);
         let keep = |beta: f64| scale.full_like(beta).mask_fill(skip.clone(), 1.0);

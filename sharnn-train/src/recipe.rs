@@ -278,26 +278,27 @@ mod tests {
     #[test]
     fn a_field_that_cannot_be_used_is_refused_by_name() {
         let base = Recipe::paper;
-        let with = |change: &dyn Fn(&mut Recipe)| {
+        let with = |change: fn(&mut Recipe)| {
             let mut recipe = base();
             change(&mut recipe);
             recipe.validate().unwrap_err()
         };
-        let cases: [(&dyn Fn(&mut Recipe), &str, &str); 14] = [
-            (&|r| r.batch_size = 0, "batch_size", "0"),
-            (&|r| r.segments = SegmentLengths::Fixed { len: 0 }, "segments.len", "0"),
-            (&|r| r.phases.clear(), "phases", "[]"),
-            (&|r| r.phases[1].lr = -1.0, "phases[1].lr", "-1"),
-            (&|r| r.phases[0].lr = f64::NAN, "phases[0].lr", "NaN"),
-            (&|r| r.phases[0].epochs = 0, "phases[0].epochs", "0"),
-            (&|r| r.phases[0].steps = Some(0), "phases[0].steps", "0"),
-            (&|r| r.max_skipped_in_a_row = 0, "max_skipped_in_a_row", "0"),
-            (&|r| r.valid_every_steps = Some(0), "valid_every_steps", "0"),
-            (&|r| r.lamb.beta2 = 1.0, "lamb.beta2", "1"),
-            (&|r| r.lamb.eps = 0.0, "lamb.eps", "0"),
-            (&|r| r.lamb.clip = Some(0.0), "lamb.clip", "0"),
-            (&|r| r.valid.lanes = 0, "valid.lanes", "0"),
-            (&|r| r.test.seq_len = 0, "test.seq_len", "0"),
+        type Case = (fn(&mut Recipe), &'static str, &'static str);
+        let cases: [Case; 14] = [
+            (|r| r.batch_size = 0, "batch_size", "0"),
+            (|r| r.segments = SegmentLengths::Fixed { len: 0 }, "segments.len", "0"),
+            (|r| r.phases.clear(), "phases", "[]"),
+            (|r| r.phases[1].lr = -1.0, "phases[1].lr", "-1"),
+            (|r| r.phases[0].lr = f64::NAN, "phases[0].lr", "NaN"),
+            (|r| r.phases[0].epochs = 0, "phases[0].epochs", "0"),
+            (|r| r.phases[0].steps = Some(0), "phases[0].steps", "0"),
+            (|r| r.max_skipped_in_a_row = 0, "max_skipped_in_a_row", "0"),
+            (|r| r.valid_every_steps = Some(0), "valid_every_steps", "0"),
+            (|r| r.lamb.beta2 = 1.0, "lamb.beta2", "1"),
+            (|r| r.lamb.eps = 0.0, "lamb.eps", "0"),
+            (|r| r.lamb.clip = Some(0.0), "lamb.clip", "0"),
+            (|r| r.valid.lanes = 0, "valid.lanes", "0"),
+            (|r| r.test.seq_len = 0, "test.seq_len", "0"),
         ];
         for (change, field, value) in cases {
             let error = with(change);

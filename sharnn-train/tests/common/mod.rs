@@ -13,6 +13,7 @@ use sharnn_train::{
     TrainOptions, Trainer, collect_params,
 };
 
+/// The backend that promises to resume bit for bit.
 pub type B = Autodiff<Flex>;
 
 /// Steps of the whole run of [`recipe`].

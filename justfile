@@ -1,0 +1,33 @@
+# `just check` is what a change has to pass.
+
+default: check
+
+check: fmt clippy test doc bench-build
+
+fmt:
+    cargo fmt --all --check
+
+clippy:
+    cargo clippy --workspace --all-targets -- -D warnings
+
+test:
+    cargo test --workspace
+
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+bench-build:
+    cargo bench --workspace --no-run
+
+# Every backend that compiles without anything installed.
+backends:
+    cargo clippy --workspace --features cuda -- -D warnings
+    cargo clippy --workspace --features wgpu -- -D warnings
+    cargo clippy --workspace --no-default-features --features ndarray -- -D warnings
+
+bench:
+    cargo bench
+
+# Train for about three minutes.
+quick:
+    cargo run --release --example enwik8
