@@ -90,6 +90,7 @@ impl BackendJob for Args {
         match written {
             // Whoever read has seen enough.
             Err(GenerateError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(GenerateError::Io(error)) => Err(error).context("cannot write to standard output"),
             written => Ok(written?),
         }
     }
@@ -120,12 +121,14 @@ impl<W: Write> Write for Printable<W> {
             text.extend(chunk.valid().chars().map(shown));
             complete += chunk.valid().len();
             let invalid = chunk.invalid();
-            // At the end it may be the beginning of a character: the standard library says so by its error's length.
-            let unfinished = std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
-            if !invalid.is_empty() && !(unfinished && complete + invalid.len() == self.pending.len()) {
-                text.push('\u{FFFD}');
-                complete += invalid.len();
+            // At the end it may be the beginning of a character: the error then has no length.
+            let at_end = complete + invalid.len() == self.pending.len();
+            let waits = at_end && std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
+            if invalid.is_empty() || waits {
+                continue;
             }
+            text.push('\u{FFFD}');
+            complete += invalid.len();
         }
         self.pending.drain(..complete);
         self.out.write_all(text.as_bytes())?;

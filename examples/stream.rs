@@ -8,7 +8,7 @@
 use std::io::{Read, Write, stdin, stdout};
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use burn::backend::Flex;
 use burn::tensor::{Int, Tensor, TensorData};
 use sharnn::train::load_best;
@@ -34,7 +34,7 @@ fn stream() -> Result<()> {
     let (mut state, mut last) = (model.empty_state(), b'\n');
     let (mut nats, mut read) = (0.0, 0);
     loop {
-        let n = stdin().read(&mut buffer)?;
+        let n = stdin().read(&mut buffer).context("cannot read standard input")?;
         let [.., new_last] = buffer[..n] else { break };
         let inputs = tokens(std::iter::once(last).chain(buffer[..n - 1].iter().copied()));
         let targets = tokens(buffer[..n].iter().copied());
