@@ -12,7 +12,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Parser;
 use sharnn::train::{GenerateError, load_best};
 use sharnn::{AutodiffBackend, BackendJob, BackendKind, Generator, Sampling};
