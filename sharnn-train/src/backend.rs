@@ -97,9 +97,9 @@ impl BackendKind {
     /// Whether a resumed run repeats an uninterrupted one bit for bit. It does where every operation sums in an order that
     /// is the same each time it is run: on `flex`, with the same number of threads on the same kind of machine.
     ///
-    /// The others do not repeat even an uninterrupted run bit for bit, or do not promise to: `ndarray` sums in whatever
-    /// order its threads finish, GPU backends choose kernels by timing them. There a resumed run goes on from bit-identical
-    /// weights, moments, state, data and masks, and may then differ in the last bits.
+    /// `ndarray` does not: measured, the same forward pass of the same weights gives losses that differ in the last bits, with
+    /// one thread too. GPU backends may choose kernels by timing them, and promise nothing. On all of these a resumed run
+    /// goes on from bit-identical weights, moments, state, data and masks, and may then differ in the last bits.
     pub fn resumes_bit_exactly(self) -> bool {
         matches!(self, Self::Flex)
     }
