@@ -126,7 +126,9 @@ fn preset(name: &str) -> Result<(ShaRnnConfig, Recipe)> {
         Recipe { phases: vec![phase], ..Recipe::paper().with_segments_around(256) }
     };
     Ok(match name {
-        "quick" => (ShaRnnConfig::xs(), short(100)),
+        "quick" => {
+            (ShaRnnConfig { n_layers: 2, ..ShaRnnConfig::xs() }.with_mem_len(512), short(50).with_segments_around(64))
+        }
         "xs" => (ShaRnnConfig::xs(), short(100)),
         "s" => (ShaRnnConfig::s(), short(100)),
         "m" => (ShaRnnConfig::m(), short(200)),
