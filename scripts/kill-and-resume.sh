@@ -12,7 +12,7 @@ trap 'rm -rf "$dir"' EXIT
 options=(--preset xs --steps 200 --dropout 0.1 --seq-len 128 --mem-len 640 --checkpoint-every 30 --log-every 1
     --valid-bytes 20000 --seed 5 "$@")
 
-steps() { grep -c '"event":"train"' "$1/metrics.jsonl" 2>/dev/null || true; }
+steps() { if [ -f "$1/metrics.jsonl" ]; then grep -c '"event":"train"' "$1/metrics.jsonl" || true; else echo 0; fi; }
 # What a record holds but for the wall clock.
 losses() { grep '"event":"train"' "$1/metrics.jsonl" | sed -E 's/"(seconds|bytes_per_s)":[^,}]*,?//g'; }
 

@@ -250,7 +250,7 @@ impl Args {
         match self.eval_batch {
             Some(lanes) => (recipe.valid.lanes, recipe.test.lanes) = (lanes, lanes),
             // A split of a small file may be too short for the paper's lanes.
-            None if !self.continues() => {
+            None if self.preset.is_some() || !self.continues() => {
                 let lanes = |bytes: usize| (bytes / (4 * recipe.valid.seq_len)).clamp(1, 8);
                 recipe.valid.lanes = lanes(splits.valid.len());
                 recipe.test.lanes = lanes(splits.test.len());
