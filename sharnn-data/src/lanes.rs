@@ -1,37 +1,38 @@
 //! Lanes: data cut into `n_lanes` contiguous stretches of equal length, read side by side as the rows of a batch.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use crate::corpus::Split;
 use crate::error::{DataError, MIN_SCORED};
 
-/// A split cut into contiguous lanes of `len / n_lanes` bytes. The remainder at the end is left out. Lane `i` begins
-/// where lane `i - 1` ends; every lane starts cold, so its first byte is read but never scored. Cloning is cheap.
+/// Bytes (a [`Split`], or a slice) cut into contiguous lanes of `len / n_lanes` bytes. The remainder at the end is left
+/// out. Lane `i` begins where lane `i - 1` ends; every lane starts cold, so its first byte is read but never scored.
+/// Cloning is as cheap as that of the bytes' owner.
 #[derive(Clone, Debug)]
-pub struct Lanes {
-    split: Split,
+pub struct Lanes<D = Split> {
+    data: D,
     n_lanes: usize,
     lane_len: usize,
 }
 
-impl Lanes {
-    /// Cuts `split` into `n_lanes` lanes; `n_lanes` is the batch size.
+impl<D: Deref<Target = [u8]>> Lanes<D> {
+    /// Cuts `data` into `n_lanes` lanes; `n_lanes` is the batch size.
     ///
     /// # Errors
     /// If `n_lanes` is 0 or a lane would be shorter than 2 bytes; the error says the largest batch that the data
     /// allows.
-    pub fn new(split: Split, n_lanes: usize) -> Result<Self, DataError> {
-        let len = split.len();
+    pub fn new(data: D, n_lanes: usize) -> Result<Self, DataError> {
+        let len = data.len();
         let lane_len = len.checked_div(n_lanes).unwrap_or(0);
         if lane_len < MIN_SCORED {
             return Err(DataError::Lanes { len, n_lanes, max: len / MIN_SCORED });
         }
-        Ok(Self { split, n_lanes, lane_len })
+        Ok(Self { data, n_lanes, lane_len })
     }
 
-    /// The split that was cut.
-    pub fn split(&self) -> &Split {
-        &self.split
+    /// The bytes that were cut.
+    pub fn data(&self) -> &D {
+        &self.data
     }
 
     /// How many lanes there are: the batch size.
@@ -55,7 +56,7 @@ impl Lanes {
     /// If there is no such lane.
     pub fn lane(&self, i: usize) -> &[u8] {
         assert!(i < self.n_lanes, "lane {i} of {} lanes", self.n_lanes);
-        &self.split[i * self.lane_len..(i + 1) * self.lane_len]
+        &self.data[i * self.lane_len..(i + 1) * self.lane_len]
     }
 
     /// Checks that `range` selects at least one lane and only lanes that exist.

@@ -9,6 +9,7 @@ use std::time::Instant;
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use sharnn_core::{Backend, Pass, Precision, ShaRnn};
+use sharnn_data::{DataError, Lanes};
 
 /// How to evaluate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +32,7 @@ impl Default for EvalConfig {
 }
 
 /// Why a model cannot be evaluated.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvalError {
     /// An option cannot be used.
@@ -56,14 +57,9 @@ pub enum EvalError {
         /// The precision.
         precision: Precision,
     },
-    /// A lane needs two bytes at least: one to start from and one to score.
-    #[error("{len} bytes in {lanes} lanes leave less than 2 bytes a lane: use more data or at most {} lanes", len / 2)]
-    TooShort {
-        /// Number of bytes.
-        len: usize,
-        /// Number of lanes.
-        lanes: usize,
-    },
+    /// The data cannot be cut into so many lanes.
+    #[error(transparent)]
+    Lanes(#[from] DataError),
     /// A byte is outside the model's vocabulary.
     #[error("byte {byte} at offset {offset} is outside the model's vocabulary of {vocab_size}: use a model of 256")]
     OutsideVocabulary {
@@ -107,15 +103,6 @@ impl Evaluation {
     }
 }
 
-/// Cuts `data` into `lanes` contiguous lanes of `len / lanes` bytes; the remainder is left out.
-///
-/// # Panics
-/// If `lanes` is 0.
-pub fn cut_lanes(data: &[u8], lanes: usize) -> Vec<&[u8]> {
-    let len = data.len() / lanes;
-    (0..lanes).map(|lane| &data[lane * len..(lane + 1) * len]).collect()
-}
-
 /// Scores `data` with `model`, which lies on `device`. `progress` is called after every segment with the bytes scored so far
 /// and in all.
 ///
@@ -130,11 +117,12 @@ pub fn evaluate<B: Backend>(
     device: &B::Device,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Evaluation, EvalError> {
-    check(model, data, config, device)?;
+    check(model, config, device)?;
+    let lanes = Lanes::new(data, config.lanes)?;
+    check_vocabulary(&lanes, model.vocab_size())?;
     let started = Instant::now();
-    let lanes = cut_lanes(data, config.lanes);
-    let targets = lanes[0].len() - 1;
-    let total = (config.lanes * targets) as u64;
+    let targets = lanes.lane_len() - 1;
+    let total = lanes.n_targets() as u64;
     let pass = Pass { precision: config.precision, dropout: None };
 
     let mut sum = LossSum { nats: 0.0, bytes: 0 };
@@ -184,12 +172,10 @@ impl LossSum {
     }
 }
 
-fn check<B: Backend>(model: &ShaRnn<B>, data: &[u8], config: &EvalConfig, device: &B::Device) -> Result<(), EvalError> {
-    let &EvalConfig { lanes, seq_len, precision } = config;
-    for (field, value) in [("lanes", lanes), ("seq_len", seq_len)] {
-        if value == 0 {
-            return Err(EvalError::Zero { field });
-        }
+fn check<B: Backend>(model: &ShaRnn<B>, config: &EvalConfig, device: &B::Device) -> Result<(), EvalError> {
+    let &EvalConfig { seq_len, precision, .. } = config;
+    if seq_len == 0 {
+        return Err(EvalError::Zero { field: "seq_len" });
     }
     if model.attends() && model.mem_len > 0 && seq_len > model.mem_len {
         return Err(EvalError::SegmentTooLong { seq_len, mem_len: model.mem_len });
@@ -197,11 +183,11 @@ fn check<B: Backend>(model: &ShaRnn<B>, data: &[u8], config: &EvalConfig, device
     if !precision.is_supported::<B>(device) {
         return Err(EvalError::Precision { precision });
     }
-    if data.len() / lanes < 2 {
-        return Err(EvalError::TooShort { len: data.len(), lanes });
-    }
-    let vocab_size = model.vocab_size();
-    let used = &data[..data.len() / lanes * lanes];
+    Ok(())
+}
+
+fn check_vocabulary(lanes: &Lanes<&[u8]>, vocab_size: usize) -> Result<(), EvalError> {
+    let used = &lanes.data()[..lanes.n_lanes() * lanes.lane_len()];
     match used.iter().position(|&byte| usize::from(byte) >= vocab_size) {
         None => Ok(()),
         Some(offset) => Err(EvalError::OutsideVocabulary { byte: used[offset], offset, vocab_size }),
@@ -209,7 +195,8 @@ fn check<B: Backend>(model: &ShaRnn<B>, data: &[u8], config: &EvalConfig, device
 }
 
 /// Bytes `start..end` of every lane as tokens, `[lanes, end - start]`.
-fn segment<B: Backend>(lanes: &[&[u8]], start: usize, end: usize, device: &B::Device) -> Tensor<B, 2, Int> {
-    let tokens: Vec<i32> = lanes.iter().flat_map(|lane| lane[start..end].iter().map(|&byte| byte.into())).collect();
-    Tensor::from_data(TensorData::new(tokens, [lanes.len(), end - start]), device)
+fn segment<B: Backend>(lanes: &Lanes<&[u8]>, start: usize, end: usize, device: &B::Device) -> Tensor<B, 2, Int> {
+    let lane = |i: usize| lanes.lane(i)[start..end].iter().map(|&byte| i32::from(byte));
+    let tokens: Vec<i32> = (0..lanes.n_lanes()).flat_map(lane).collect();
+    Tensor::from_data(TensorData::new(tokens, [lanes.n_lanes(), end - start]), device)
 }

@@ -24,7 +24,7 @@ pub use checkpoint::{
     BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, FORMAT, FileDigest, Manifest, Position,
     latest_manifest, load_best,
 };
-pub use evaluate::{EvalConfig, EvalError, Evaluation, cut_lanes, evaluate};
+pub use evaluate::{EvalConfig, EvalError, Evaluation, evaluate};
 pub use generate::{GenerateError, Generator, Sampling, SamplingError};
 pub use interrupt::{EXIT_STATUS, Interrupt, InterruptError};
 pub use lamb::{FIRST_MOMENT, LambGate, LambUpdate, MinTrustLamb, SECOND_MOMENT, StepReport, lamb_update};

@@ -1,13 +1,9 @@
 //! What a run directory is not resumed with: other settings, other data, damaged files, a second process.
 
-#![cfg(feature = "flex")]
-
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::*;
+use crate::common::*;
 use sharnn_core::ShaRnnConfig;
 use sharnn_data::Splits;
 use sharnn_train::{CheckpointError, Interrupt, Recipe, RecipeError, TrainError, TrainOptions, Trainer, load_best};

@@ -99,18 +99,6 @@ fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     ((x * 0.5).tanh() + 1.0) * 0.5
 }
 
-macro_rules! on_backends {
-    ($($test:ident),*) => {
-        #[cfg(feature = "flex")]
-        mod flex {
-            $(#[test] fn $test() { super::$test::<super::Autodiff<burn::backend::Flex>>(); })*
-        }
-        #[cfg(feature = "ndarray")]
-        mod ndarray {
-            $(#[test] fn $test() { super::$test::<super::Autodiff<burn::backend::NdArray<f32>>>(); })*
-        }
-    };
-}
 on_backends!(affine, layer_norm, dropped, lstm, attention, boom, decoder_loss);
 
 // --- affine ---------------------------------------------------------------------------------------------------------

@@ -1,13 +1,9 @@
 //! Phases, and steps that are skipped.
 
-#![cfg(feature = "flex")]
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs;
 
-use common::*;
+use crate::common::*;
 use sharnn_train::{
     Event, Interrupt, Limits, Record, Stop, TrainError, TrainOptions, Trainer, collect_params, load_best, load_tensors,
     save_tensors, save_weights,

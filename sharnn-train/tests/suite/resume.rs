@@ -1,10 +1,6 @@
 //! A run that is stopped, interrupted or killed at any moment and resumed is the run that never stopped, bit for bit.
 
-#![cfg(feature = "flex")]
-
-mod common;
-
-use common::*;
+use crate::common::*;
 use sharnn_train::{Event, Interrupt, Limits, Record, Stop, TrainOptions, latest_manifest};
 
 /// The reference itself: all steps once, a memory that is full, a loss that falls, several validations.
@@ -43,6 +39,25 @@ fn stopping_and_resuming_changes_nothing() {
         assert_eq!(trainer.position().step, *stops.last().unwrap());
         complete(&mut trainer);
         assert!(trace(&trainer, dir.path()) == reference, "stopped at {stops:?}");
+    }
+}
+
+#[cfg(feature = "ndarray")]
+#[test]
+fn stopping_and_resuming_changes_nothing_on_ndarray() {
+    type B = burn::backend::Autodiff<burn::backend::NdArray<f32>>;
+    let run = |stops: &[u64]| {
+        let dir = tempfile::tempdir().unwrap();
+        for &stop in stops {
+            open_on::<B>(options(dir.path())).unwrap().run(&steps(stop), &mut silent, &Interrupt::default()).unwrap();
+        }
+        let mut trainer = open_on::<B>(options(dir.path())).unwrap();
+        complete(&mut trainer);
+        trace(&trainer, dir.path())
+    };
+    let reference = run(&[]);
+    for stops in [[13, 20], [38, 41]] {
+        assert!(run(&stops) == reference, "stopped at {stops:?}");
     }
 }
 

@@ -1,19 +1,17 @@
 //! A run that is small enough to be repeated many times, and what is compared of two runs.
 
-#![allow(dead_code)] // Each test binary uses a part of it.
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use burn::backend::{Autodiff, Flex};
-use sharnn_core::ShaRnnConfig;
+use sharnn_core::{AutodiffBackend, ShaRnnConfig};
 use sharnn_data::{Corpus, SegmentLengths, Splits};
 use sharnn_train::{
     Event, Interrupt, Limits, Metrics, NamedTensor, Observer, Phase, Recipe, Record, Schedule, Stop, TrainError,
     TrainOptions, Trainer, collect_params,
 };
 
-/// The backend that promises to resume bit for bit.
+/// The backend of most tests.
 pub type B = Autodiff<Flex>;
 
 /// Steps of the whole run of [`recipe`].
@@ -61,6 +59,10 @@ pub fn options(run_dir: &Path) -> TrainOptions {
 }
 
 pub fn open(options: TrainOptions) -> Result<Trainer<B>, TrainError> {
+    open_on(options)
+}
+
+pub fn open_on<B: AutodiffBackend>(options: TrainOptions) -> Result<Trainer<B>, TrainError> {
     Trainer::open(config(), recipe(), splits(), options, &Default::default())
 }
 
@@ -71,7 +73,7 @@ pub fn steps(max: u64) -> Limits {
 }
 
 /// Runs a trainer to its end.
-pub fn complete(trainer: &mut Trainer<B>) {
+pub fn complete<B: AutodiffBackend>(trainer: &mut Trainer<B>) {
     let stop = trainer.run(&Limits::default(), &mut silent, &Interrupt::default()).unwrap();
     assert_eq!(stop, Stop::Finished);
 }
@@ -98,7 +100,7 @@ pub struct Trace {
 }
 
 /// The trace of a run that has come to its end; wall-clock times are blanked.
-pub fn trace(trainer: &Trainer<B>, run_dir: &Path) -> Trace {
+pub fn trace<B: AutodiffBackend>(trainer: &Trainer<B>, run_dir: &Path) -> Trace {
     let records = Metrics::read(run_dir).unwrap().into_iter().map(|mut record| {
         match &mut record {
             Record::Train(record) => (record.seconds, record.bytes_per_s) = (0.0, 0.0),

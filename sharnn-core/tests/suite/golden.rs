@@ -1,53 +1,20 @@
 //! The model and its modules against golden tensors of the published model: outputs, losses, states, memories and every
 //! gradient. `fixtures/README.md` says how the files were made and what they hold.
 
-mod support;
-
+use crate::support::{Fixture, Place, WHOLE, fixtures, swap};
 use burn::backend::Autodiff;
 use burn::tensor::{Bool, Tensor};
 use sharnn_core::{
     Attend, AutodiffBackend, Block, BlockState, LstmState, Pass, Precision, ShaRnn, ShaRnnConfig, ShaRnnState, gelu,
     overparam,
 };
-use support::{Fixture, Place, WHOLE, fixtures, swap};
 
-macro_rules! on_backends {
-    ($($test:ident),*) => {
-        #[cfg(feature = "flex")]
-        mod flex {
-            $(#[test] fn $test() { super::$test::<super::Autodiff<burn::backend::Flex>>(); })*
-        }
-        #[cfg(feature = "ndarray")]
-        mod ndarray {
-            $(#[test] fn $test() { super::$test::<super::Autodiff<burn::backend::NdArray<f32>>>(); })*
-        }
-    };
-}
 on_backends!(whole_models, single_modules);
-
-fn config(fixture: &Fixture) -> ShaRnnConfig {
-    ShaRnnConfig {
-        vocab_size: fixture.usize("vocab"),
-        d_model: fixture.usize("emsize"),
-        d_ff: fixture.usize("nhid"),
-        n_layers: fixture.usize("nlayers"),
-        n_heads: fixture.usize("heads"),
-        attend: match fixture.get("attn").as_str().unwrap() {
-            "none" => Attend::None,
-            "one" => Attend::SecondLast,
-            "all" => Attend::All,
-            other => panic!("{}: attn {other}", fixture.name),
-        },
-        mem_len: fixture.usize("num_max_positions"),
-        tied: fixture.bool("tied"),
-        ..ShaRnnConfig::xs()
-    }
-}
 
 fn whole_models<B: AutodiffBackend>() {
     for fixture in fixtures("sha_") {
         let device = B::Device::default();
-        let model: ShaRnn<B> = fixture.load(config(&fixture).init_seeded(0, &device), "param.", WHOLE);
+        let model: ShaRnn<B> = fixture.load(fixture.config().init_seeded(0, &device), "param.", WHOLE);
         let mut state: ShaRnnState<B> = model.empty_state();
         for segment in 1.. {
             let name = |what: &str| format!("seg{segment}.{what}");

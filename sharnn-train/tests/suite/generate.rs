@@ -1,5 +1,4 @@
 //! Generation repeats itself for a seed, keeps to its options, and takes any bytes.
-#![cfg(feature = "flex")]
 
 use std::io::{self, Write};
 

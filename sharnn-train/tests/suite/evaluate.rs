@@ -1,11 +1,11 @@
 //! Evaluation counts every byte once and sums what the model says of it.
-#![cfg(feature = "flex")]
 
 use burn::backend::Flex;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 use sharnn_core::{Attend, Precision, ShaRnn, ShaRnnConfig};
-use sharnn_train::{EvalConfig, EvalError, cut_lanes, evaluate};
+use sharnn_data::DataError;
+use sharnn_train::{EvalConfig, EvalError, evaluate};
 
 fn config() -> ShaRnnConfig {
     ShaRnnConfig { d_model: 8, d_ff: 16, n_layers: 2, mem_len: 6, vocab_size: 32, ..ShaRnnConfig::xs() }
@@ -71,27 +71,23 @@ fn every_byte_but_each_lanes_first_is_scored_once() {
 }
 
 #[test]
-fn lanes_are_contiguous_and_the_remainder_is_left_out() {
-    assert_eq!(cut_lanes(b"abcdefgh", 3), [b"ab", b"cd", b"ef"]);
-    assert_eq!(cut_lanes(b"abc", 1), [b"abc"]);
-}
-
-#[test]
 fn what_cannot_be_evaluated_is_refused() {
     let run = |config: &ShaRnnConfig, data: &[u8], options: EvalConfig| {
         evaluate(&model(config), data, &options, &Default::default(), |_, _| {})
     };
     let base = config();
-    assert_eq!(run(&base, &bytes(40), options(0, 6)), Err(EvalError::Zero { field: "lanes" }));
-    assert_eq!(run(&base, &bytes(40), options(1, 0)), Err(EvalError::Zero { field: "seq_len" }));
-    let too_long = Err(EvalError::SegmentTooLong { seq_len: 7, mem_len: 6 });
-    assert_eq!(run(&base, &bytes(40), options(1, 7)), too_long);
-    assert_eq!(run(&base, &bytes(7), options(4, 6)), Err(EvalError::TooShort { len: 7, lanes: 4 }));
-    assert_eq!(run(&base, b"", options(1, 6)), Err(EvalError::TooShort { len: 0, lanes: 1 }));
+    let refused = |data: &[u8], options| run(&base, data, options).unwrap_err();
+    assert!(matches!(refused(&bytes(40), options(1, 0)), EvalError::Zero { field: "seq_len" }));
+    assert!(matches!(refused(&bytes(40), options(1, 7)), EvalError::SegmentTooLong { seq_len: 7, mem_len: 6 }));
+    for (len, lanes) in [(40, 0), (7, 4), (0, 1)] {
+        let error = refused(&bytes(len), options(lanes, 6));
+        assert!(matches!(&error, EvalError::Lanes(DataError::Lanes { n_lanes, .. }) if *n_lanes == lanes), "{error:?}");
+    }
     let mut data = bytes(40);
     data[33] = 200;
-    let outside = EvalError::OutsideVocabulary { byte: 200, offset: 33, vocab_size: 32 };
-    assert_eq!(run(&base, &data, options(2, 6)), Err(outside));
+    let error = refused(&data, options(2, 6));
+    let expected = matches!(error, EvalError::OutsideVocabulary { byte: 200, offset: 33, vocab_size: 32 });
+    assert!(expected, "{error:?}");
     // Where no segment is bounded by a memory, any length will do.
     run(&base.clone().with_mem_len(0), &bytes(40), options(1, 39)).unwrap();
     run(&base.with_attend(Attend::None), &bytes(40), options(1, 39)).unwrap();

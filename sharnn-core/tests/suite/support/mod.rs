@@ -1,13 +1,28 @@
 //! Golden tensors: reading them, putting them into modules, comparing with them.
 
-#![allow(dead_code)] // each test file uses its own part
+#![allow(dead_code)] // each test binary uses its own part
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor, TensorData, backend::AutodiffBackend, backend::Backend as BurnBackend};
-use sharnn_core::pytorch_name;
+use sharnn_core::{Attend, ShaRnnConfig, pytorch_name};
+
+/// Runs generic tests on `Autodiff` of every CPU backend that is compiled in.
+#[allow(unused_macros)]
+macro_rules! on_backends {
+    ($($test:ident),*) => {
+        #[cfg(feature = "flex")]
+        mod flex {
+            $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<burn::backend::Flex>>(); })*
+        }
+        #[cfg(feature = "ndarray")]
+        mod ndarray {
+            $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<burn::backend::NdArray<f32>>>(); })*
+        }
+    };
+}
 
 /// One fixture file.
 pub struct Fixture {
@@ -56,12 +71,38 @@ impl Fixture {
         self.metadata.contains_key(key)
     }
 
+    /// The metadata's `key`, read as a `T`.
+    pub fn option<T: serde::de::DeserializeOwned>(&self, key: &str) -> T {
+        let value = self.get(key);
+        T::deserialize(value).unwrap_or_else(|error| panic!("{}: {key} is {value}: {error}", self.name))
+    }
+
     pub fn usize(&self, key: &str) -> usize {
-        self.get(key).as_u64().unwrap() as usize
+        self.option(key)
     }
 
     pub fn bool(&self, key: &str) -> bool {
-        self.get(key).as_bool().unwrap()
+        self.option(key)
+    }
+
+    /// The configuration that the model was made with.
+    pub fn config(&self) -> ShaRnnConfig {
+        ShaRnnConfig {
+            vocab_size: self.usize("vocab"),
+            d_model: self.usize("emsize"),
+            d_ff: self.usize("nhid"),
+            n_layers: self.usize("nlayers"),
+            n_heads: self.usize("heads"),
+            attend: match self.get("attn").as_str().unwrap() {
+                "none" => Attend::None,
+                "one" => Attend::SecondLast,
+                "all" => Attend::All,
+                other => panic!("{}: attn {other}", self.name),
+            },
+            mem_len: self.usize("num_max_positions"),
+            tied: self.bool("tied"),
+            ..ShaRnnConfig::xs()
+        }
     }
 
     pub fn names(&self) -> Vec<String> {
@@ -97,15 +138,14 @@ impl Fixture {
 
     /// rtol 1e-4 and atol 1e-4 times the tensor's largest value: the fixtures' measured f32 noise is below 1e-5 of it.
     pub fn check<B: BurnBackend, const D: usize>(&self, name: &str, got: Tensor<B, D>) {
-        let (shape, want) = self.values(name);
-        let got: Vec<f32> = got.into_data().convert::<f32>().to_vec().unwrap();
-        self.check_values(name, &shape, &want, &got);
+        self.check_values(name, &got.into_data().convert::<f32>().to_vec::<f32>().unwrap());
     }
 
-    fn check_values(&self, name: &str, shape: &[usize], want: &[f32], got: &[f32]) {
+    pub fn check_values(&self, name: &str, got: &[f32]) {
+        let (shape, want) = self.values(name);
         assert_eq!(got.len(), want.len(), "{} {name}: got {} values for {shape:?}", self.name, got.len());
         let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
             let tolerance = 1e-4 * w.abs() + 1e-4 * largest;
             assert!((g - w).abs() <= tolerance, "{} {name}[{i}]: got {g}, want {w} (largest {largest})", self.name);
         }

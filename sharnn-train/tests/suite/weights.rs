@@ -1,5 +1,4 @@
 //! Weight files: what goes in comes out, and every kind of wrong file is refused with one clear error.
-#![cfg(feature = "flex")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

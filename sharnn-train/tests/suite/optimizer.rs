@@ -1,5 +1,4 @@
 //! Steps that must change nothing, moments that must survive, states that must be chosen right.
-#![cfg(feature = "flex")]
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,4 @@
 //! What the model promises beyond its golden values: causality, cutting, memory, initialisation, dropout.
-#![cfg(feature = "flex")]
 
 use burn::backend::{Autodiff, Flex};
 use burn::module::Module;

@@ -1,0 +1,8 @@
+//! The model and its operations from outside, on every backend that is compiled in. One binary: Burn is compiled into each.
+
+#[macro_use]
+mod support;
+
+mod golden;
+mod model;
+mod ops;

@@ -1,0 +1,16 @@
+//! Training from outside. One binary: Burn is compiled into each.
+#![cfg(feature = "flex")]
+
+mod common;
+#[path = "../../../sharnn-core/tests/suite/support/mod.rs"]
+mod support;
+
+mod evaluate;
+mod generate;
+mod golden;
+mod interrupt;
+mod optimizer;
+mod phases;
+mod refused;
+mod resume;
+mod weights;
