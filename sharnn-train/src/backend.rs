@@ -95,13 +95,12 @@ impl BackendKind {
     }
 
     /// Whether a resumed run repeats an uninterrupted one bit for bit. It does where every operation sums in an order that
-    /// is the same each time it is run: on `flex`, with the same number of threads on the same kind of machine.
+    /// is the same each time it is run: on `flex` and `ndarray`, with the same number of threads on the same kind of machine.
     ///
-    /// `ndarray` does not: measured, the same forward pass of the same weights gives losses that differ in the last bits, with
-    /// one thread too. GPU backends may choose kernels by timing them, and promise nothing. On all of these a resumed run
-    /// goes on from bit-identical weights, moments, state, data and masks, and may then differ in the last bits.
+    /// GPU backends may choose kernels by timing them, and LibTorch splits sums as it sees fit: they promise nothing. There a
+    /// resumed run goes on from bit-identical weights, moments, state, data and masks, and may then differ in the last bits.
     pub fn resumes_bit_exactly(self) -> bool {
-        matches!(self, Self::Flex)
+        matches!(self, Self::Flex | Self::NdArray)
     }
 
     /// Sets the number of threads of the CPU backends written in Rust, once and before anything is computed; without it they

@@ -1,0 +1,498 @@
+//! Matrix products on packed panels.
+//!
+//! The right operand of `C = A B` is packed once into panels of two vectors' width, each `[k][width]` and contiguous, so
+//! that the inner loop streams through memory in order; weights are packed once a step. The left operand is used as it
+//! lies where its rows are contiguous, and packed block by block where they are not. A tile of `C` stays in registers while
+//! a block of [`K_BLOCK`] terms is added to it, in the order of `k`: the value of an element does not depend on how the
+//! work is divided.
+
+use crate::buffer::{Buffer, Shared};
+use crate::simd::{Vector, kernel};
+use crate::{Isa, team};
+
+/// Terms that are summed in registers before a tile of `C` is written: a panel's block then fills half of a small L1 cache.
+const K_BLOCK: usize = 256;
+
+/// Rows of `C` that one task computes, at most.
+const ROW_BLOCK: usize = 96;
+
+/// A matrix in a slice, with any strides.
+#[derive(Clone, Copy, Debug)]
+pub struct Mat<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// Element `(i, j)` is `data[i * row_stride + j * col_stride]`.
+    ///
+    /// # Panics
+    /// If an element would lie outside of `data`.
+    pub fn new(data: &'a [f32], [rows, cols]: [usize; 2], [row_stride, col_stride]: [usize; 2]) -> Self {
+        if rows > 0 && cols > 0 {
+            let last = (rows - 1) * row_stride + (cols - 1) * col_stride;
+            assert!(last < data.len(), "a {rows} x {cols} matrix does not fit into {} values", data.len());
+        }
+        Self { data, rows, cols, row_stride, col_stride }
+    }
+
+    /// `rows` contiguous rows of `cols`.
+    pub fn row_major(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        Self::new(data, [rows, cols], [cols, 1])
+    }
+
+    /// The transpose, without moving anything.
+    pub fn t(self) -> Self {
+        let Self { data, rows, cols, row_stride, col_stride } = self;
+        Self { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
+    }
+
+    /// Rows `start .. start + len`.
+    ///
+    /// # Panics
+    /// If there are none such.
+    pub fn narrow_rows(self, start: usize, len: usize) -> Self {
+        assert!(start + len <= self.rows, "rows {start}..{} of {}", start + len, self.rows);
+        let data = if len == 0 { &[] } else { &self.data[start * self.row_stride..] };
+        Self { data, rows: len, ..self }
+    }
+
+    /// Number of rows.
+    pub fn rows(self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(self) -> usize {
+        self.cols
+    }
+
+    /// The strides of rows and columns.
+    pub fn strides(self) -> [usize; 2] {
+        [self.row_stride, self.col_stride]
+    }
+
+    pub(crate) fn as_ptr(self) -> *const f32 {
+        self.data.as_ptr()
+    }
+}
+
+/// What the operands of a product are rounded to; sums are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Operands {
+    /// f32, as they are.
+    #[default]
+    F32,
+    /// Rounded to bfloat16, to nearest with ties to even.
+    Bf16,
+}
+
+/// Rounds to bfloat16, to nearest with ties to even.
+#[inline(always)]
+pub fn round_bf16(x: f32) -> f32 {
+    half::bf16::from_f32(x).to_f32()
+}
+
+/// Width of a panel: two vectors.
+pub fn panel_width() -> usize {
+    match Isa::current() {
+        Isa::Portable | Isa::Avx2 => 16,
+        Isa::Avx512 => 32,
+    }
+}
+
+/// A right operand `[k, n]`, packed.
+#[derive(Clone)]
+pub struct Packed {
+    panels: Buffer,
+    k: usize,
+    n: usize,
+    operands: Operands,
+}
+
+impl Packed {
+    /// Packs `b`, `[k, n]`.
+    pub fn new(b: Mat, operands: Operands) -> Self {
+        let mut packed = Self::zeros(b.rows, b.cols, operands);
+        let (width, k) = (panel_width(), b.rows);
+        let panels = Shared::new(&mut packed.panels);
+        // Tasks of whole panels, large enough to be worth a hand-over.
+        let n_panels = b.cols.div_ceil(width);
+        let share = (16384 / (k * width).max(1)).clamp(1, n_panels.max(1));
+        let pack = |task: usize| {
+            for panel in task * share..n_panels.min((task + 1) * share) {
+                // SAFETY: each panel is written by one task, and is k * width long.
+                let out = unsafe { panels.slice(panel * k * width, k * width) };
+                pack_panel(b, panel * width, out, operands);
+            }
+        };
+        match n_panels.div_ceil(share) {
+            1 => pack(0),
+            tasks => team::for_each(tasks, pack),
+        }
+        packed
+    }
+
+    /// Room for a `[k, n]` operand, of zeros.
+    pub(crate) fn zeros(k: usize, n: usize, operands: Operands) -> Self {
+        let width = panel_width();
+        Self { panels: Buffer::zeros(n.div_ceil(width) * width * k), k, n, operands }
+    }
+
+    /// Panels of `Wᵀ` for a weight of `[gates * d, k]`: the gates of one panel's width of units lie next to each other.
+    pub(crate) fn panels(&self) -> &[f32] {
+        &self.panels
+    }
+
+    pub(crate) fn panels_mut(&mut self) -> &mut [f32] {
+        &mut self.panels
+    }
+
+    /// Number of rows: terms of each sum.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Number of columns.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// What the operands are rounded to.
+    pub fn operands(&self) -> Operands {
+        self.operands
+    }
+}
+
+/// Columns `col ..` of `b` into one panel; columns past the end are zeros.
+pub(crate) fn pack_panel(b: Mat, col: usize, panel: &mut [f32], operands: Operands) {
+    let width = panel_width();
+    let cols = width.min(b.cols - col);
+    debug_assert_eq!(panel.len(), b.rows * width);
+    if cols < width {
+        panel.fill(0.0);
+    }
+    let start = col * b.col_stride;
+    if b.col_stride == 1 {
+        for (i, out) in panel.chunks_exact_mut(width).enumerate() {
+            let row = &b.data[start + i * b.row_stride..][..cols];
+            match operands {
+                Operands::F32 => out[..cols].copy_from_slice(row),
+                Operands::Bf16 => out.iter_mut().zip(row).for_each(|(out, &x)| *out = round_bf16(x)),
+            }
+        }
+        return;
+    }
+    // Columns are far apart: blocks of rows, so that the lines of a block stay in the cache.
+    for block in (0..b.rows).step_by(16) {
+        let rows = 16.min(b.rows - block);
+        for j in 0..cols {
+            let column = &b.data[start + j * b.col_stride + block * b.row_stride..];
+            for i in 0..rows {
+                let x = column[i * b.row_stride];
+                panel[(block + i) * width + j] = match operands {
+                    Operands::F32 => x,
+                    Operands::Bf16 => round_bf16(x),
+                };
+            }
+        }
+    }
+}
+
+/// A product of some rows with packed panels, as raw parts: for kernels that divide the work themselves.
+#[derive(Clone, Copy)]
+pub(crate) struct Product {
+    /// Element `(i, k)` of the left operand is at `a + i * a_row + k * a_col`.
+    pub a: *const f32,
+    pub a_row: usize,
+    pub a_col: usize,
+    pub rows: usize,
+    pub k: usize,
+    /// The first panel.
+    pub panels: *const f32,
+    pub operands: Operands,
+    /// Columns from the first panel on.
+    pub cols: usize,
+    /// Element `(i, j)` of the result is at `c + i * c_row + j`.
+    pub c: *mut f32,
+    pub c_row: usize,
+    /// Whether to add to what `c` holds.
+    pub add: bool,
+}
+
+/// Room for the packed block of a left operand.
+pub(crate) fn scratch() -> Buffer {
+    Buffer::zeros(K_BLOCK * (ROW_BLOCK + 16))
+}
+
+#[inline(always)]
+unsafe fn product_body<V: Vector>(product: &Product, scratch: &mut [f32]) {
+    let &Product { rows, k, cols, c, c_row, .. } = product;
+    let width = 2 * V::LANES;
+    let packs = product.a_col != 1 || product.operands == Operands::Bf16;
+    // SAFETY: the caller's for all pointers; tiles stay inside of rows, cols and k.
+    unsafe {
+        if k == 0 && !product.add {
+            for i in 0..rows {
+                std::slice::from_raw_parts_mut(c.add(i * c_row), cols).fill(0.0);
+            }
+        }
+        let row_block = if packs { ROW_BLOCK } else { rows.max(1) };
+        for row in (0..rows).step_by(row_block) {
+            let rows = row_block.min(rows - row);
+            let c = c.add(row * c_row);
+            for start in (0..k).step_by(K_BLOCK) {
+                let terms = K_BLOCK.min(k - start);
+                let a = product.a.add(row * product.a_row + start * product.a_col);
+                if packs {
+                    pack_left::<V>(a, product, rows, terms, scratch);
+                }
+                let add = product.add || start > 0;
+                for col in (0..cols).step_by(width) {
+                    let panel = product.panels.add(col * k + start * width);
+                    let cols = width.min(cols - col);
+                    // Tiles as equal as can be: few rows would leave the multipliers waiting for their own results.
+                    let n_tiles = rows.div_ceil(V::TILE_ROWS);
+                    for tile in 0..n_tiles {
+                        let (i, end) = match packs {
+                            true => (tile * V::TILE_ROWS, rows.min((tile + 1) * V::TILE_ROWS)),
+                            false => (rows * tile / n_tiles, rows * (tile + 1) / n_tiles),
+                        };
+                        let (a, a_row, a_col) = match packs {
+                            true => (scratch.as_ptr().add(i * terms), 1, V::TILE_ROWS),
+                            false => (a.add(i * product.a_row), product.a_row, 1),
+                        };
+                        let tile = Tile { a, a_row, a_col, terms, panel, c: c.add(i * c_row + col), c_row, cols, add };
+                        tile.compute::<V>(end - i);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Packs rows of the left operand into panels of a tile's height.
+#[inline(always)]
+unsafe fn pack_left<V: Vector>(a: *const f32, product: &Product, rows: usize, terms: usize, scratch: &mut [f32]) {
+    let &Product { a_row, a_col, operands, .. } = product;
+    for i in (0..rows).step_by(V::TILE_ROWS) {
+        let height = V::TILE_ROWS.min(rows - i);
+        let panel = &mut scratch[i * terms..][..terms * V::TILE_ROWS];
+        for (k, out) in panel.chunks_exact_mut(V::TILE_ROWS).enumerate() {
+            // SAFETY: inside of the left operand, which is the caller's.
+            unsafe {
+                let from = a.add(i * a_row + k * a_col);
+                for (r, out) in out[..height].iter_mut().enumerate() {
+                    *out = *from.add(r * a_row);
+                }
+            }
+        }
+        if operands == Operands::Bf16 {
+            panel.iter_mut().for_each(|x| *x = round_bf16(*x));
+        }
+    }
+}
+
+struct Tile {
+    a: *const f32,
+    a_row: usize,
+    a_col: usize,
+    terms: usize,
+    panel: *const f32,
+    c: *mut f32,
+    c_row: usize,
+    cols: usize,
+    add: bool,
+}
+
+impl Tile {
+    #[inline(always)]
+    unsafe fn compute<V: Vector>(self, rows: usize) {
+        macro_rules! by_rows {
+            ($($n:literal)*) => {
+                match rows {
+                    // SAFETY: the caller's.
+                    $($n if $n <= V::TILE_ROWS => unsafe { self.rows::<V, $n>() },)*
+                    _ => unreachable!("a tile of {rows} rows"),
+                }
+            };
+        }
+        by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+    }
+
+    #[inline(always)]
+    unsafe fn rows<V: Vector, const R: usize>(&self) {
+        // SAFETY: the caller's: `terms` columns of `R` rows of `a`, `terms` rows of the panel, `cols` columns of `c`.
+        unsafe {
+            let mut sums = [[V::splat(0.0); 2]; R];
+            let (mut a, mut panel) = (self.a, self.panel);
+            for _ in 0..self.terms {
+                let (b0, b1) = (V::load(panel), V::load(panel.add(V::LANES)));
+                for (r, [sum0, sum1]) in sums.iter_mut().enumerate() {
+                    let x = V::splat(*a.add(r * self.a_row));
+                    *sum0 = x.mul_add(b0, *sum0);
+                    *sum1 = x.mul_add(b1, *sum1);
+                }
+                a = a.add(self.a_col);
+                panel = panel.add(2 * V::LANES);
+            }
+            for (r, sums) in sums.into_iter().enumerate() {
+                let c = self.c.add(r * self.c_row);
+                for (half, sum) in sums.into_iter().enumerate() {
+                    let (c, from) = (c.add(half * V::LANES), half * V::LANES);
+                    if self.cols >= from + V::LANES {
+                        let sum = if self.add { sum.add(V::load(c)) } else { sum };
+                        sum.store(c);
+                    } else if self.cols > from {
+                        let n = self.cols - from;
+                        let sum = if self.add { sum.add(V::load_part(c, n)) } else { sum };
+                        sum.store_part(c, n);
+                    }
+                }
+            }
+        }
+    }
+}
+
+kernel!(
+    /// Computes a product on the calling thread.
+    ///
+    /// # Safety
+    /// All pointers are valid for what their fields say, and no one else uses the result.
+    pub(crate) unsafe fn product(product: &Product, scratch: &mut [f32]) => product_body
+);
+
+/// Rows of a task, so that `rows` are shared out evenly.
+pub(crate) fn task_rows(rows: usize) -> usize {
+    rows.div_ceil(team::threads() * 4).next_multiple_of(12).clamp(12, ROW_BLOCK)
+}
+
+/// `C = A B`, or `C += A B` with `add`, on all threads. `c` is `[a.rows, b.n]`, row-major.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn gemm(a: Mat, b: &Packed, c: &mut [f32], add: bool) {
+    assert_eq!(a.cols, b.k, "the left operand has {} columns, the right one {} rows", a.cols, b.k);
+    assert_eq!(c.len(), a.rows * b.n, "the result is {} x {}", a.rows, b.n);
+    if c.is_empty() {
+        return;
+    }
+    let task_rows = task_rows(a.rows);
+    // Few rows: divide the columns too.
+    let n_row_tasks = a.rows.div_ceil(task_rows);
+    let width = panel_width();
+    let n_panels = b.n.div_ceil(width);
+    let n_col_tasks = (4 * team::threads()).div_ceil(n_row_tasks).min(n_panels);
+    let out = Shared::new(c);
+    team::for_each_with(n_row_tasks * n_col_tasks, scratch, |scratch, task| {
+        let (row, part) = (task / n_col_tasks * task_rows, task % n_col_tasks);
+        let start = n_panels * part / n_col_tasks * width;
+        let end = (n_panels * (part + 1) / n_col_tasks * width).min(b.n);
+        // SAFETY: the operands were checked, and each task writes rows and columns of its own.
+        unsafe {
+            let rows = task_rows.min(a.rows - row);
+            let (c, c_row) = (out.at(row * b.n + start), b.n);
+            let a = a.narrow_rows(row, rows);
+            product(&Product { rows, cols: end - start, c, c_row, add, ..b.with(a, start) }, scratch);
+        }
+    });
+}
+
+impl Packed {
+    /// A product of all rows of `a` with the columns from `col` on, which begins a panel. The result is left open.
+    pub(crate) fn with(&self, a: Mat, col: usize) -> Product {
+        debug_assert!(a.cols == self.k && col.is_multiple_of(panel_width()));
+        Product {
+            a: a.as_ptr(),
+            a_row: a.row_stride,
+            a_col: a.col_stride,
+            rows: a.rows,
+            k: self.k,
+            panels: self.panels[col * self.k..].as_ptr(),
+            operands: self.operands,
+            cols: self.n - col,
+            c: std::ptr::null_mut(),
+            c_row: 0,
+            add: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_near, random};
+
+    fn reference(a: Mat, b: Mat, c: &[f32], operands: Operands) -> Vec<f64> {
+        let round = |x: f32| match operands {
+            Operands::F32 => f64::from(x),
+            Operands::Bf16 => f64::from(round_bf16(x)),
+        };
+        let at = |m: Mat, i: usize, j: usize| round(m.data[i * m.row_stride + j * m.col_stride]);
+        (0..a.rows * b.cols)
+            .map(|e| {
+                let (i, j) = (e / b.cols, e % b.cols);
+                f64::from(c[e]) + (0..a.cols).map(|k| at(a, i, k) * at(b, k, j)).sum::<f64>()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn products_agree_with_sums_in_double_precision() {
+        let sizes: &[[usize; 3]] = match cfg!(miri) {
+            true => &[[1, 1, 1], [7, 3, 17]],
+            false => &[
+                [1, 1, 1],
+                [1, 5, 33],
+                [5, 0, 3],
+                [16, 64, 256],
+                [17, 300, 31],
+                [6, 513, 16],
+                [200, 257, 47],
+                [3, 7, 1],
+                [97, 20, 130],
+            ],
+        };
+        for &[m, k, n] in sizes {
+            let (a, b, c) = (random(m * k, 1), random(k * n, 2), random(m * n, 3));
+            for (a_t, b_t, add, operands) in [
+                (false, false, false, Operands::F32),
+                (true, false, true, Operands::F32),
+                (false, true, true, Operands::F32),
+                (false, true, false, Operands::Bf16),
+                (true, false, false, Operands::Bf16),
+            ] {
+                let a = if a_t { Mat::row_major(&a, k, m).t() } else { Mat::row_major(&a, m, k) };
+                let b = if b_t { Mat::row_major(&b, n, k).t() } else { Mat::row_major(&b, k, n) };
+                let mut out = if add { c.clone() } else { vec![f32::NAN; m * n] };
+                let want = reference(a, b, if add { &c } else { &[0.0; 70_000][..m * n] }, operands);
+                gemm(a, &Packed::new(b, operands), &mut out, add);
+                // A sum of k terms below 1: rounding errors of each term add up to at most k 2⁻²⁴ · k / 2; in truth far less.
+                assert_near(&format!("{m} x {k} x {n}"), &out, &want, 1e-6 * (k as f64).sqrt().max(1.0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_of_zeros_of_nothing_to_sum_is_zero() {
+        let mut c = [f32::NAN; 6];
+        gemm(Mat::row_major(&[], 2, 0), &Packed::new(Mat::row_major(&[], 0, 3), Operands::F32), &mut c, false);
+        assert_eq!(c, [0.0; 6]);
+    }
+
+    #[test]
+    #[should_panic(expected = "does not fit")]
+    fn a_matrix_must_fit_its_data() {
+        Mat::row_major(&[0.0; 5], 2, 3);
+    }
+
+    #[test]
+    fn bfloat16_rounds_to_nearest_even() {
+        for (x, rounded) in [(1.0, 1.0), (1.0 + 1.0 / 256.0, 1.0), (1.0 + 3.0 / 256.0, 1.0 + 4.0 / 256.0), (-0.1, -0.10009766)] {
+            assert_eq!(round_bf16(x), rounded);
+        }
+    }
+}

@@ -1,0 +1,14 @@
+#![doc = include_str!("../README.md")]
+
+mod buffer;
+mod gemm;
+mod isa;
+mod math;
+mod simd;
+mod team;
+#[cfg(test)]
+mod testing;
+
+pub use gemm::{Mat, Operands, Packed, gemm, round_bf16};
+pub use isa::{ISA_VARIABLE, Isa};
+pub use team::{MAX_THREADS, set_threads, threads};

@@ -1,0 +1,521 @@
+//! Vectors of f32 that a kernel is generic over, and the macro that compiles it once for each set of instructions.
+//!
+//! A kernel is an `#[inline(always)]` function over [`Vector`]; `kernel!` makes the safe or unsafe function that runs it
+//! compiled for the instructions of [`Isa::current`](crate::Isa::current). Bits that are compared or shifted travel in a
+//! `Vector` as well, reinterpreted.
+
+#![allow(clippy::missing_safety_doc, reason = "the one condition is in the trait's documentation")]
+
+/// A vector of f32.
+///
+/// # Safety
+/// Methods may be called only where the CPU has the instructions of the implementation, and pointers must be valid for
+/// [`LANES`](Self::LANES) (or the stated number of) values. They need no alignment.
+pub trait Vector: Copy {
+    /// Number of f32.
+    const LANES: usize;
+    /// Rows of the tile of a matrix product, which is two vectors wide.
+    const TILE_ROWS: usize;
+
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn splat_bits(x: u32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    /// The first `n <= LANES` values, zeros after them.
+    unsafe fn load_part(from: *const f32, n: usize) -> Self;
+    /// Stores the first `n <= LANES` values.
+    unsafe fn store_part(self, to: *mut f32, n: usize);
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
+    /// The larger; `other` where either is NaN.
+    unsafe fn max(self, other: Self) -> Self;
+    /// The smaller; `other` where either is NaN.
+    unsafe fn min(self, other: Self) -> Self;
+    unsafe fn sqrt(self) -> Self;
+    /// `self * b + c`, fused where the instructions are.
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// Rounds to the nearest integer, ties to even.
+    unsafe fn round(self) -> Self;
+    /// 2 to the power of integral values in -126..=127.
+    unsafe fn exp2_integral(self) -> Self;
+    /// `yes` where the unsigned 32-bit integers of `self` are below those of `other`, both below 2³¹.
+    unsafe fn select_if_bits_below(self, other: Self, yes: Self, no: Self) -> Self;
+    unsafe fn and_bits(self, other: Self) -> Self;
+    unsafe fn xor_bits(self, other: Self) -> Self;
+    /// Shifts 32-bit integers right by 16.
+    unsafe fn high_half(self) -> Self;
+    /// Wrapping sum of 32-bit integers.
+    unsafe fn add_bits(self, other: Self) -> Self;
+    /// High and low words of the products of unsigned 32-bit integers.
+    unsafe fn mul_wide_bits(self, other: Self) -> (Self, Self);
+    /// Sum of all lanes, halves first.
+    unsafe fn sum(self) -> f32;
+    /// The largest lane.
+    unsafe fn largest(self) -> f32;
+}
+
+/// Eight f32 in an array: the reference, for every CPU and for Miri.
+#[derive(Clone, Copy)]
+pub struct Portable([f32; 8]);
+
+impl Portable {
+    #[inline(always)]
+    fn map(self, f: impl Fn(f32) -> f32) -> Self {
+        Self(self.0.map(f))
+    }
+
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        Self(std::array::from_fn(|i| f(self.0[i], other.0[i])))
+    }
+
+    #[inline(always)]
+    fn zip_bits(self, other: Self, f: impl Fn(u32, u32) -> u32) -> Self {
+        self.zip(other, |a, b| f32::from_bits(f(a.to_bits(), b.to_bits())))
+    }
+}
+
+// SAFETY of the unsafe blocks below: pointers are valid by the trait's contract.
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all of them")]
+impl Vector for Portable {
+    const LANES: usize = 8;
+    const TILE_ROWS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self([x; 8])
+    }
+    #[inline(always)]
+    unsafe fn splat_bits(x: u32) -> Self {
+        Self([f32::from_bits(x); 8])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        Self(unsafe { from.cast::<[f32; 8]>().read() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        unsafe { to.cast::<[f32; 8]>().write(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(from: *const f32, n: usize) -> Self {
+        Self(std::array::from_fn(|i| if i < n { unsafe { *from.add(i) } } else { 0.0 }))
+    }
+    #[inline(always)]
+    unsafe fn store_part(self, to: *mut f32, n: usize) {
+        for i in 0..n {
+            unsafe { *to.add(i) = self.0[i] }
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn sub(self, other: Self) -> Self {
+        self.zip(other, |a, b| a - b)
+    }
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        self.zip(other, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
+    }
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn sqrt(self) -> Self {
+        self.map(f32::sqrt)
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] * b.0[i] + c.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn round(self) -> Self {
+        self.map(f32::round_ties_even)
+    }
+    #[inline(always)]
+    unsafe fn exp2_integral(self) -> Self {
+        self.map(|x| f32::from_bits(((x as i32 + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    unsafe fn select_if_bits_below(self, other: Self, yes: Self, no: Self) -> Self {
+        Self(std::array::from_fn(|i| if self.0[i].to_bits() < other.0[i].to_bits() { yes.0[i] } else { no.0[i] }))
+    }
+    #[inline(always)]
+    unsafe fn and_bits(self, other: Self) -> Self {
+        self.zip_bits(other, |a, b| a & b)
+    }
+    #[inline(always)]
+    unsafe fn xor_bits(self, other: Self) -> Self {
+        self.zip_bits(other, |a, b| a ^ b)
+    }
+    #[inline(always)]
+    unsafe fn high_half(self) -> Self {
+        self.map(|x| f32::from_bits(x.to_bits() >> 16))
+    }
+    #[inline(always)]
+    unsafe fn add_bits(self, other: Self) -> Self {
+        self.zip_bits(other, u32::wrapping_add)
+    }
+    #[inline(always)]
+    unsafe fn mul_wide_bits(self, other: Self) -> (Self, Self) {
+        let wide = |a: u32, b: u32| u64::from(a) * u64::from(b);
+        (self.zip_bits(other, |a, b| (wide(a, b) >> 32) as u32), self.zip_bits(other, |a, b| wide(a, b) as u32))
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let x = self.0;
+        let half = [x[0] + x[4], x[1] + x[5], x[2] + x[6], x[3] + x[7]];
+        (half[0] + half[2]) + (half[1] + half[3])
+    }
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        self.0.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+// SAFETY of the unsafe blocks below: the instructions are there and pointers valid by the trait's contract.
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all of them")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Vector;
+
+    /// Eight f32 in a register.
+    #[derive(Clone, Copy)]
+    pub struct Avx2(__m256);
+
+    /// All ones in the first `n` lanes of eight.
+    static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    impl Avx2 {
+        #[inline(always)]
+        unsafe fn int(self) -> __m256i {
+            unsafe { _mm256_castps_si256(self.0) }
+        }
+        #[inline(always)]
+        unsafe fn of(x: __m256i) -> Self {
+            unsafe { Self(_mm256_castsi256_ps(x)) }
+        }
+        #[inline(always)]
+        unsafe fn mask(n: usize) -> __m256i {
+            debug_assert!(n <= 8);
+            unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(8 - n).cast()) }
+        }
+    }
+
+    impl Vector for Avx2 {
+        const LANES: usize = 8;
+        const TILE_ROWS: usize = 6;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            unsafe { Self(_mm256_set1_ps(x)) }
+        }
+        #[inline(always)]
+        unsafe fn splat_bits(x: u32) -> Self {
+            unsafe { Self::of(_mm256_set1_epi32(x as i32)) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { Self(_mm256_loadu_ps(from)) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm256_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn load_part(from: *const f32, n: usize) -> Self {
+            unsafe { Self(_mm256_maskload_ps(from, Self::mask(n))) }
+        }
+        #[inline(always)]
+        unsafe fn store_part(self, to: *mut f32, n: usize) {
+            unsafe { _mm256_maskstore_ps(to, Self::mask(n), self.0) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            unsafe { Self(_mm256_add_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            unsafe { Self(_mm256_sub_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            unsafe { Self(_mm256_mul_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn div(self, other: Self) -> Self {
+            unsafe { Self(_mm256_div_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self {
+            unsafe { Self(_mm256_max_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn min(self, other: Self) -> Self {
+            unsafe { Self(_mm256_min_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn sqrt(self) -> Self {
+            unsafe { Self(_mm256_sqrt_ps(self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+            unsafe { Self(_mm256_fmadd_ps(self.0, b.0, c.0)) }
+        }
+        #[inline(always)]
+        unsafe fn round(self) -> Self {
+            unsafe { Self(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn exp2_integral(self) -> Self {
+            unsafe {
+                let biased = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
+                Self::of(_mm256_slli_epi32::<23>(biased))
+            }
+        }
+        #[inline(always)]
+        unsafe fn select_if_bits_below(self, other: Self, yes: Self, no: Self) -> Self {
+            unsafe {
+                let below = _mm256_cmpgt_epi32(other.int(), self.int());
+                Self(_mm256_blendv_ps(no.0, yes.0, _mm256_castsi256_ps(below)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn and_bits(self, other: Self) -> Self {
+            unsafe { Self(_mm256_and_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn xor_bits(self, other: Self) -> Self {
+            unsafe { Self(_mm256_xor_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn high_half(self) -> Self {
+            unsafe { Self::of(_mm256_srli_epi32::<16>(self.int())) }
+        }
+        #[inline(always)]
+        unsafe fn add_bits(self, other: Self) -> Self {
+            unsafe { Self::of(_mm256_add_epi32(self.int(), other.int())) }
+        }
+        #[inline(always)]
+        unsafe fn mul_wide_bits(self, other: Self) -> (Self, Self) {
+            unsafe {
+                let (a, b) = (self.int(), other.int());
+                let even = _mm256_mul_epu32(a, b);
+                let odd = _mm256_mul_epu32(_mm256_srli_epi64::<32>(a), _mm256_srli_epi64::<32>(b));
+                let high = _mm256_blend_epi32::<0b1010_1010>(_mm256_srli_epi64::<32>(even), odd);
+                let low = _mm256_blend_epi32::<0b1010_1010>(even, _mm256_slli_epi64::<32>(odd));
+                (Self::of(high), Self::of(low))
+            }
+        }
+        #[inline(always)]
+        unsafe fn sum(self) -> f32 {
+            unsafe {
+                let half = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+                let pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
+                _mm_cvtss_f32(_mm_add_ss(pair, _mm_shuffle_ps::<1>(pair, pair)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn largest(self) -> f32 {
+            unsafe {
+                let half = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+                let pair = _mm_max_ps(half, _mm_movehl_ps(half, half));
+                _mm_cvtss_f32(_mm_max_ss(pair, _mm_shuffle_ps::<1>(pair, pair)))
+            }
+        }
+    }
+
+    /// Sixteen f32 in a register.
+    #[derive(Clone, Copy)]
+    pub struct Avx512(__m512);
+
+    impl Avx512 {
+        #[inline(always)]
+        unsafe fn int(self) -> __m512i {
+            unsafe { _mm512_castps_si512(self.0) }
+        }
+        #[inline(always)]
+        unsafe fn of(x: __m512i) -> Self {
+            unsafe { Self(_mm512_castsi512_ps(x)) }
+        }
+        #[inline(always)]
+        fn mask(n: usize) -> __mmask16 {
+            debug_assert!(n <= 16);
+            ((1u32 << n) - 1) as __mmask16
+        }
+    }
+
+    impl Vector for Avx512 {
+        const LANES: usize = 16;
+        const TILE_ROWS: usize = 12;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            unsafe { Self(_mm512_set1_ps(x)) }
+        }
+        #[inline(always)]
+        unsafe fn splat_bits(x: u32) -> Self {
+            unsafe { Self::of(_mm512_set1_epi32(x as i32)) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { Self(_mm512_loadu_ps(from)) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn load_part(from: *const f32, n: usize) -> Self {
+            unsafe { Self(_mm512_maskz_loadu_ps(Self::mask(n), from)) }
+        }
+        #[inline(always)]
+        unsafe fn store_part(self, to: *mut f32, n: usize) {
+            unsafe { _mm512_mask_storeu_ps(to, Self::mask(n), self.0) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            unsafe { Self(_mm512_add_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            unsafe { Self(_mm512_sub_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            unsafe { Self(_mm512_mul_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn div(self, other: Self) -> Self {
+            unsafe { Self(_mm512_div_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self {
+            unsafe { Self(_mm512_max_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn min(self, other: Self) -> Self {
+            unsafe { Self(_mm512_min_ps(self.0, other.0)) }
+        }
+        #[inline(always)]
+        unsafe fn sqrt(self) -> Self {
+            unsafe { Self(_mm512_sqrt_ps(self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+            unsafe { Self(_mm512_fmadd_ps(self.0, b.0, c.0)) }
+        }
+        #[inline(always)]
+        unsafe fn round(self) -> Self {
+            unsafe { Self(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn exp2_integral(self) -> Self {
+            unsafe {
+                let biased = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
+                Self::of(_mm512_slli_epi32::<23>(biased))
+            }
+        }
+        #[inline(always)]
+        unsafe fn select_if_bits_below(self, other: Self, yes: Self, no: Self) -> Self {
+            unsafe {
+                let below = _mm512_cmplt_epu32_mask(self.int(), other.int());
+                Self(_mm512_mask_blend_ps(below, no.0, yes.0))
+            }
+        }
+        #[inline(always)]
+        unsafe fn and_bits(self, other: Self) -> Self {
+            unsafe { Self::of(_mm512_and_si512(self.int(), other.int())) }
+        }
+        #[inline(always)]
+        unsafe fn xor_bits(self, other: Self) -> Self {
+            unsafe { Self::of(_mm512_xor_si512(self.int(), other.int())) }
+        }
+        #[inline(always)]
+        unsafe fn high_half(self) -> Self {
+            unsafe { Self::of(_mm512_srli_epi32::<16>(self.int())) }
+        }
+        #[inline(always)]
+        unsafe fn add_bits(self, other: Self) -> Self {
+            unsafe { Self::of(_mm512_add_epi32(self.int(), other.int())) }
+        }
+        #[inline(always)]
+        unsafe fn mul_wide_bits(self, other: Self) -> (Self, Self) {
+            unsafe {
+                let (a, b) = (self.int(), other.int());
+                let even = _mm512_mul_epu32(a, b);
+                let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(a), _mm512_srli_epi64::<32>(b));
+                let high = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64::<32>(even), odd);
+                let low = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64::<32>(odd));
+                (Self::of(high), Self::of(low))
+            }
+        }
+        #[inline(always)]
+        unsafe fn sum(self) -> f32 {
+            unsafe {
+                let low = _mm512_castps512_ps256(self.0);
+                let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0)));
+                Avx2(_mm256_add_ps(low, high)).sum()
+            }
+        }
+        #[inline(always)]
+        unsafe fn largest(self) -> f32 {
+            unsafe { _mm512_reduce_max_ps(self.0) }
+        }
+    }
+}
+
+/// Makes the function that runs a kernel compiled for the instructions of this process.
+///
+/// `body` must be an `#[inline(always)]` `unsafe fn` generic over [`Vector`] alone.
+macro_rules! kernel {
+    ($(#[$meta:meta])* $vis:vis unsafe fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? => $body:ident) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments, reason = "a kernel takes what it takes")]
+        $vis unsafe fn $name($($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            #[allow(clippy::too_many_arguments, reason = "as above")]
+            unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: the caller's.
+                unsafe { $body::<crate::simd::Avx2>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx2,fma")]
+            #[allow(clippy::too_many_arguments, reason = "as above")]
+            unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: the caller's.
+                unsafe { $body::<crate::simd::Avx512>($($arg),*) }
+            }
+            // SAFETY: the instructions were detected; everything else is the caller's.
+            unsafe {
+                match crate::Isa::current() {
+                    #[cfg(target_arch = "x86_64")]
+                    crate::Isa::Avx2 => avx2($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    crate::Isa::Avx512 => avx512($($arg),*),
+                    _ => $body::<crate::simd::Portable>($($arg),*),
+                }
+            }
+        }
+    };
+}
+pub(crate) use kernel;
