@@ -142,7 +142,6 @@ impl Packed {
         Self { panels: Buffer::zeros(n.div_ceil(width) * width * k), k, n, operands }
     }
 
-    /// Panels of `Wᵀ` for a weight of `[gates * d, k]`: the gates of one panel's width of units lie next to each other.
     pub(crate) fn panels(&self) -> &[f32] {
         &self.panels
     }
@@ -491,7 +490,9 @@ mod tests {
 
     #[test]
     fn bfloat16_rounds_to_nearest_even() {
-        for (x, rounded) in [(1.0, 1.0), (1.0 + 1.0 / 256.0, 1.0), (1.0 + 3.0 / 256.0, 1.0 + 4.0 / 256.0), (-0.1, -0.10009766)] {
+        for (x, rounded) in
+            [(1.0, 1.0), (1.0 + 1.0 / 256.0, 1.0), (1.0 + 3.0 / 256.0, 1.0 + 4.0 / 256.0), (-0.1, -0.100_097_656)]
+        {
             assert_eq!(round_bf16(x), rounded);
         }
     }
