@@ -217,6 +217,8 @@ pub(crate) struct Product {
     pub k: usize,
     /// The first panel.
     pub panels: *const f32,
+    /// Rows of a panel as it lies in memory: at least `k`.
+    pub panel_rows: usize,
     pub operands: Operands,
     /// Columns from the first panel on.
     pub cols: usize,
@@ -256,7 +258,7 @@ unsafe fn product_body<V: Vector>(product: &Product, scratch: &mut [f32]) {
                 }
                 let add = product.add || start > 0;
                 for col in (0..cols).step_by(width) {
-                    let panel = product.panels.add(col * k + start * width);
+                    let panel = product.panels.add(col * product.panel_rows + start * width);
                     let cols = width.min(cols - col);
                     // Tiles as equal as can be: few rows would leave the multipliers waiting for their own results.
                     let n_tiles = rows.div_ceil(V::TILE_ROWS);
@@ -416,6 +418,7 @@ impl Packed {
             rows: a.rows,
             k: self.k,
             panels: self.panels[col * self.k..].as_ptr(),
+            panel_rows: self.k,
             operands: self.operands,
             cols: self.n - col,
             c: std::ptr::null_mut(),

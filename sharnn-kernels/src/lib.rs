@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod attention;
 mod buffer;
 mod dropout;
 mod gemm;
@@ -13,6 +14,7 @@ mod team;
 #[cfg(test)]
 mod testing;
 
+pub use attention::Attention;
 pub use dropout::Mask;
 pub use gemm::{Mat, Operands, Packed, gemm, round_bf16};
 pub use isa::{ISA_VARIABLE, Isa};
