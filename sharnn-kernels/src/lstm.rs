@@ -145,7 +145,9 @@ impl Lstm<'_> {
         let (cells, output) = (shared.cells, shared.output);
         // SAFETY: the team has finished.
         unsafe {
-            output.slice(seq_len * lanes * d, lanes * d).copy_from_slice(cells.slice((seq_len - 1) * lanes * d, lanes * d));
+            output
+                .slice(seq_len * lanes * d, lanes * d)
+                .copy_from_slice(cells.slice((seq_len - 1) * lanes * d, lanes * d));
         }
     }
 
@@ -541,7 +543,8 @@ mod tests {
                             let from_x = (0..d_in)
                                 .map(|e| round(x[(t * b + lane) * d_in + e]) * round(w_ih[row * d_in + e]))
                                 .sum::<f64>();
-                            let from_h = (0..d).map(|e| round(h[t][lane * d + e]) * round(w_hh[row * d + e])).sum::<f64>();
+                            let from_h =
+                                (0..d).map(|e| round(h[t][lane * d + e]) * round(w_hh[row * d + e])).sum::<f64>();
                             let z = from_x + from_h + b_ih[row] + b_hh[row];
                             if k == 2 { z.tanh() } else { sigmoid(z) }
                         };
@@ -596,7 +599,9 @@ mod tests {
                     }
                 }
                 dh = (0..b * d)
-                    .map(|at| (0..4 * d).map(|row| round(dz[at / d * 4 * d + row]) * round(w_hh[row * d + at % d])).sum())
+                    .map(|at| {
+                        (0..4 * d).map(|row| round(dz[at / d * 4 * d + row]) * round(w_hh[row * d + at % d])).sum()
+                    })
                     .collect();
             }
             [output, dx, dw_ih, dw_hh, db, dh, dc]
@@ -631,7 +636,15 @@ mod tests {
     fn cases() -> &'static [[usize; 4]] {
         match cfg!(miri) {
             true => &[[1, 1, 1, 1], [2, 3, 5, 17]],
-            false => &[[1, 1, 1, 1], [1, 3, 5, 4], [2, 1, 4, 7], [7, 3, 16, 17], [13, 16, 8, 40], [5, 17, 33, 128], [3, 2, 20, 300]],
+            false => &[
+                [1, 1, 1, 1],
+                [1, 3, 5, 4],
+                [2, 1, 4, 7],
+                [7, 3, 16, 17],
+                [13, 16, 8, 40],
+                [5, 17, 33, 128],
+                [3, 2, 20, 300],
+            ],
         }
     }
 

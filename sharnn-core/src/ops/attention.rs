@@ -36,10 +36,19 @@ pub struct AttentionInputs<B: Backend> {
 pub struct AttentionSaved<B: Backend> {
     /// The inputs.
     pub inputs: AttentionInputs<B>,
-    /// Attention weights before their dropout, `[batch_size, n_heads, seq_len, mem_len + seq_len]`.
-    pub weights: Tensor<B, 4>,
+    /// The weights, or what they can be computed from again.
+    pub kept: AttentionKept<B>,
     /// The precision that was used.
     pub precision: Precision,
+}
+
+/// How the attention weights come to the backward.
+#[derive(Clone, Debug)]
+pub enum AttentionKept<B: Backend> {
+    /// As they are before their dropout, `[batch_size, n_heads, seq_len, mem_len + seq_len]`.
+    Weights(Tensor<B, 4>),
+    /// The logarithm of the softmax's denominator, `[batch_size, n_heads, seq_len]`: memory that is linear in the length.
+    LogSumExp(Tensor<B, 3>),
 }
 
 /// Gradients of the attention operation.
@@ -82,6 +91,19 @@ impl<B: Backend> AttentionInputs<B> {
         }
     }
 
+    /// Scores, minus infinity where a query must not look, `[batch_size, n_heads, seq_len, mem_len + seq_len]`.
+    fn scores(&self, precision: Precision) -> Tensor<B, 4> {
+        let rows = self.rows();
+        let [batch_size, key_len, _] = rows.dims();
+        let [_, seq_len, _] = self.query.dims();
+        let hidden = causal_mask::<B>(seq_len, key_len, &rows.device())
+            .unsqueeze::<4>()
+            .expand([batch_size, self.n_heads, seq_len, key_len]);
+        let keys = split_heads(rows, self.n_heads);
+        let scores = precision.matmul(split_heads(self.query.clone(), self.n_heads), keys.transpose());
+        scores.mask_fill(hidden, f32::NEG_INFINITY)
+    }
+
     /// The mask of the values, `[batch_size, mem_len + seq_len, d_model]`.
     fn value_mask(&self, dims: [usize; 3]) -> Option<Tensor<B, 3>> {
         self.value_dropout.map(|dropout| dropout.mask(dims, LaneAxis::First, &self.current))
@@ -103,15 +125,8 @@ pub(super) fn forward<B: Backend>(
 ) -> (Tensor<B, 3>, AttentionSaved<B>) {
     let rows = inputs.rows();
     let [batch_size, key_len, d] = rows.dims();
-    let [_, seq_len, _] = inputs.query.dims();
     let n_heads = inputs.n_heads;
-    let query = split_heads(inputs.query.clone(), n_heads);
-    let keys = split_heads(rows.clone(), n_heads);
-    let scores = precision.matmul(query, keys.transpose());
-    let hidden = causal_mask::<B>(seq_len, key_len, &rows.device())
-        .unsqueeze::<4>()
-        .expand([batch_size, n_heads, seq_len, key_len]);
-    let weights = softmax(scores.mask_fill(hidden, f32::NEG_INFINITY), 3);
+    let weights = softmax(inputs.scores(precision), 3);
     let dropped = match inputs.weight_mask(weights.dims()) {
         Some(mask) => weights.clone() * mask,
         None => weights.clone(),
@@ -121,7 +136,7 @@ pub(super) fn forward<B: Backend>(
         None => rows,
     };
     let out = merge_heads(precision.matmul(dropped, split_heads(values, n_heads)));
-    (out, AttentionSaved { inputs, weights, precision })
+    (out, AttentionSaved { inputs, kept: AttentionKept::Weights(weights), precision })
 }
 
 /// With cotangent `g`, weights `P`, masks `M_w`, `M_v` and values `V = K ⊙ M_v`:
@@ -132,7 +147,11 @@ pub(super) fn backward<B: Backend>(
     grad: Tensor<B, 3>,
     memory_wanted: bool,
 ) -> AttentionGrads<B> {
-    let AttentionSaved { inputs, weights, precision } = saved;
+    let AttentionSaved { inputs, kept, precision } = saved;
+    let weights = match kept {
+        AttentionKept::Weights(weights) => weights,
+        AttentionKept::LogSumExp(log_sum_exp) => (inputs.scores(precision) - log_sum_exp.unsqueeze_dim(3)).exp(),
+    };
     let rows = inputs.rows();
     let [batch_size, key_len, d] = rows.dims();
     let [_, seq_len, _] = inputs.query.dims();

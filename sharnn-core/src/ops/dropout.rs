@@ -139,7 +139,7 @@ impl Dropout {
 
 impl DropoutKey {
     /// The generator's key, which mixes seed, block, site and the step's high half, and its last counter word.
-    fn philox_key(&self) -> ([u32; 2], u32) {
+    pub(super) fn philox_key(&self) -> ([u32; 2], u32) {
         let place = u64::from(self.block) << 8 | self.site as u64;
         let mut mixed = split_mix(self.stream.seed ^ split_mix(place));
         mixed = split_mix(mixed ^ (self.stream.step >> 32));

@@ -40,8 +40,8 @@ pub struct LstmSaved<B: Backend> {
     pub inputs: LstmInputs<B>,
     /// The packed output, `[seq_len + 1, batch_size, d]`.
     pub output: Tensor<B, 3>,
-    /// Activated gates i, f, g, o and the cell states, each `[seq_len, batch_size, d]`.
-    pub gates: [Tensor<B, 3>; 4],
+    /// Activated gates i, f, g, o side by side, `[seq_len, batch_size, 4 d]`.
+    pub gates: Tensor<B, 3>,
     /// `c_1 .. c_T`, `[seq_len, batch_size, d]`.
     pub cells: Tensor<B, 3>,
     /// The precision that was used.
@@ -80,7 +80,7 @@ pub struct LstmWanted {
 
 /// One step's values as they are gathered over the segment.
 struct Trace<B: Backend> {
-    gates: [Vec<Tensor<B, 2>>; 4],
+    gates: Vec<Tensor<B, 2>>,
     cells: Vec<Tensor<B, 2>>,
 }
 
@@ -99,7 +99,7 @@ fn run<B: Backend>(inputs: &LstmInputs<B>, precision: Precision, keep: bool) -> 
     let recurrent = precision.round(inputs.weight_hh.clone()).transpose();
     let (mut h, mut c) = (inputs.h0.clone(), inputs.c0.clone());
     let mut hidden = Vec::with_capacity(seq_len + 1);
-    let mut trace = Trace { gates: Default::default(), cells: Vec::new() };
+    let mut trace = Trace { gates: Vec::new(), cells: Vec::new() };
     for t in 0..seq_len {
         let z = projected.clone().narrow(0, t * batch_size, batch_size) + precision.round(h).matmul(recurrent.clone());
         let part = |k: usize| z.clone().narrow(1, k * d, d);
@@ -108,9 +108,7 @@ fn run<B: Backend>(inputs: &LstmInputs<B>, precision: Precision, keep: bool) -> 
         h = o.clone() * c.clone().tanh();
         hidden.push(h.clone());
         if keep {
-            for (all, gate) in trace.gates.iter_mut().zip([i, f, g, o]) {
-                all.push(gate);
-            }
+            trace.gates.push(Tensor::cat(vec![i, f, g, o], 1));
             trace.cells.push(c.clone());
         }
     }
@@ -124,7 +122,7 @@ pub(super) fn infer<B: Backend>(inputs: LstmInputs<B>, precision: Precision) -> 
 
 pub(super) fn forward<B: Backend>(inputs: LstmInputs<B>, precision: Precision) -> (Tensor<B, 3>, LstmSaved<B>) {
     let (output, trace) = run(&inputs, precision, true);
-    let gates = trace.gates.map(|gate| Tensor::stack(gate, 0));
+    let gates = Tensor::stack(trace.gates, 0);
     let cells = Tensor::stack(trace.cells, 0);
     (output.clone(), LstmSaved { inputs, output, gates, cells, precision })
 }
@@ -133,10 +131,11 @@ pub(super) fn forward<B: Backend>(inputs: LstmInputs<B>, precision: Precision) -
 /// once; the loop holds the recurrent product and a handful of pointwise operations; weight gradients are one product
 /// each over all steps.
 pub(super) fn backward<B: Backend>(saved: LstmSaved<B>, grad: Tensor<B, 3>, wanted: LstmWanted) -> LstmGrads<B> {
-    let LstmSaved { inputs, output, gates: [i, f, g, o], cells, precision } = saved;
+    let LstmSaved { inputs, output, gates, cells, precision } = saved;
     let [seq_len, batch_size, d_in] = inputs.x.dims();
     let [_, d] = inputs.h0.dims();
     let rows = seq_len * batch_size;
+    let [i, f, g, o] = std::array::from_fn(|k| gates.clone().narrow(2, k * d, d));
     let before = |first: Tensor<B, 2>, all: Tensor<B, 3>| match seq_len {
         1 => first.unsqueeze_dim(0),
         _ => Tensor::cat(vec![first.unsqueeze_dim(0), all.narrow(0, 0, seq_len - 1)], 0),

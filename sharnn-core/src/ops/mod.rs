@@ -14,6 +14,8 @@ mod autodiff;
 mod boom;
 mod decoder_loss;
 mod dropout;
+#[cfg(feature = "flex")]
+mod flex;
 mod layer_norm;
 mod linear;
 mod lstm;
@@ -21,7 +23,7 @@ mod precision;
 
 use burn::tensor::{Int, Tensor};
 
-pub use attention::{AttentionGrads, AttentionInputs, AttentionSaved};
+pub use attention::{AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved};
 pub use boom::{BoomGrads, BoomSaved};
 pub use decoder_loss::DecoderLossSaved;
 pub use dropout::{Dropout, DropoutKey, DropoutSite, DropoutStream, LaneAxis};
@@ -197,9 +199,6 @@ pub trait Backend: burn::tensor::backend::Backend {
 pub trait AutodiffBackend: Backend + burn::tensor::backend::AutodiffBackend<InnerBackend: Backend> {}
 
 impl<B> AutodiffBackend for B where B: Backend + burn::tensor::backend::AutodiffBackend<InnerBackend: Backend> {}
-
-#[cfg(feature = "flex")]
-impl Backend for burn_flex::Flex {}
 
 #[cfg(feature = "ndarray")]
 impl Backend for burn_ndarray::NdArray<f32> {}

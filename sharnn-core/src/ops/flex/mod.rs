@@ -1,0 +1,155 @@
+//! The fused operations on flex: `sharnn-kernels` on the tensors' memory. Tensors of another type than f32 take the generic
+//! bodies.
+
+mod attention;
+mod lstm;
+mod memory;
+mod rowwise;
+
+use burn::tensor::{Int, Tensor};
+use burn_flex::Flex;
+use sharnn_kernels::{Mask, Operands};
+
+use super::{
+    AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomSaved, DecoderLossSaved, Dropout,
+    LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted, Precision,
+};
+
+impl From<Precision> for Operands {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl Dropout {
+    fn kernel_mask(&self) -> Mask {
+        let (key, step) = self.key.philox_key();
+        Mask { key, step, first_lane: self.key.stream.first_lane, threshold: self.threshold() }
+    }
+}
+
+impl Backend for Flex {
+    fn affine(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Tensor<Self, 1>,
+        precision: Precision,
+    ) -> Tensor<Self, 2> {
+        rowwise::affine(x, weight, bias, precision)
+    }
+
+    fn affine_backward(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        grad: Tensor<Self, 2>,
+        wanted: [bool; 3],
+        precision: Precision,
+    ) -> LinearGrads<Self> {
+        rowwise::affine_backward(x, weight, grad, wanted, precision)
+    }
+
+    fn layer_norm_rows(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, bias: Tensor<Self, 1>) -> Tensor<Self, 2> {
+        rowwise::layer_norm(x, weight, bias)
+    }
+
+    fn layer_norm_rows_backward(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 1>,
+        grad: Tensor<Self, 2>,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 1>, Tensor<Self, 1>) {
+        rowwise::layer_norm_backward(x, weight, grad)
+    }
+
+    fn dropout(x: Tensor<Self, 3>, dropout: Dropout) -> Tensor<Self, 3> {
+        rowwise::dropout(x, dropout)
+    }
+
+    fn lstm(inputs: LstmInputs<Self>, precision: Precision) -> Tensor<Self, 3> {
+        lstm::infer(inputs, precision)
+    }
+
+    fn lstm_forward(inputs: LstmInputs<Self>, precision: Precision) -> (Tensor<Self, 3>, LstmSaved<Self>) {
+        lstm::forward(inputs, precision)
+    }
+
+    fn lstm_backward(saved: LstmSaved<Self>, grad: Tensor<Self, 3>, wanted: LstmWanted) -> LstmGrads<Self> {
+        lstm::backward(saved, grad, wanted)
+    }
+
+    fn memory_attention(inputs: AttentionInputs<Self>, precision: Precision) -> Tensor<Self, 3> {
+        attention::infer(inputs, precision)
+    }
+
+    fn memory_attention_forward(
+        inputs: AttentionInputs<Self>,
+        precision: Precision,
+    ) -> (Tensor<Self, 3>, AttentionSaved<Self>) {
+        attention::forward(inputs, precision)
+    }
+
+    fn memory_attention_backward(
+        saved: AttentionSaved<Self>,
+        grad: Tensor<Self, 3>,
+        memory_wanted: bool,
+    ) -> AttentionGrads<Self> {
+        attention::backward(saved, grad, memory_wanted)
+    }
+
+    fn boom(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 2>,
+        bias: Tensor<Self, 1>,
+        dropout: Option<Dropout>,
+        precision: Precision,
+    ) -> Tensor<Self, 3> {
+        rowwise::boom(x, weight, bias, dropout, precision, false).0
+    }
+
+    fn boom_forward(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 2>,
+        bias: Tensor<Self, 1>,
+        dropout: Option<Dropout>,
+        precision: Precision,
+    ) -> (Tensor<Self, 3>, BoomSaved<Self>) {
+        match rowwise::boom(x, weight, bias, dropout, precision, true) {
+            (y, Some(saved)) => (y, saved),
+            (_, None) => unreachable!("it was to be kept"),
+        }
+    }
+
+    fn boom_backward(saved: BoomSaved<Self>, grad: Tensor<Self, 3>) -> BoomGrads<Self> {
+        rowwise::boom_backward(saved, grad)
+    }
+
+    fn decoder_loss(
+        h: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Tensor<Self, 1>,
+        targets: Tensor<Self, 1, Int>,
+        precision: Precision,
+    ) -> Tensor<Self, 1> {
+        rowwise::decoder_loss(h, weight, bias, targets, precision).0
+    }
+
+    fn decoder_loss_forward(
+        h: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Tensor<Self, 1>,
+        targets: Tensor<Self, 1, Int>,
+        precision: Precision,
+    ) -> (Tensor<Self, 1>, DecoderLossSaved<Self>) {
+        rowwise::decoder_loss(h, weight, bias, targets, precision)
+    }
+
+    fn decoder_loss_backward(
+        saved: DecoderLossSaved<Self>,
+        grad: Tensor<Self, 1>,
+        wanted: [bool; 3],
+    ) -> LinearGrads<Self> {
+        rowwise::decoder_loss_backward(saved, grad, wanted)
+    }
+}

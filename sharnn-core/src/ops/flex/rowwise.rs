@@ -1,0 +1,238 @@
+//! The operations on rows, on flex: affine map, layer norm, dropout, Boom and the decoder's loss.
+
+use burn::tensor::{DType, Int, Tensor};
+use burn_flex::Flex;
+use sharnn_kernels::{Boom, BoomGrads as BoomOutputs, DecoderLoss, DecoderLossGrads, Mat, Preactivations};
+
+use super::memory::{Values, is_f32, tensor};
+use crate::ops::{
+    BoomGrads, BoomSaved, DecoderLossSaved, Dropout, LAYER_NORM_EPS, LinearGrads, Precision, boom as generic_boom,
+    decoder_loss as generic_loss, dropout as generic_dropout, layer_norm as generic_norm, linear as generic_linear,
+};
+
+type Flex1 = Tensor<Flex, 1>;
+type Flex2 = Tensor<Flex, 2>;
+type Flex3 = Tensor<Flex, 3>;
+
+fn mat(values: &[f32], [rows, cols]: [usize; 2]) -> Mat<'_> {
+    Mat::row_major(values, rows, cols)
+}
+
+fn zeros(wanted: bool, len: usize) -> Option<Vec<f32>> {
+    wanted.then(|| vec![0.0; len])
+}
+
+pub(super) fn affine(x: Flex2, weight: Flex2, bias: Flex1, precision: Precision) -> Flex2 {
+    if !(is_f32(&x) && is_f32(&weight) && is_f32(&bias)) {
+        return generic_linear::forward(x, weight, bias, precision);
+    }
+    let (x_dims, weight_dims) = (x.dims(), weight.dims());
+    let shape = [x_dims[0], weight_dims[0]];
+    let mut out = vec![0.0; shape[0] * shape[1]];
+    let (x, weight) = (Values::of(&x), Values::of(&weight));
+    let (x, weight) = (mat(&x, x_dims), mat(&weight, weight_dims));
+    sharnn_kernels::affine(x, weight, &Values::of(&bias), precision.into(), &mut out);
+    tensor(out, shape)
+}
+
+pub(super) fn affine_backward(
+    x: Flex2,
+    weight: Flex2,
+    grad: Flex2,
+    wanted: [bool; 3],
+    precision: Precision,
+) -> LinearGrads<Flex> {
+    if !(is_f32(&x) && is_f32(&weight) && is_f32(&grad)) {
+        return generic_linear::backward(x, weight, grad, wanted, precision);
+    }
+    let (x_dims, weight_dims) = (x.dims(), weight.dims());
+    let (x, weight) = (Values::of(&x), Values::of(&weight));
+    let mut dx = zeros(wanted[0], x_dims[0] * x_dims[1]);
+    let mut dweight = zeros(wanted[1], weight_dims[0] * weight_dims[1]);
+    let mut dbias = zeros(wanted[2], weight_dims[0]);
+    sharnn_kernels::affine_backward(
+        mat(&x, x_dims),
+        mat(&weight, weight_dims),
+        &Values::of(&grad),
+        precision.into(),
+        dx.as_deref_mut(),
+        dweight.as_deref_mut(),
+        dbias.as_deref_mut(),
+    );
+    linear_grads(dx, dweight, dbias, x_dims, weight_dims)
+}
+
+fn linear_grads(
+    dx: Option<Vec<f32>>,
+    dweight: Option<Vec<f32>>,
+    dbias: Option<Vec<f32>>,
+    x_dims: [usize; 2],
+    weight_dims: [usize; 2],
+) -> LinearGrads<Flex> {
+    LinearGrads {
+        x: dx.map(|dx| tensor(dx, x_dims)),
+        weight: dweight.map(|dweight| tensor(dweight, weight_dims)),
+        bias: dbias.map(|dbias| tensor(dbias, [weight_dims[0]])),
+    }
+}
+
+pub(super) fn layer_norm(x: Flex2, weight: Flex1, bias: Flex1) -> Flex2 {
+    if !(is_f32(&x) && is_f32(&weight) && is_f32(&bias)) {
+        return generic_norm::forward(x, weight, bias);
+    }
+    let dims = x.dims();
+    let mut out = vec![0.0; dims[0] * dims[1]];
+    let (x, weight, bias) = (Values::of(&x), Values::of(&weight), Values::of(&bias));
+    sharnn_kernels::layer_norm(&x, &weight, &bias, LAYER_NORM_EPS as f32, &mut out);
+    tensor(out, dims)
+}
+
+pub(super) fn layer_norm_backward(x: Flex2, weight: Flex1, grad: Flex2) -> (Flex2, Flex1, Flex1) {
+    if !(is_f32(&x) && is_f32(&weight) && is_f32(&grad)) {
+        return generic_norm::backward(x, weight, grad);
+    }
+    let dims = x.dims();
+    let (mut dx, mut dweight, mut dbias) = (vec![0.0; dims[0] * dims[1]], vec![0.0; dims[1]], vec![0.0; dims[1]]);
+    let (x, weight, grad) = (Values::of(&x), Values::of(&weight), Values::of(&grad));
+    let eps = LAYER_NORM_EPS as f32;
+    sharnn_kernels::layer_norm_backward(&x, &weight, eps, &grad, &mut dx, &mut dweight, &mut dbias);
+    (tensor(dx, dims), tensor(dweight, [dims[1]]), tensor(dbias, [dims[1]]))
+}
+
+pub(super) fn dropout(x: Flex3, dropout: Dropout) -> Flex3 {
+    if !is_f32(&x) {
+        return generic_dropout::apply(x, dropout);
+    }
+    let [seq_len, lanes, d] = x.dims();
+    let mut out = vec![0.0; seq_len * lanes * d];
+    sharnn_kernels::dropout(&Values::of(&x), lanes, d, &dropout.kernel_mask(), &mut out);
+    tensor(out, [seq_len, lanes, d])
+}
+
+/// The Boom, and `z` where it is kept.
+pub(super) fn boom(
+    x: Flex3,
+    weight: Flex2,
+    bias: Flex1,
+    dropout: Option<Dropout>,
+    precision: Precision,
+    keep: bool,
+) -> (Flex3, Option<BoomSaved<Flex>>) {
+    if !(is_f32(&x) && is_f32(&weight) && is_f32(&bias)) {
+        let (y, saved) = generic_boom::forward(x, weight, bias, dropout, precision);
+        return (y, Some(saved));
+    }
+    let ([seq_len, lanes, d], weight_dims) = (x.dims(), weight.dims());
+    let mut z = zeros(keep, seq_len * lanes * weight_dims[0]);
+    let mut y = vec![0.0; seq_len * lanes * d];
+    let (x_values, weight_values, bias) = (Values::of(&x), Values::of(&weight), Values::of(&bias));
+    Boom {
+        x: &x_values,
+        lanes,
+        weight: mat(&weight_values, weight_dims),
+        bias: &bias,
+        mask: dropout.map(|dropout| dropout.kernel_mask()).as_ref(),
+        operands: precision.into(),
+    }
+    .forward(z.as_deref_mut(), &mut y);
+    let saved = z.map(|z| {
+        let z = tensor(z, [seq_len * lanes, weight_dims[0]]);
+        BoomSaved { x, weight, z, dropout, precision }
+    });
+    (tensor(y, [seq_len, lanes, d]), saved)
+}
+
+pub(super) fn boom_backward(saved: BoomSaved<Flex>, grad: Flex3) -> BoomGrads<Flex> {
+    if !(is_f32(&saved.x) && is_f32(&saved.weight) && is_f32(&saved.z) && is_f32(&grad)) {
+        return generic_boom::backward(saved, grad);
+    }
+    let BoomSaved { x, weight, z, dropout, precision } = saved;
+    let ([seq_len, lanes, d], [d_ff, _]) = (x.dims(), weight.dims());
+    let rows = seq_len * lanes;
+    let [mut dz, mut dx, mut dweight, mut dbias] = [rows * d_ff, rows * d, d_ff * d, d_ff].map(|len| vec![0.0; len]);
+    let (x, weight, z, grad) = (Values::of(&x), Values::of(&weight), Values::of(&z), Values::of(&grad));
+    // The bias enters through z alone.
+    let bias = vec![0.0; d_ff];
+    Boom {
+        x: &x,
+        lanes,
+        weight: mat(&weight, [d_ff, d]),
+        bias: &bias,
+        mask: dropout.map(|dropout| dropout.kernel_mask()).as_ref(),
+        operands: precision.into(),
+    }
+    .backward(
+        Preactivations::Kept(&z),
+        &grad,
+        BoomOutputs { z: &mut dz, x: &mut dx, weight: &mut dweight, bias: &mut dbias },
+    );
+    BoomGrads {
+        x: tensor(dx, [seq_len, lanes, d]),
+        weight: tensor(dweight, [d_ff, d]),
+        bias: tensor(dbias, [d_ff]),
+    }
+}
+
+/// Targets as 64-bit integers, whatever their type.
+fn host_targets(targets: &Tensor<Flex, 1, Int>) -> Vec<i64> {
+    targets.to_data().iter::<i64>().collect()
+}
+
+pub(super) fn decoder_loss(
+    h: Flex2,
+    weight: Flex2,
+    bias: Flex1,
+    targets: Tensor<Flex, 1, Int>,
+    precision: Precision,
+) -> (Flex1, DecoderLossSaved<Flex>) {
+    if !(is_f32(&h) && is_f32(&weight) && is_f32(&bias)) {
+        return generic_loss::forward(h, weight, bias, targets, precision);
+    }
+    let (rows, weight_dims) = (h.dims()[0], weight.dims());
+    let mut log_probs = vec![0.0; rows * weight_dims[0]];
+    let (h_values, weight_values) = (Values::of(&h), Values::of(&weight));
+    let loss = DecoderLoss {
+        h: &h_values,
+        weight: mat(&weight_values, weight_dims),
+        targets: &host_targets(&targets),
+        operands: precision.into(),
+    }
+    .forward(&Values::of(&bias), &mut log_probs);
+    let log_probs = tensor(log_probs, [rows, weight_dims[0]]);
+    (tensor(vec![loss as f32], [1]), DecoderLossSaved { h, weight, log_probs, targets, precision })
+}
+
+pub(super) fn decoder_loss_backward(
+    saved: DecoderLossSaved<Flex>,
+    grad: Flex1,
+    wanted: [bool; 3],
+) -> LinearGrads<Flex> {
+    let DecoderLossSaved { h, weight, log_probs, .. } = &saved;
+    if !([h, weight, log_probs].into_iter().all(is_f32) && grad.dtype() == DType::F32) {
+        return generic_loss::backward(saved, grad, wanted);
+    }
+    let DecoderLossSaved { h, weight, log_probs, targets, precision } = saved;
+    let (h_dims, weight_dims) = (h.dims(), weight.dims());
+    let mut dlogits = vec![0.0; h_dims[0] * weight_dims[0]];
+    let mut dh = zeros(wanted[0], h_dims[0] * h_dims[1]);
+    let mut dweight = zeros(wanted[1], weight_dims[0] * weight_dims[1]);
+    let mut dbias = zeros(wanted[2], weight_dims[0]);
+    let (h, weight) = (Values::of(&h), Values::of(&weight));
+    DecoderLoss {
+        h: &h,
+        weight: mat(&weight, weight_dims),
+        targets: &host_targets(&targets),
+        operands: precision.into(),
+    }
+    .backward(
+        &Values::of(&log_probs),
+        Values::of(&grad)[0],
+        DecoderLossGrads {
+            logits: &mut dlogits,
+            h: dh.as_deref_mut(),
+            weight: dweight.as_deref_mut(),
+            bias: dbias.as_deref_mut(),
+        },
+    );
+    linear_grads(dh, dweight, dbias, h_dims, weight_dims)
+}
