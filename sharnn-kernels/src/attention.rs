@@ -28,11 +28,12 @@ use crate::team::Member;
 /// Columns that a mask draws at once: those that it is asked for begin at a multiple of it.
 const MASK_GROUP: usize = 8;
 
-/// Scores of a block of query rows, about: they stay in a core's own cache.
-const BLOCK_SCORES: usize = 65_536;
+/// Scores of a block of query rows, about: a MiB, which is in the cache still when it is used next.
+const BLOCK_SCORES: usize = 262_144;
 
-/// Most query rows of a block.
-const BLOCK_ROWS: usize = 96;
+/// Fewest and most query rows of a block, where there are so many. Each block reads all keys, so that with few rows the
+/// memory is what it waits for.
+const BLOCK_ROWS: [usize; 2] = [36, 96];
 
 /// Inputs of the operation, which forward and backward share.
 #[derive(Clone, Copy, Debug)]
@@ -74,12 +75,13 @@ impl Sizes {
 
     /// Members that are worth waking.
     fn members(self) -> usize {
-        self.lanes * self.queries * self.keys * self.heads * self.d_head >> 16
+        self.lanes * self.queries * self.keys * self.heads * self.d_head / 65_536
     }
 
     /// Query rows of a task. No result depends on it.
     fn block_rows(self, members: usize) -> usize {
-        let most = (BLOCK_SCORES / self.keys).clamp(12, BLOCK_ROWS);
+        let [fewest, most] = BLOCK_ROWS;
+        let most = (BLOCK_SCORES / self.keys).clamp(fewest, most);
         most.min(self.queries.div_ceil(2 * members)).next_multiple_of(12)
     }
 
@@ -136,9 +138,9 @@ impl<'a> Attention<'a> {
 
     /// Writes the values of some keys, which are masked, to `values`, one after another.
     fn mask_values(&self, mask: Mask, place: Place, keys: Range<usize>, values: &mut [f32]) {
-        for (key, row) in keys.enumerate().map(|(i, key)| (key, i)) {
+        for (i, key) in keys.enumerate() {
             let from = self.key(place, key);
-            let out = &mut values[row * from.len()..][..from.len()];
+            let out = &mut values[i * from.len()..][..from.len()];
             out.copy_from_slice(from);
             let mask = RowMask { mask, lane: place.lane, row: key };
             // SAFETY: as many values as are given.
