@@ -1,10 +1,14 @@
 #![doc = include_str!("../README.md")]
 
 mod attention;
+mod blocks;
+mod boom;
 mod buffer;
+mod decoder_loss;
 mod dropout;
 mod gemm;
 mod isa;
+mod layer_norm;
 mod linear;
 mod lstm;
 mod math;
@@ -15,9 +19,13 @@ mod team;
 mod testing;
 
 pub use attention::Attention;
-pub use dropout::Mask;
+pub use boom::{Boom, BoomGrads, Preactivations};
+pub use decoder_loss::{DecoderLoss, DecoderLossGrads};
+pub use dropout::{Mask, dropout};
 pub use gemm::{Mat, Operands, Packed, gemm, round_bf16};
 pub use isa::{ISA_VARIABLE, Isa};
+pub use layer_norm::{layer_norm, layer_norm_backward};
+pub use linear::{affine, affine_backward, column_sums};
 pub use lstm::{Lstm, LstmGrads, LstmTrace};
 pub use rows::{Rows, RowsMut};
 pub use team::{MAX_THREADS, set_threads, threads};

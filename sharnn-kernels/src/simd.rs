@@ -54,6 +54,29 @@ pub trait Vector: Copy {
     unsafe fn sum(self) -> f32;
     /// The largest lane.
     unsafe fn largest(self) -> f32;
+    /// Columns of lines of eight values, as the lines one after another: value `8 i + k` of the concatenated result is lane
+    /// `i` of `columns[k]`.
+    unsafe fn interleave(columns: [Self; 8]) -> [Self; 8];
+
+    /// [`load`](Self::load) where there are `n >= LANES` values, [`load_part`](Self::load_part) where there are fewer.
+    #[inline(always)]
+    unsafe fn load_up_to(from: *const f32, n: usize) -> Self {
+        // SAFETY: the caller's.
+        unsafe { if n >= Self::LANES { Self::load(from) } else { Self::load_part(from, n) } }
+    }
+    /// [`store`](Self::store) where there is room for `n >= LANES` values, [`store_part`](Self::store_part) where for fewer.
+    #[inline(always)]
+    unsafe fn store_up_to(self, to: *mut f32, n: usize) {
+        // SAFETY: the caller's.
+        unsafe { if n >= Self::LANES { self.store(to) } else { self.store_part(to, n) } }
+    }
+    /// The first `n` lanes, or all where there are fewer; zeros after them.
+    #[inline(always)]
+    unsafe fn keep_up_to(self, n: usize) -> Self {
+        static ONES: [u32; 16] = [u32::MAX; 16];
+        // SAFETY: the caller's; no vector is longer than 16 lanes.
+        unsafe { if n >= Self::LANES { self } else { self.and_bits(Self::load_part(ONES.as_ptr().cast(), n)) } }
+    }
 }
 
 /// Eight f32 in an array: the reference, for every CPU and for Miri.
@@ -183,6 +206,10 @@ impl Vector for Portable {
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
         self.0.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+    #[inline(always)]
+    unsafe fn interleave(columns: [Self; 8]) -> [Self; 8] {
+        std::array::from_fn(|line| Self(std::array::from_fn(|k| columns[k].0[line])))
     }
 }
 
@@ -341,6 +368,33 @@ mod x86 {
                 _mm_cvtss_f32(_mm_max_ss(pair, _mm_shuffle_ps::<1>(pair, pair)))
             }
         }
+        #[inline(always)]
+        unsafe fn interleave(columns: [Self; 8]) -> [Self; 8] {
+            // Pairs of columns, then fours, then all eight; an upper half of a register is four lines further down.
+            let [a, b, c, d, e, f, g, h] = columns;
+            unsafe {
+                let (ab, ab_high) = (_mm256_unpacklo_ps(a.0, b.0), _mm256_unpackhi_ps(a.0, b.0));
+                let (cd, cd_high) = (_mm256_unpacklo_ps(c.0, d.0), _mm256_unpackhi_ps(c.0, d.0));
+                let (ef, ef_high) = (_mm256_unpacklo_ps(e.0, f.0), _mm256_unpackhi_ps(e.0, f.0));
+                let (gh, gh_high) = (_mm256_unpacklo_ps(g.0, h.0), _mm256_unpackhi_ps(g.0, h.0));
+                let (left0, right0) = (_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0x44>(ef, gh));
+                let (left1, right1) = (_mm256_shuffle_ps::<0xEE>(ab, cd), _mm256_shuffle_ps::<0xEE>(ef, gh));
+                let (left2, right2) =
+                    (_mm256_shuffle_ps::<0x44>(ab_high, cd_high), _mm256_shuffle_ps::<0x44>(ef_high, gh_high));
+                let (left3, right3) =
+                    (_mm256_shuffle_ps::<0xEE>(ab_high, cd_high), _mm256_shuffle_ps::<0xEE>(ef_high, gh_high));
+                [
+                    Self(_mm256_permute2f128_ps::<0x20>(left0, right0)),
+                    Self(_mm256_permute2f128_ps::<0x20>(left1, right1)),
+                    Self(_mm256_permute2f128_ps::<0x20>(left2, right2)),
+                    Self(_mm256_permute2f128_ps::<0x20>(left3, right3)),
+                    Self(_mm256_permute2f128_ps::<0x31>(left0, right0)),
+                    Self(_mm256_permute2f128_ps::<0x31>(left1, right1)),
+                    Self(_mm256_permute2f128_ps::<0x31>(left2, right2)),
+                    Self(_mm256_permute2f128_ps::<0x31>(left3, right3)),
+                ]
+            }
+        }
     }
 
     /// Sixteen f32 in a register.
@@ -479,6 +533,26 @@ mod x86 {
         #[inline(always)]
         unsafe fn largest(self) -> f32 {
             unsafe { _mm512_reduce_max_ps(self.0) }
+        }
+        #[inline(always)]
+        unsafe fn interleave(columns: [Self; 8]) -> [Self; 8] {
+            unsafe {
+                // Halves of eight lines each.
+                let (mut low, mut high) = ([Avx2::splat(0.0); 8], [Avx2::splat(0.0); 8]);
+                for (k, column) in columns.into_iter().enumerate() {
+                    low[k] = Avx2(_mm512_castps512_ps256(column.0));
+                    high[k] = Avx2(_mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(column.0))));
+                }
+                let mut lines = columns;
+                for (half, eight) in [Avx2::interleave(low), Avx2::interleave(high)].into_iter().enumerate() {
+                    for (pair, out) in lines[4 * half..][..4].iter_mut().enumerate() {
+                        let first = _mm512_castps_pd(_mm512_castps256_ps512(eight[2 * pair].0));
+                        let second = _mm256_castps_pd(eight[2 * pair + 1].0);
+                        *out = Self(_mm512_castpd_ps(_mm512_insertf64x4::<1>(first, second)));
+                    }
+                }
+                lines
+            }
         }
     }
 }

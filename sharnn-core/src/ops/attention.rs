@@ -96,9 +96,12 @@ impl<B: Backend> AttentionInputs<B> {
         let rows = self.rows();
         let [batch_size, key_len, _] = rows.dims();
         let [_, seq_len, _] = self.query.dims();
-        let hidden = causal_mask::<B>(seq_len, key_len, &rows.device())
-            .unsqueeze::<4>()
-            .expand([batch_size, self.n_heads, seq_len, key_len]);
+        let hidden = causal_mask::<B>(seq_len, key_len, &rows.device()).unsqueeze::<4>().expand([
+            batch_size,
+            self.n_heads,
+            seq_len,
+            key_len,
+        ]);
         let keys = split_heads(rows, self.n_heads);
         let scores = precision.matmul(split_heads(self.query.clone(), self.n_heads), keys.transpose());
         scores.mask_fill(hidden, f32::NEG_INFINITY)

@@ -6,7 +6,7 @@ use sharnn_kernels::{Attention, RowsMut};
 
 use super::memory::{Lanes, Values, is_f32, tensor};
 use crate::ops::{
-    AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved, Backend, Precision, attention as generic,
+    AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved, Precision, attention as generic,
 };
 
 /// The inputs' memory.
@@ -74,10 +74,7 @@ pub(super) fn infer(inputs: AttentionInputs<Flex>, precision: Precision) -> Tens
     out.tensor()
 }
 
-pub(super) fn forward(
-    inputs: AttentionInputs<Flex>,
-    precision: Precision,
-) -> (Tensor<Flex, 3>, AttentionSaved<Flex>) {
+pub(super) fn forward(inputs: AttentionInputs<Flex>, precision: Precision) -> (Tensor<Flex, 3>, AttentionSaved<Flex>) {
     let Some(memory) = Memory::of(&inputs, precision) else { return generic::forward(inputs, precision) };
     let [lanes, seq_len, d] = inputs.query.dims();
     let mut out = TimeMajor::zeros([lanes, seq_len, d]);

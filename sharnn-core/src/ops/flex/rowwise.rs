@@ -166,11 +166,7 @@ pub(super) fn boom_backward(saved: BoomSaved<Flex>, grad: Flex3) -> BoomGrads<Fl
         &grad,
         BoomOutputs { z: &mut dz, x: &mut dx, weight: &mut dweight, bias: &mut dbias },
     );
-    BoomGrads {
-        x: tensor(dx, [seq_len, lanes, d]),
-        weight: tensor(dweight, [d_ff, d]),
-        bias: tensor(dbias, [d_ff]),
-    }
+    BoomGrads { x: tensor(dx, [seq_len, lanes, d]), weight: tensor(dweight, [d_ff, d]), bias: tensor(dbias, [d_ff]) }
 }
 
 /// Targets as 64-bit integers, whatever their type.
