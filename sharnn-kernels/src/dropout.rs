@@ -89,23 +89,31 @@ impl Mask {
 }
 
 /// Ten rounds on as many counters as a vector has lanes.
+///
+/// Even and odd lanes are kept in vectors of their own, as even lanes: that is how products of 64 bits come and go. What
+/// is in between is of no account.
 #[inline(always)]
-unsafe fn philox<V: Vector>(mut counter: [V; 4], mut key: [u32; 2]) -> [V; 4] {
+unsafe fn philox<V: Vector>(counter: [V; 4], mut key: [u32; 2]) -> [V; 4] {
     // SAFETY: the caller's.
     unsafe {
         let (m0, m1) = (V::splat_bits(0xD251_1F53), V::splat_bits(0xCD9E_8D57));
+        let [c0, c1, c2, c3] = counter;
+        let mut halves = [counter, [c0.odd_to_even(), c1.odd_to_even(), c2.odd_to_even(), c3.odd_to_even()]];
         for _ in 0..10 {
-            let (high0, low0) = counter[0].mul_wide_bits(m0);
-            let (high1, low1) = counter[2].mul_wide_bits(m1);
-            counter = [
-                high1.xor_bits(counter[1]).xor_bits(V::splat_bits(key[0])),
-                low1,
-                high0.xor_bits(counter[3]).xor_bits(V::splat_bits(key[1])),
-                low0,
-            ];
+            let (k0, k1) = (V::splat_bits(key[0]), V::splat_bits(key[1]));
+            for half in &mut halves {
+                let (product0, product1) = (half[0].mul_even_bits(m0), half[2].mul_even_bits(m1));
+                *half = [
+                    product1.odd_to_even().xor_bits(half[1].xor_bits(k0)),
+                    product1,
+                    product0.odd_to_even().xor_bits(half[3].xor_bits(k1)),
+                    product0,
+                ];
+            }
             key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
         }
-        counter
+        let [[e0, e1, e2, e3], [o0, o1, o2, o3]] = halves;
+        [e0.join_even(o0), e1.join_even(o1), e2.join_even(o2), e3.join_even(o3)]
     }
 }
 

@@ -48,8 +48,12 @@ pub trait Vector: Copy {
     unsafe fn high_half(self) -> Self;
     /// Wrapping sum of 32-bit integers.
     unsafe fn add_bits(self, other: Self) -> Self;
-    /// High and low words of the products of unsigned 32-bit integers.
-    unsafe fn mul_wide_bits(self, other: Self) -> (Self, Self);
+    /// Products of the unsigned 32-bit integers in even lanes, 64 bits wide: the low word there, the high word after it.
+    unsafe fn mul_even_bits(self, other: Self) -> Self;
+    /// Each odd lane moved to the even one before it, zeros in its place.
+    unsafe fn odd_to_even(self) -> Self;
+    /// The even lanes of both: those of `self` where they are, those of `other` after them.
+    unsafe fn join_even(self, other: Self) -> Self;
     /// Sum of all lanes, halves first.
     unsafe fn sum(self) -> f32;
     /// The largest lane.
@@ -193,9 +197,17 @@ impl Vector for Portable {
         self.zip_bits(other, u32::wrapping_add)
     }
     #[inline(always)]
-    unsafe fn mul_wide_bits(self, other: Self) -> (Self, Self) {
-        let wide = |a: u32, b: u32| u64::from(a) * u64::from(b);
-        (self.zip_bits(other, |a, b| (wide(a, b) >> 32) as u32), self.zip_bits(other, |a, b| wide(a, b) as u32))
+    unsafe fn mul_even_bits(self, other: Self) -> Self {
+        let wide = |i: usize| u64::from(self.0[i].to_bits()) * u64::from(other.0[i].to_bits());
+        Self(std::array::from_fn(|i| f32::from_bits((wide(i & !1) >> (32 * (i & 1))) as u32)))
+    }
+    #[inline(always)]
+    unsafe fn odd_to_even(self) -> Self {
+        Self(std::array::from_fn(|i| if i & 1 == 0 { self.0[i + 1] } else { 0.0 }))
+    }
+    #[inline(always)]
+    unsafe fn join_even(self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| if i & 1 == 0 { self.0[i] } else { other.0[i - 1] }))
     }
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
@@ -342,14 +354,18 @@ mod x86 {
             unsafe { Self::of(_mm256_add_epi32(self.int(), other.int())) }
         }
         #[inline(always)]
-        unsafe fn mul_wide_bits(self, other: Self) -> (Self, Self) {
+        unsafe fn mul_even_bits(self, other: Self) -> Self {
+            unsafe { Self::of(_mm256_mul_epu32(self.int(), other.int())) }
+        }
+        #[inline(always)]
+        unsafe fn odd_to_even(self) -> Self {
+            unsafe { Self::of(_mm256_srli_epi64::<32>(self.int())) }
+        }
+        #[inline(always)]
+        unsafe fn join_even(self, other: Self) -> Self {
             unsafe {
-                let (a, b) = (self.int(), other.int());
-                let even = _mm256_mul_epu32(a, b);
-                let odd = _mm256_mul_epu32(_mm256_srli_epi64::<32>(a), _mm256_srli_epi64::<32>(b));
-                let high = _mm256_blend_epi32::<0b1010_1010>(_mm256_srli_epi64::<32>(even), odd);
-                let low = _mm256_blend_epi32::<0b1010_1010>(even, _mm256_slli_epi64::<32>(odd));
-                (Self::of(high), Self::of(low))
+                let moved = _mm256_slli_epi64::<32>(other.int());
+                Self::of(_mm256_blend_epi32::<0b1010_1010>(self.int(), moved))
             }
         }
         #[inline(always)]
@@ -512,14 +528,18 @@ mod x86 {
             unsafe { Self::of(_mm512_add_epi32(self.int(), other.int())) }
         }
         #[inline(always)]
-        unsafe fn mul_wide_bits(self, other: Self) -> (Self, Self) {
+        unsafe fn mul_even_bits(self, other: Self) -> Self {
+            unsafe { Self::of(_mm512_mul_epu32(self.int(), other.int())) }
+        }
+        #[inline(always)]
+        unsafe fn odd_to_even(self) -> Self {
+            unsafe { Self::of(_mm512_srli_epi64::<32>(self.int())) }
+        }
+        #[inline(always)]
+        unsafe fn join_even(self, other: Self) -> Self {
             unsafe {
-                let (a, b) = (self.int(), other.int());
-                let even = _mm512_mul_epu32(a, b);
-                let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(a), _mm512_srli_epi64::<32>(b));
-                let high = _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64::<32>(even), odd);
-                let low = _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64::<32>(odd));
-                (Self::of(high), Self::of(low))
+                let moved = _mm512_slli_epi64::<32>(other.int());
+                Self::of(_mm512_mask_blend_epi32(0xAAAA, self.int(), moved))
             }
         }
         #[inline(always)]
