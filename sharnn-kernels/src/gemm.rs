@@ -14,7 +14,7 @@ use crate::{Isa, team};
 const K_BLOCK: usize = 256;
 
 /// Rows of `C` that one task computes, at most.
-const ROW_BLOCK: usize = 96;
+const ROW_BLOCK: usize = 192;
 
 /// A matrix in a slice, with any strides.
 #[derive(Clone, Copy, Debug)]
@@ -280,25 +280,40 @@ unsafe fn product_body<V: Vector>(product: &Product, scratch: &mut [f32]) {
     }
 }
 
-/// Packs rows of the left operand into panels of a tile's height.
+/// Packs rows of the left operand into panels of a tile's height, `[terms][height]` each.
 #[inline(always)]
 unsafe fn pack_left<V: Vector>(a: *const f32, product: &Product, rows: usize, terms: usize, scratch: &mut [f32]) {
     let &Product { a_row, a_col, operands, .. } = product;
-    for i in (0..rows).step_by(V::TILE_ROWS) {
-        let height = V::TILE_ROWS.min(rows - i);
-        let panel = &mut scratch[i * terms..][..terms * V::TILE_ROWS];
-        for (k, out) in panel.chunks_exact_mut(V::TILE_ROWS).enumerate() {
-            // SAFETY: inside of the left operand, which is the caller's.
-            unsafe {
-                let from = a.add(i * a_row + k * a_col);
-                for (r, out) in out[..height].iter_mut().enumerate() {
-                    *out = *from.add(r * a_row);
+    let height = V::TILE_ROWS;
+    let panels = &mut scratch[..rows.div_ceil(height) * height * terms];
+    // SAFETY: inside of the left operand, which is the caller's, and of the panels.
+    unsafe {
+        let out = panels.as_mut_ptr();
+        if a_row == 1 {
+            // Along the columns, each of which is a contiguous piece: to go along the rows would miss the cache at each.
+            for k in 0..terms {
+                let column = a.add(k * a_col);
+                for i in (0..rows).step_by(height) {
+                    let to = out.add(i * terms + k * height);
+                    if i + height <= rows {
+                        std::ptr::copy_nonoverlapping(column.add(i), to, V::TILE_ROWS);
+                    } else {
+                        std::ptr::copy_nonoverlapping(column.add(i), to, rows - i);
+                    }
+                }
+            }
+        } else {
+            for i in 0..rows {
+                let to = out.add(i / height * height * terms + i % height);
+                let row = a.add(i * a_row);
+                for k in 0..terms {
+                    *to.add(k * height) = *row.add(k * a_col);
                 }
             }
         }
-        if operands == Operands::Bf16 {
-            panel.iter_mut().for_each(|x| *x = round_bf16(*x));
-        }
+    }
+    if operands == Operands::Bf16 {
+        panels.iter_mut().for_each(|x| *x = round_bf16(*x));
     }
 }
 
@@ -371,9 +386,11 @@ kernel!(
     pub(crate) unsafe fn product(product: &Product, scratch: &mut [f32]) => product_body
 );
 
-/// Rows of a task, so that `rows` are shared out evenly.
+/// Rows of a task: whole tiles of any height, and about as many for each thread.
 pub(crate) fn task_rows(rows: usize) -> usize {
-    rows.div_ceil(team::threads() * 4).next_multiple_of(12).clamp(12, ROW_BLOCK)
+    let rounds = rows.div_ceil(team::threads() * ROW_BLOCK).max(if rows < 512 { 1 } else { 3 });
+    let tile = if panel_width() == 32 { 12 } else { 6 };
+    rows.div_ceil(team::threads() * rounds).next_multiple_of(tile).clamp(tile, ROW_BLOCK)
 }
 
 /// `C = A B`, or `C += A B` with `add`, on all threads. `c` is `[a.rows, b.n]`, row-major.

@@ -333,6 +333,10 @@ unsafe fn cell_forward_body<V: Vector>(step: &CellForward) {
                 let n = V::LANES.min(units - unit);
                 let gate = |k: usize| step.gates.add(lane * 4 * d + k * d + unit);
                 let at = lane * d + unit;
+                // The next step's, which the processor cannot foresee: each row is a page further on.
+                for k in 0..4 {
+                    V::prefetch(gate(k).wrapping_add(lanes * 4 * d));
+                }
                 let i = sigmoid(V::load_part(gate(0), n));
                 let f = sigmoid(V::load_part(gate(1), n));
                 let g = tanh(V::load_part(gate(2), n));
@@ -466,6 +470,11 @@ unsafe fn cell_backward_body<V: Vector>(step: &CellBackward) {
                 let n = V::LANES.min(units - unit);
                 let gate_at = |k: usize| lane * 4 * d + k * d + unit;
                 let at = lane * d + unit;
+                for k in 0..4 {
+                    V::prefetch(step.gates.wrapping_add(gate_at(k)).wrapping_sub(lanes * 4 * d));
+                }
+                V::prefetch(step.grad.wrapping_add(at).wrapping_sub(lanes * d));
+                V::prefetch(step.cell.wrapping_add(at).wrapping_sub(2 * lanes * d));
                 let i = V::load_part(step.gates.add(gate_at(0)), n);
                 let f = V::load_part(step.gates.add(gate_at(1)), n);
                 let g = V::load_part(step.gates.add(gate_at(2)), n);

@@ -21,6 +21,8 @@ pub trait Vector: Copy {
     unsafe fn splat_bits(x: u32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
+    /// Brings the cache line of `at`, which may be any address, nearer.
+    unsafe fn prefetch(at: *const f32);
     /// The first `n <= LANES` values, zeros after them.
     unsafe fn load_part(from: *const f32, n: usize) -> Self;
     /// Stores the first `n <= LANES` values.
@@ -126,6 +128,8 @@ impl Vector for Portable {
     unsafe fn store(self, to: *mut f32) {
         unsafe { to.cast::<[f32; 8]>().write(self.0) }
     }
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const f32) {}
     #[inline(always)]
     unsafe fn load_part(from: *const f32, n: usize) -> Self {
         Self(std::array::from_fn(|i| if i < n { unsafe { *from.add(i) } } else { 0.0 }))
@@ -278,6 +282,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe { _mm256_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(at: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
         }
         #[inline(always)]
         unsafe fn load_part(from: *const f32, n: usize) -> Self {
@@ -452,6 +460,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(at: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
         }
         #[inline(always)]
         unsafe fn load_part(from: *const f32, n: usize) -> Self {
