@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::buffer::{Buffer, Shared};
 use crate::dropout::Mask;
-use crate::gemm::{Operands, Packed, Product, panel_width, round_bf16};
+use crate::gemm::{Operands, Packed, Product, Start, panel_width, round_bf16};
 use crate::rows::Rows;
 use crate::simd::{Vector, kernel};
 use crate::team::Member;
@@ -280,7 +280,7 @@ impl Panels {
             cols,
             c: std::ptr::null_mut(),
             c_row: 0,
-            add: false,
+            start: Start::Zero,
         }
     }
 }

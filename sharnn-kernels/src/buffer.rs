@@ -1,22 +1,68 @@
-//! Buffers of f32 that begin on a cache line.
+//! Room for f32 that an operation needs while it runs.
 
 use std::ops::{Deref, DerefMut};
+use std::sync::{Mutex, MutexGuard};
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-/// Zeroed f32 whose first lies on a cache line, so that no vector of a packed panel straddles two.
-#[derive(Clone)]
+/// f32 whose first lies on a cache line, so that no vector of a packed panel straddles two.
+///
+/// When it is dropped its memory is kept for the next one: to get megabytes from the system, page by page and zeroed, takes
+/// as long as to pack a matrix into them.
 pub struct Buffer {
     lines: Vec<Line>,
     len: usize,
 }
 
+/// Memory of dropped buffers, at most [`KEPT`] of them.
+static POOL: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
+
+/// As many as the largest operation uses, and its threads.
+const KEPT: usize = 16;
+
+fn pool() -> MutexGuard<'static, Vec<Vec<Line>>> {
+    POOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
 impl Buffer {
+    /// Room for `len` values, which are whatever an earlier operation left, or zeros.
+    pub fn room(len: usize) -> Self {
+        let n = len.div_ceil(16);
+        let mut pool = pool();
+        // The smallest that is large enough, or else the largest, which grows.
+        let best = (0..pool.len()).min_by_key(|&i| match pool[i].len() {
+            have if have >= n => (false, have),
+            have => (true, usize::MAX - have),
+        });
+        let mut lines = best.map_or_else(Vec::new, |i| pool.swap_remove(i));
+        drop(pool);
+        if lines.len() < n {
+            // What it holds need not be copied.
+            lines = Vec::new();
+            lines.resize(n, Line([0.0; 16]));
+        }
+        Self { lines, len }
+    }
+
     /// `len` zeros.
     pub fn zeros(len: usize) -> Self {
-        Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+        let mut buffer = Self::room(len);
+        buffer.fill(0.0);
+        buffer
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut pool = pool();
+        pool.push(std::mem::take(&mut self.lines));
+        if pool.len() > KEPT
+            && let Some(smallest) = (0..pool.len()).min_by_key(|&i| pool[i].len())
+        {
+            pool.swap_remove(smallest);
+        }
     }
 }
 

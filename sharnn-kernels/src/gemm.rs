@@ -56,7 +56,7 @@ impl<'a> Mat<'a> {
     /// If there are none such.
     pub fn narrow_rows(self, start: usize, len: usize) -> Self {
         assert!(start + len <= self.rows, "rows {start}..{} of {}", start + len, self.rows);
-        let data = if len == 0 { &[] } else { &self.data[start * self.row_stride..] };
+        let data = if len == 0 || self.cols == 0 { &[] } else { &self.data[start * self.row_stride..] };
         Self { data, rows: len, ..self }
     }
 
@@ -110,7 +110,6 @@ pub fn panel_width() -> usize {
 }
 
 /// A right operand `[k, n]`, packed.
-#[derive(Clone)]
 pub struct Packed {
     panels: Buffer,
     k: usize,
@@ -121,7 +120,7 @@ pub struct Packed {
 impl Packed {
     /// Packs `b`, `[k, n]`.
     pub fn new(b: Mat, operands: Operands) -> Self {
-        let mut packed = Self::zeros(b.rows, b.cols, operands);
+        let mut packed = Self::room(b.rows, b.cols, operands);
         let (width, k) = (panel_width(), b.rows);
         let panels = Shared::new(&mut packed.panels);
         // Tasks of whole panels, large enough to be worth a hand-over.
@@ -141,10 +140,10 @@ impl Packed {
         packed
     }
 
-    /// Room for a `[k, n]` operand, of zeros.
-    pub(crate) fn zeros(k: usize, n: usize, operands: Operands) -> Self {
+    /// Room for a `[k, n]` operand, every column of which has to be packed. What pads the last panel may be anything.
+    pub(crate) fn room(k: usize, n: usize, operands: Operands) -> Self {
         let width = panel_width();
-        Self { panels: Buffer::zeros(n.div_ceil(width) * width * k), k, n, operands }
+        Self { panels: Buffer::room(n.div_ceil(width) * width * k), k, n, operands }
     }
 
     pub(crate) fn panels(&self) -> &[f32] {
@@ -225,13 +224,23 @@ pub(crate) struct Product {
     /// Element `(i, j)` of the result is at `c + i * c_row + j`.
     pub c: *mut f32,
     pub c_row: usize,
-    /// Whether to add to what `c` holds.
-    pub add: bool,
+    pub start: Start,
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(crate) enum Start {
+    /// Nothing.
+    Zero,
+    /// What the result holds.
+    Result,
+    /// A row, of which the first value belongs to the first column.
+    Row(*const f32),
 }
 
 /// Room for the packed block of a left operand.
 pub(crate) fn scratch() -> Buffer {
-    Buffer::zeros(K_BLOCK * (ROW_BLOCK + 16))
+    Buffer::room(K_BLOCK * (ROW_BLOCK + 16))
 }
 
 #[inline(always)]
@@ -241,9 +250,14 @@ unsafe fn product_body<V: Vector>(product: &Product, scratch: &mut [f32]) {
     let packs = product.a_col != 1 || product.operands == Operands::Bf16;
     // SAFETY: the caller's for all pointers; tiles stay inside of rows, cols and k.
     unsafe {
-        if k == 0 && !product.add {
+        if k == 0 {
             for i in 0..rows {
-                std::slice::from_raw_parts_mut(c.add(i * c_row), cols).fill(0.0);
+                let row = std::slice::from_raw_parts_mut(c.add(i * c_row), cols);
+                match product.start {
+                    Start::Zero => row.fill(0.0),
+                    Start::Result => {}
+                    Start::Row(start) => row.copy_from_slice(std::slice::from_raw_parts(start, cols)),
+                }
             }
         }
         let row_block = if packs { ROW_BLOCK } else { rows.max(1) };
@@ -256,10 +270,14 @@ unsafe fn product_body<V: Vector>(product: &Product, scratch: &mut [f32]) {
                 if packs {
                     pack_left::<V>(a, product, rows, terms, scratch);
                 }
-                let add = product.add || start > 0;
+                let first = if start > 0 { Start::Result } else { product.start };
                 for col in (0..cols).step_by(width) {
                     let panel = product.panels.add(col * product.panel_rows + start * width);
                     let cols = width.min(cols - col);
+                    let first = match first {
+                        Start::Row(row) => Start::Row(row.add(col)),
+                        other => other,
+                    };
                     // Tiles as equal as can be: few rows would leave the multipliers waiting for their own results.
                     let n_tiles = rows.div_ceil(V::TILE_ROWS);
                     for tile in 0..n_tiles {
@@ -271,7 +289,17 @@ unsafe fn product_body<V: Vector>(product: &Product, scratch: &mut [f32]) {
                             true => (scratch.as_ptr().add(i * terms), 1, V::TILE_ROWS),
                             false => (a.add(i * product.a_row), product.a_row, 1),
                         };
-                        let tile = Tile { a, a_row, a_col, terms, panel, c: c.add(i * c_row + col), c_row, cols, add };
+                        let tile = Tile {
+                            a,
+                            a_row,
+                            a_col,
+                            terms,
+                            panel,
+                            c: c.add(i * c_row + col),
+                            c_row,
+                            cols,
+                            start: first,
+                        };
                         tile.compute::<V>(end - i);
                     }
                 }
@@ -326,7 +354,7 @@ struct Tile {
     c: *mut f32,
     c_row: usize,
     cols: usize,
-    add: bool,
+    start: Start,
 }
 
 impl Tile {
@@ -360,17 +388,18 @@ impl Tile {
                 a = a.add(self.a_col);
                 panel = panel.add(2 * V::LANES);
             }
-            for (r, sums) in sums.into_iter().enumerate() {
+            for (r, sums) in sums.iter().enumerate() {
                 let c = self.c.add(r * self.c_row);
-                for (half, sum) in sums.into_iter().enumerate() {
-                    let (c, from) = (c.add(half * V::LANES), half * V::LANES);
-                    if self.cols >= from + V::LANES {
-                        let sum = if self.add { sum.add(V::load(c)) } else { sum };
-                        sum.store(c);
-                    } else if self.cols > from {
+                for (half, &sum) in sums.iter().enumerate() {
+                    let from = half * V::LANES;
+                    if self.cols > from {
                         let n = self.cols - from;
-                        let sum = if self.add { sum.add(V::load_part(c, n)) } else { sum };
-                        sum.store_part(c, n);
+                        let sum = match self.start {
+                            Start::Zero => sum,
+                            Start::Result => sum.add(V::load_up_to(c.add(from), n)),
+                            Start::Row(row) => sum.add(V::load_up_to(row.add(from), n)),
+                        };
+                        sum.store_up_to(c.add(from), n);
                     }
                 }
             }
@@ -419,7 +448,8 @@ pub fn gemm(a: Mat, b: &Packed, c: &mut [f32], add: bool) {
             let rows = task_rows.min(a.rows - row);
             let (c, c_row) = (out.at(row * b.n + start), b.n);
             let a = a.narrow_rows(row, rows);
-            product(&Product { rows, cols: end - start, c, c_row, add, ..b.with(a, start) }, scratch);
+            let part = Product { rows, cols: end - start, c, c_row, ..b.with(a, start) };
+            product(&Product { start: if add { Start::Result } else { Start::Zero }, ..part }, scratch);
         }
     });
 }
@@ -440,7 +470,7 @@ impl Packed {
             cols: self.n - col,
             c: std::ptr::null_mut(),
             c_row: 0,
-            add: false,
+            start: Start::Zero,
         }
     }
 }

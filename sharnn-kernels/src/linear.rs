@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::blocks::{ColumnSums, add_rows, for_each_block, for_each_with, product_work};
 use crate::buffer::{Buffer, Shared};
-use crate::gemm::{Mat, Operands, Packed, Product, gemm, panel_width, product, scratch, task_rows};
+use crate::gemm::{Mat, Operands, Packed, Product, Start, gemm, panel_width, product, scratch, task_rows};
 use crate::team;
 
 /// `out = x Wᵀ + b`.
@@ -64,10 +64,8 @@ pub(crate) unsafe fn affine_into(
     let bias = &bias[cols.clone()];
     // SAFETY: the caller's.
     unsafe {
-        for i in 0..x.rows() {
-            std::ptr::copy_nonoverlapping(bias.as_ptr(), out.add(i * out_row), bias.len());
-        }
-        let part = Product { cols: cols.len(), c: out, c_row: out_row, add: true, ..weight.with(x, cols.start) };
+        let start = Start::Row(bias.as_ptr());
+        let part = Product { cols: cols.len(), c: out, c_row: out_row, start, ..weight.with(x, cols.start) };
         product(&part, scratch);
     }
 }

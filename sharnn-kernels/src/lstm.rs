@@ -10,7 +10,10 @@
 //! weights' gradients are one product each over all steps.
 
 use crate::buffer::{Buffer, Shared};
-use crate::gemm::{Mat, Operands, Packed, Product, pack_panel, panel_width, product, round_bf16, scratch, task_rows};
+use crate::gemm::{
+    Mat, Operands, Packed, Product, Start, pack_panel, panel_width, product, round_bf16, scratch, task_rows,
+};
+use crate::linear::{affine_into, column_sums};
 use crate::math::{sigmoid, tanh};
 use crate::simd::{Vector, kernel};
 use crate::team::{self, Member};
@@ -133,11 +136,8 @@ impl Lstm<'_> {
             let rows = task_rows.min(rows - row);
             // SAFETY: each task has rows of its own.
             unsafe {
-                for line in shared.gates.slice(row * 4 * d, rows * 4 * d).chunks_exact_mut(4 * d) {
-                    line.copy_from_slice(&bias);
-                }
-                let c = shared.gates.at(row * 4 * d);
-                product(&Product { c, c_row: 4 * d, add: true, ..input.with(x.narrow_rows(row, rows), 0) }, scratch);
+                let gates = shared.gates.at(row * 4 * d);
+                affine_into(x.narrow_rows(row, rows), &input, &bias, 0..4 * d, gates, 4 * d, scratch);
             }
         });
         team::run(self.members(), |member| shared.recur(member));
@@ -155,7 +155,7 @@ impl Lstm<'_> {
     fn pack_recurrent(&self) -> Packed {
         let (d, width) = (self.d, panel_width());
         let groups = d.div_ceil(width);
-        let mut packed = Packed::zeros(d, 4 * groups * width, self.operands);
+        let mut packed = Packed::room(d, 4 * groups * width, self.operands);
         let panels = Shared::new(packed.panels_mut());
         let weight = Mat::row_major(self.weight_hh, 4 * d, d);
         team::for_each(groups, |group| {
@@ -192,7 +192,7 @@ impl Lstm<'_> {
         assert_eq!([grads.h0.len(), grads.c0.len()], [state; 2], "sizes of the gradients of h0 and c0");
 
         let recurrent = Packed::new(Mat::row_major(self.weight_hh, 4 * d, d), operands);
-        let mut dgates = vec![0.0; rows * 4 * d];
+        let mut dgates = Buffer::room(rows * 4 * d);
         grads.h0.fill(0.0);
         grads.c0.copy_from_slice(&grad[seq_len * state..]);
         let mut rounded = self.rounded(&[], lanes * 4 * d);
@@ -211,7 +211,7 @@ impl Lstm<'_> {
 
         let dgates = Mat::row_major(&dgates, rows, 4 * d);
         if let Some(bias) = grads.bias {
-            crate::linear::column_sums(dgates.as_slice(), 4 * d, bias);
+            column_sums(dgates.as_slice(), 4 * d, bias);
         }
         if let Some(weight) = grads.weight_ih {
             let x = Packed::new(Mat::row_major(self.x, rows, d_in), operands);
@@ -229,7 +229,7 @@ impl Lstm<'_> {
     fn pack_hidden_before(&self, output: &[f32]) -> Packed {
         let &Self { seq_len, lanes, d, operands, .. } = self;
         let (rows, width) = (seq_len * lanes, panel_width());
-        let mut packed = Packed::zeros(rows, d, operands);
+        let mut packed = Packed::room(rows, d, operands);
         let panels = Shared::new(packed.panels_mut());
         let first = Mat::row_major(self.h0, lanes, d);
         let rest = Mat::row_major(output, rows - lanes, d);
@@ -286,7 +286,7 @@ impl Forward<'_> {
                             cols: units,
                             c: self.gates.at(t * 4 * state + gate * d + first),
                             c_row: 4 * d,
-                            add: true,
+                            start: Start::Result,
                         };
                         product(&part, &mut []);
                     }
@@ -337,18 +337,18 @@ unsafe fn cell_forward_body<V: Vector>(step: &CellForward) {
                 for k in 0..4 {
                     V::prefetch(gate(k).wrapping_add(lanes * 4 * d));
                 }
-                let i = sigmoid(V::load_part(gate(0), n));
-                let f = sigmoid(V::load_part(gate(1), n));
-                let g = tanh(V::load_part(gate(2), n));
-                let o = sigmoid(V::load_part(gate(3), n));
-                let c = f.mul_add(V::load_part(step.before.add(at), n), i.mul(g));
+                let i = sigmoid(V::load_up_to(gate(0), n));
+                let f = sigmoid(V::load_up_to(gate(1), n));
+                let g = tanh(V::load_up_to(gate(2), n));
+                let o = sigmoid(V::load_up_to(gate(3), n));
+                let c = f.mul_add(V::load_up_to(step.before.add(at), n), i.mul(g));
                 let h = o.mul(tanh(c));
-                i.store_part(gate(0), n);
-                f.store_part(gate(1), n);
-                g.store_part(gate(2), n);
-                o.store_part(gate(3), n);
-                c.store_part(step.cell.add(at), n);
-                h.store_part(step.hidden.add(at), n);
+                i.store_up_to(gate(0), n);
+                f.store_up_to(gate(1), n);
+                g.store_up_to(gate(2), n);
+                o.store_up_to(gate(3), n);
+                c.store_up_to(step.cell.add(at), n);
+                h.store_up_to(step.hidden.add(at), n);
                 if let Some(rounded) = step.rounded {
                     for k in at..at + n {
                         *rounded.add(k) = round_bf16(*step.hidden.add(k));
@@ -437,7 +437,7 @@ impl Backward<'_> {
                 cols: width.min(d - group * width),
                 c: self.dh.at(group * width),
                 c_row: d,
-                add: false,
+                start: Start::Zero,
             };
             product(&part, &mut []);
         }
@@ -475,24 +475,24 @@ unsafe fn cell_backward_body<V: Vector>(step: &CellBackward) {
                 }
                 V::prefetch(step.grad.wrapping_add(at).wrapping_sub(lanes * d));
                 V::prefetch(step.cell.wrapping_add(at).wrapping_sub(2 * lanes * d));
-                let i = V::load_part(step.gates.add(gate_at(0)), n);
-                let f = V::load_part(step.gates.add(gate_at(1)), n);
-                let g = V::load_part(step.gates.add(gate_at(2)), n);
-                let o = V::load_part(step.gates.add(gate_at(3)), n);
-                let tanh_c = tanh(V::load_part(step.cell.add(at), n));
-                let dh = V::load_part(step.dh.add(at), n).add(V::load_part(step.grad.add(at), n));
+                let i = V::load_up_to(step.gates.add(gate_at(0)), n);
+                let f = V::load_up_to(step.gates.add(gate_at(1)), n);
+                let g = V::load_up_to(step.gates.add(gate_at(2)), n);
+                let o = V::load_up_to(step.gates.add(gate_at(3)), n);
+                let tanh_c = tanh(V::load_up_to(step.cell.add(at), n));
+                let dh = V::load_up_to(step.dh.add(at), n).add(V::load_up_to(step.grad.add(at), n));
                 let through_c = dh.mul(o).mul(one.sub(tanh_c.mul(tanh_c)));
-                let dc = V::load_part(step.dc.add(at), n).add(through_c);
-                let before = V::load_part(step.before.add(at), n);
+                let dc = V::load_up_to(step.dc.add(at), n).add(through_c);
+                let before = V::load_up_to(step.before.add(at), n);
                 let dz = [
                     dc.mul(g).mul(i).mul(one.sub(i)),
                     dc.mul(before).mul(f).mul(one.sub(f)),
                     dc.mul(i).mul(one.sub(g.mul(g))),
                     dh.mul(tanh_c).mul(o).mul(one.sub(o)),
                 ];
-                dc.mul(f).store_part(step.dc.add(at), n);
+                dc.mul(f).store_up_to(step.dc.add(at), n);
                 for (k, dz) in dz.into_iter().enumerate() {
-                    dz.store_part(step.dgates.add(gate_at(k)), n);
+                    dz.store_up_to(step.dgates.add(gate_at(k)), n);
                     if let Some(rounded) = step.rounded {
                         for e in gate_at(k)..gate_at(k) + n {
                             *rounded.add(e) = round_bf16(*step.dgates.add(e));

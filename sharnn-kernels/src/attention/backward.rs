@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::{Attention, Panels, Place, RowMask, Run, Scratch, Sizes, multiply, padded, take, without_traces};
 use crate::buffer::{Buffer, Shared};
-use crate::gemm::{Packed, Product, panel_width, product};
+use crate::gemm::{Packed, Product, Start, panel_width, product};
 use crate::math;
 use crate::rows::{Rows, RowsMut, SharedRows};
 use crate::simd::{Vector, kernel};
@@ -64,7 +64,7 @@ impl Attention<'_> {
         }
         let first_wanted = if gradients.memory.is_some() { 0 } else { memory };
         let stride = padded(keys - first_wanted);
-        let pack = |k, n| Packed::zeros(k, n, self.operands);
+        let pack = |k, n| Packed::room(k, n, self.operands);
         let mut keys_by_column = pack(d_head, keys);
         let mut keys_by_row = pack(keys, d_head);
         let mut values_by_column = self.value_dropout.map(|_| pack(d_head, keys));
@@ -261,19 +261,19 @@ impl Backward<'_> {
         // SAFETY: all queries' rows have been written, and no one else writes these keys' gradients.
         unsafe {
             let c = out.row(lane, first).add(first_col);
-            let mut add = |left: Shared<f32>, right: Panels, add: bool| {
+            let mut add = |left: Shared<f32>, right: Panels, start: Start| {
                 let a = left.at(queries.start * self.stride + keys.start - self.first_wanted);
                 let right = right.product(queries.clone(), d_head);
-                let transposed = Product { a, a_row: 1, a_col: self.stride, rows, c, c_row, add, ..right };
+                let transposed = Product { a, a_row: 1, a_col: self.stride, rows, c, c_row, start, ..right };
                 product(&transposed, &mut scratch.left);
             };
-            add(self.weights, self.cotangent, false);
+            add(self.weights, self.cotangent, Start::Zero);
             if let Some(mask) = attention.value_dropout {
                 for (i, key) in keys.clone().enumerate() {
                     multiply(RowMask { mask, lane, row: key }, first_col, c.add(i * c_row), d_head);
                 }
             }
-            add(self.d_scores, self.query, true);
+            add(self.d_scores, self.query, Start::Result);
         }
     }
 }

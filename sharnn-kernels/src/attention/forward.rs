@@ -33,8 +33,8 @@ impl Attention<'_> {
         if sizes.is_empty() {
             return;
         }
-        let mut keys = Packed::zeros(sizes.d_head, sizes.keys, self.operands);
-        let mut values = Packed::zeros(sizes.keys, sizes.d_head, self.operands);
+        let mut keys = Packed::room(sizes.d_head, sizes.keys, self.operands);
+        let mut values = Packed::room(sizes.keys, sizes.d_head, self.operands);
         let pass = Forward {
             attention: self,
             sizes,

@@ -5,9 +5,7 @@ use burn_flex::Flex;
 use sharnn_kernels::{Attention, RowsMut};
 
 use super::memory::{Lanes, Values, is_f32, tensor};
-use crate::ops::{
-    AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved, Precision, attention as generic,
-};
+use crate::ops::{AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved, Precision, attention as generic};
 
 /// The inputs' memory.
 struct Memory<'a> {
