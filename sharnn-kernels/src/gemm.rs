@@ -16,6 +16,14 @@ const K_BLOCK: usize = 256;
 /// Rows of `C` that one task computes, at most.
 const ROW_BLOCK: usize = 192;
 
+/// Values between the packed panels of a left operand. Without a gap their distance would be such that the same few sets of
+/// the cache hold the beginnings of all of them.
+const PANEL_GAP: usize = 16;
+
+/// Columns of a left operand that are fetched ahead of the one being packed: each may begin a page of its own, where the
+/// processor does not foresee it.
+const PACK_AHEAD: usize = 8;
+
 /// A matrix in a slice, with any strides.
 #[derive(Clone, Copy, Debug)]
 pub struct Mat<'a> {
@@ -240,7 +248,7 @@ pub(crate) enum Start {
 
 /// Room for the packed block of a left operand.
 pub(crate) fn scratch() -> Buffer {
-    Buffer::room(K_BLOCK * (ROW_BLOCK + 16))
+    Buffer::room((ROW_BLOCK / 4 + 1) * (K_BLOCK * 4 + PANEL_GAP) + 16 * K_BLOCK)
 }
 
 #[inline(always)]
@@ -285,14 +293,13 @@ unsafe fn product_body<V: Vector>(product: &Product, scratch: &mut [f32]) {
                             true => (tile * V::TILE_ROWS, rows.min((tile + 1) * V::TILE_ROWS)),
                             false => (rows * tile / n_tiles, rows * (tile + 1) / n_tiles),
                         };
-                        let (a, a_row, a_col) = match packs {
-                            true => (scratch.as_ptr().add(i * terms), 1, V::TILE_ROWS),
-                            false => (a.add(i * product.a_row), product.a_row, 1),
-                        };
                         let tile = Tile {
-                            a,
-                            a_row,
-                            a_col,
+                            a: if packs {
+                                scratch.as_ptr().add(i / V::TILE_ROWS * panel_stride::<V>(terms))
+                            } else {
+                                a.add(i * product.a_row)
+                            },
+                            a_row: product.a_row,
                             terms,
                             panel,
                             c: c.add(i * c_row + col),
@@ -300,7 +307,10 @@ unsafe fn product_body<V: Vector>(product: &Product, scratch: &mut [f32]) {
                             cols,
                             start: first,
                         };
-                        tile.compute::<V>(end - i);
+                        match packs {
+                            true => tile.compute::<V, true>(end - i),
+                            false => tile.compute::<V, false>(end - i),
+                        }
                     }
                 }
             }
@@ -313,7 +323,8 @@ unsafe fn product_body<V: Vector>(product: &Product, scratch: &mut [f32]) {
 unsafe fn pack_left<V: Vector>(a: *const f32, product: &Product, rows: usize, terms: usize, scratch: &mut [f32]) {
     let &Product { a_row, a_col, operands, .. } = product;
     let height = V::TILE_ROWS;
-    let panels = &mut scratch[..rows.div_ceil(height) * height * terms];
+    let stride = panel_stride::<V>(terms);
+    let panels = &mut scratch[..rows.div_ceil(height) * stride];
     // SAFETY: inside of the left operand, which is the caller's, and of the panels.
     unsafe {
         let out = panels.as_mut_ptr();
@@ -321,8 +332,11 @@ unsafe fn pack_left<V: Vector>(a: *const f32, product: &Product, rows: usize, te
             // Along the columns, each of which is a contiguous piece: to go along the rows would miss the cache at each.
             for k in 0..terms {
                 let column = a.add(k * a_col);
+                for i in (0..rows).step_by(16) {
+                    V::prefetch(column.wrapping_add(PACK_AHEAD * a_col + i));
+                }
                 for i in (0..rows).step_by(height) {
-                    let to = out.add(i * terms + k * height);
+                    let to = out.add(i / height * stride + k * height);
                     if i + height <= rows {
                         std::ptr::copy_nonoverlapping(column.add(i), to, V::TILE_ROWS);
                     } else {
@@ -332,7 +346,7 @@ unsafe fn pack_left<V: Vector>(a: *const f32, product: &Product, rows: usize, te
             }
         } else {
             for i in 0..rows {
-                let to = out.add(i / height * height * terms + i % height);
+                let to = out.add(i / height * stride + i % height);
                 let row = a.add(i * a_row);
                 for k in 0..terms {
                     *to.add(k * height) = *row.add(k * a_col);
@@ -345,10 +359,15 @@ unsafe fn pack_left<V: Vector>(a: *const f32, product: &Product, rows: usize, te
     }
 }
 
+/// Distance of the packed panels of a left operand.
+#[inline(always)]
+fn panel_stride<V: Vector>(terms: usize) -> usize {
+    terms * V::TILE_ROWS + PANEL_GAP
+}
+
 struct Tile {
     a: *const f32,
     a_row: usize,
-    a_col: usize,
     terms: usize,
     panel: *const f32,
     c: *mut f32,
@@ -358,13 +377,14 @@ struct Tile {
 }
 
 impl Tile {
+    /// `PACKED`: the left operand lies in panels of a tile's height; otherwise its rows are contiguous.
     #[inline(always)]
-    unsafe fn compute<V: Vector>(self, rows: usize) {
+    unsafe fn compute<V: Vector, const PACKED: bool>(self, rows: usize) {
         macro_rules! by_rows {
             ($($n:literal)*) => {
                 match rows {
                     // SAFETY: the caller's.
-                    $($n if $n <= V::TILE_ROWS => unsafe { self.rows::<V, $n>() },)*
+                    $($n if $n <= V::TILE_ROWS => unsafe { self.rows::<V, PACKED, $n>() },)*
                     _ => unreachable!("a tile of {rows} rows"),
                 }
             };
@@ -373,20 +393,23 @@ impl Tile {
     }
 
     #[inline(always)]
-    unsafe fn rows<V: Vector, const R: usize>(&self) {
+    unsafe fn rows<V: Vector, const PACKED: bool, const R: usize>(&self) {
         // SAFETY: the caller's: `terms` columns of `R` rows of `a`, `terms` rows of the panel, `cols` columns of `c`.
         unsafe {
             let mut sums = [[V::splat(0.0); 2]; R];
-            let (mut a, mut panel) = (self.a, self.panel);
-            for _ in 0..self.terms {
-                let (b0, b1) = (V::load(panel), V::load(panel.add(V::LANES)));
-                for (r, [sum0, sum1]) in sums.iter_mut().enumerate() {
-                    let x = V::splat(*a.add(r * self.a_row));
-                    *sum0 = x.mul_add(b0, *sum0);
-                    *sum1 = x.mul_add(b1, *sum1);
+            let rows: [*const f32; R] = std::array::from_fn(|r| self.a.add(if PACKED { r } else { r * self.a_row }));
+            let step = if PACKED { V::TILE_ROWS } else { 1 };
+            let mut k = 0;
+            // Four terms a turn, at constant distances from one running index.
+            while k + 4 <= self.terms {
+                for unrolled in 0..4 {
+                    self.term(&mut sums, &rows, k + unrolled, (k + unrolled) * step);
                 }
-                a = a.add(self.a_col);
-                panel = panel.add(2 * V::LANES);
+                k += 4;
+            }
+            while k < self.terms {
+                self.term(&mut sums, &rows, k, k * step);
+                k += 1;
             }
             for (r, sums) in sums.iter().enumerate() {
                 let c = self.c.add(r * self.c_row);
@@ -402,6 +425,26 @@ impl Tile {
                         sum.store_up_to(c.add(from), n);
                     }
                 }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn term<V: Vector, const R: usize>(
+        &self,
+        sums: &mut [[V; 2]; R],
+        rows: &[*const f32; R],
+        k: usize,
+        at: usize,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            let panel = self.panel.add(k * 2 * V::LANES);
+            let (b0, b1) = (V::load(panel), V::load(panel.add(V::LANES)));
+            for ([sum0, sum1], row) in sums.iter_mut().zip(rows) {
+                let x = V::splat(*row.add(at));
+                *sum0 = x.mul_add(b0, *sum0);
+                *sum1 = x.mul_add(b1, *sum1);
             }
         }
     }

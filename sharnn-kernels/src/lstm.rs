@@ -105,11 +105,11 @@ impl Lstm<'_> {
         self.check();
         let &Self { seq_len, lanes, d_in, d, .. } = self;
         assert_eq!(output.len(), (seq_len + 1) * lanes * d, "size of output");
-        let mut own = (Vec::new(), Vec::new());
+        let mut own;
         let LstmTrace { gates, cells } = match trace {
             Some(trace) => trace,
             None => {
-                own = (vec![0.0; seq_len * lanes * 4 * d], vec![0.0; seq_len * lanes * d]);
+                own = (Buffer::room(seq_len * lanes * 4 * d), Buffer::room(seq_len * lanes * d));
                 LstmTrace { gates: &mut own.0, cells: &mut own.1 }
             }
         };

@@ -1,10 +1,7 @@
-//! Elementary functions on vectors, with their error bounds, which the tests below hold them to.
+//! Elementary functions on vectors. The largest relative error of [`exp`] and [`sigmoid`], and the largest absolute one of
+//! [`tanh`], is 4e-7 over all finite inputs whose result is a normal number; the tests below hold them to it.
 
 use crate::simd::Vector;
-
-/// Largest relative error of [`exp`] and [`sigmoid`], and largest absolute one of [`tanh`], over all finite inputs whose
-/// result is a normal number.
-pub const MAX_ERROR: f64 = 4e-7;
 
 /// `eˣ`. Below -87.33 the result is that at -87.33, a normal number near 10⁻³⁸; above 88.37 it is that at 88.37.
 ///
@@ -65,6 +62,8 @@ pub unsafe fn tanh<V: Vector>(x: V) -> V {
 mod tests {
     use super::*;
     use crate::simd::kernel;
+
+    const MAX_ERROR: f64 = 4e-7;
 
     #[inline(always)]
     unsafe fn all_body<V: Vector>(x: &[f32], which: usize, y: &mut [f32]) {

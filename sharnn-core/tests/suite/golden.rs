@@ -2,7 +2,6 @@
 //! gradient. `fixtures/README.md` says how the files were made and what they hold.
 
 use crate::support::{Fixture, Place, WHOLE, fixtures, swap};
-use burn::backend::Autodiff;
 use burn::tensor::{Bool, Tensor};
 use sharnn_core::{
     Attend, AutodiffBackend, Block, BlockState, LstmState, Pass, Precision, ShaRnn, ShaRnnConfig, ShaRnnState, gelu,

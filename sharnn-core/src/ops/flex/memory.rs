@@ -25,6 +25,14 @@ impl std::ops::Deref for Values {
     }
 }
 
+/// A tensor's f32 in row-major order, to be overwritten; copied where another tensor shares them.
+pub(super) fn into_values<const D: usize>(x: Tensor<Flex, D>) -> Vec<f32> {
+    match x.into_data().into_vec() {
+        Ok(values) => values,
+        Err(error) => unreachable!("a tensor of f32: {error:?}"),
+    }
+}
+
 /// A tensor `[lanes, rows, d]` of f32 whose rows are contiguous, in whatever order they lie; copied where they are not.
 pub(super) struct Lanes(FlexTensor);
 

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Int, Tensor};
 use burn_flex::Flex;
 use sharnn_kernels::{Boom, BoomGrads as BoomOutputs, DecoderLoss, DecoderLossGrads, Mat, Preactivations};
 
-use super::memory::{Values, is_f32, tensor};
+use super::memory::{Values, into_values, is_f32, tensor};
 use crate::ops::{
     BoomGrads, BoomSaved, DecoderLossSaved, Dropout, LAYER_NORM_EPS, LinearGrads, Precision, boom as generic_boom,
     decoder_loss as generic_loss, dropout as generic_dropout, layer_norm as generic_norm, linear as generic_linear,
@@ -149,8 +149,10 @@ pub(super) fn boom_backward(saved: BoomSaved<Flex>, grad: Flex3) -> BoomGrads<Fl
     let BoomSaved { x, weight, z, dropout, precision } = saved;
     let ([seq_len, lanes, d], [d_ff, _]) = (x.dims(), weight.dims());
     let rows = seq_len * lanes;
-    let [mut dz, mut dx, mut dweight, mut dbias] = [rows * d_ff, rows * d, d_ff * d, d_ff].map(|len| vec![0.0; len]);
-    let (x, weight, z, grad) = (Values::of(&x), Values::of(&weight), Values::of(&z), Values::of(&grad));
+    let [mut dx, mut dweight, mut dbias] = [rows * d, d_ff * d, d_ff].map(|len| vec![0.0; len]);
+    // The gradient of z takes its place: the graph is done with it.
+    let mut z = into_values(z);
+    let (x, weight, grad) = (Values::of(&x), Values::of(&weight), Values::of(&grad));
     // The bias enters through z alone.
     let bias = vec![0.0; d_ff];
     Boom {
@@ -162,9 +164,9 @@ pub(super) fn boom_backward(saved: BoomSaved<Flex>, grad: Flex3) -> BoomGrads<Fl
         operands: precision.into(),
     }
     .backward(
-        Preactivations::Kept(&z),
+        Preactivations::InPlace,
         &grad,
-        BoomOutputs { z: &mut dz, x: &mut dx, weight: &mut dweight, bias: &mut dbias },
+        BoomOutputs { z: &mut z, x: &mut dx, weight: &mut dweight, bias: &mut dbias },
     );
     BoomGrads { x: tensor(dx, [seq_len, lanes, d]), weight: tensor(dweight, [d_ff, d]), bias: tensor(dbias, [d_ff]) }
 }
