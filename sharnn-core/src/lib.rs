@@ -29,4 +29,6 @@ pub use names::pytorch_name;
 pub use norm::LayerNorm;
 pub use ops::{AutodiffBackend, Backend, Dropout, DropoutKey, DropoutSite, DropoutStream, Precision};
 pub use pass::Pass;
+#[cfg(feature = "flex")]
+pub use sharnn_kernels as kernels;
 pub use state::{BlockState, LstmState, ShaRnnState};

@@ -115,10 +115,16 @@ impl BackendKind {
             _ if !(1..=MAX_THREADS).contains(&threads) => refuse(format!("use 1 to {MAX_THREADS}")),
             Self::Cuda | Self::Wgpu => refuse("it computes on a GPU, leave the number out".into()),
             Self::Tch => refuse("set the environment variable OMP_NUM_THREADS".into()),
-            Self::Flex | Self::NdArray => match rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
-                Ok(()) => Ok(()),
-                Err(error) => refuse(error.to_string()),
-            },
+            Self::Flex | Self::NdArray => {
+                #[cfg(feature = "flex")]
+                if let Err(holds) = sharnn_core::kernels::set_threads(threads) {
+                    return refuse(format!("the kernels have {holds} already: set it before anything is computed"));
+                }
+                match rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
+                    Ok(()) => Ok(()),
+                    Err(error) => refuse(error.to_string()),
+                }
+            }
         }
     }
 

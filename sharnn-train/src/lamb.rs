@@ -1,28 +1,16 @@
-//! Min-trust LAMB with a clip by the global norm: the optimizer of the paper's recipe.
-//!
-//! ```text
-//! g = g min(1, clip / (‖all gradients‖ + 1e-6))
-//! m = β₁ m + (1 - β₁) g          v = β₂ v + (1 - β₂) g²          no bias correction
-//! u = m / (√v + ε) + weight_decay p
-//! r = min(‖p‖, 10) / ‖u‖, or 1 if either norm is 0;   r = max(r, min_trust), no upper bound
-//! p = p - lr r u
-//! ```
-//!
-//! After You et al. 2019 (arXiv 1904.00962, version 1, whose weight norm is clamped), with the floor of the trust ratio that
-//! SHA-RNN's author added. Norms, clip and the decision to skip a step stay on the device.
+//! Min-trust LAMB with a clip by the global norm: the optimizer of the paper's recipe. The formula of a step is in
+//! [`sharnn_core::ops`]. Norms, clip and the decision to skip a step stay on the device.
 
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Bool, Tensor, TensorData};
+use sharnn_core::ops::{LambStep, LambUpdate};
+use sharnn_core::{AutodiffBackend, Backend};
 
 use crate::lamb_config::LambConfig;
 use crate::params::{MapFloat, VisitFloat, host_values, map_params, param_infos, visit_params};
 use crate::tensor_file::{HostTensor, WeightsError};
-
-/// The weight norm in the trust ratio is clamped to this.
-const MAX_WEIGHT_NORM: f64 = 10.0;
 
 /// Added to the global norm before the clip divides by it.
 const CLIP_EPS: f64 = 1e-6;
@@ -42,100 +30,6 @@ pub struct StepReport<B: Backend> {
     pub finite: Tensor<B, 1, Bool>,
 }
 
-/// What all parameters share in one step: the clip, and whether the step counts at all.
-///
-/// A step that does not count multiplies the moments by exactly 1 and adds -0, which leaves every float as it is, and
-/// subtracts +0 from the parameter. Only the gradient has to be masked for that, where a select over weights and both
-/// moments would be three more passes over memory.
-#[derive(Clone, Debug)]
-pub struct LambGate<B: Backend> {
-    finite: Tensor<B, 1, Bool>,
-    keep_first: Tensor<B, 1>,
-    keep_second: Tensor<B, 1>,
-    add_first: Tensor<B, 1>,
-    add_second: Tensor<B, 1>,
-}
-
-impl<B: Backend> LambGate<B> {
-    /// From the global norm of the gradients and whether the step counts.
-    ///
-    /// # Shapes
-    /// - `grad_norm` and `finite`: `[1]`
-    pub fn new(config: &LambConfig, grad_norm: Tensor<B, 1>, finite: Tensor<B, 1, Bool>) -> Self {
-        let skip = finite.clone().bool_not();
-        let scale = match config.clip {
-            None => grad_norm.ones_like(),
-            Some(clip) => (grad_norm.full_like(clip) / (grad_norm + CLIP_EPS)).clamp_max(1.0),
-        };
-        let scale = scale.mask_fill(skip.clone(), 0.0);
-        let keep = |beta: f64| scale.full_like(beta).mask_fill(skip.clone(), 1.0);
-        Self {
-            finite,
-            keep_first: keep(config.beta1),
-            keep_second: keep(config.beta2),
-            add_first: scale.clone() * (1.0 - config.beta1),
-            add_second: scale.clone() * scale * (1.0 - config.beta2),
-        }
-    }
-}
-
-/// One parameter after an update, and what the update was scaled by. All on the device.
-#[derive(Clone, Debug)]
-pub struct LambUpdate<B: Backend> {
-    /// The parameter, `[n]`.
-    pub param: Tensor<B, 1>,
-    /// The first moment, `[n]`.
-    pub first: Tensor<B, 1>,
-    /// The second moment, `[n]`.
-    pub second: Tensor<B, 1>,
-    /// Norm of the parameter before the update, clamped to 10, `[1]`.
-    pub weight_norm: Tensor<B, 1>,
-    /// Norm of the update `u`, `[1]`.
-    pub adam_norm: Tensor<B, 1>,
-    /// The trust ratio, `[1]`.
-    pub trust_ratio: Tensor<B, 1>,
-}
-
-/// Updates one flattened parameter; `moments` are zeros at first.
-///
-/// # Shapes
-/// - `param`, `grad` and both moments: `[n]`
-pub fn lamb_update<B: Backend>(
-    config: &LambConfig,
-    gate: &LambGate<B>,
-    lr: f64,
-    param: Tensor<B, 1>,
-    grad: Tensor<B, 1>,
-    moments: Option<(Tensor<B, 1>, Tensor<B, 1>)>,
-) -> LambUpdate<B> {
-    let skip = gate.finite.clone().expand([param.dims()[0]]).bool_not();
-    let (first, second) = moments.unwrap_or_else(|| (param.zeros_like(), param.zeros_like()));
-
-    // x + (-0) is x for every x, -0 included; x + 0 is not.
-    let grad = grad.mask_fill(skip.clone(), -0.0);
-    let first = first * gate.keep_first.clone() + grad.clone() * gate.add_first.clone();
-    let second = second * gate.keep_second.clone() + grad.clone() * grad * gate.add_second.clone();
-
-    let mut update = first.clone() / (second.clone().sqrt() + config.eps);
-    if config.weight_decay != 0.0 {
-        update = update + param.clone() * config.weight_decay;
-    }
-    let weight_norm = norm(param.clone()).clamp_max(MAX_WEIGHT_NORM);
-    let adam_norm = norm(update.clone());
-    let no_ratio = weight_norm.clone().equal_elem(0.0).bool_or(adam_norm.clone().equal_elem(0.0));
-    let mut trust_ratio = (weight_norm.clone() / adam_norm.clone()).mask_fill(no_ratio, 1.0);
-    if let Some(min_trust) = config.min_trust {
-        trust_ratio = trust_ratio.clamp_min(min_trust);
-    }
-    let step = (update * (trust_ratio.clone() * lr)).mask_fill(skip, 0.0);
-    LambUpdate { param: param - step, first, second, weight_norm, adam_norm, trust_ratio }
-}
-
-/// Euclidean norm, `[1]`.
-fn norm<B: Backend>(x: Tensor<B, 1>) -> Tensor<B, 1> {
-    (x.clone() * x).sum().sqrt()
-}
-
 /// The two moments of one parameter, flattened, and its shape.
 #[derive(Clone, Debug)]
 struct Moments<B: Backend> {
@@ -150,6 +44,21 @@ struct Moments<B: Backend> {
 pub struct MinTrustLamb<B: AutodiffBackend> {
     config: LambConfig,
     moments: BTreeMap<String, Moments<B::InnerBackend>>,
+}
+
+impl LambConfig {
+    /// A step at learning rate `lr`, given the global norm of the gradients and whether it counts.
+    ///
+    /// # Shapes
+    /// - `grad_norm` and `finite`: `[1]`
+    pub fn step<B: Backend>(&self, lr: f64, grad_norm: Tensor<B, 1>, finite: Tensor<B, 1, Bool>) -> LambStep<B> {
+        let scale = match self.clip {
+            None => grad_norm.ones_like(),
+            Some(clip) => (grad_norm.full_like(clip) / (grad_norm + CLIP_EPS)).clamp_max(1.0),
+        };
+        let &Self { beta1, beta2, eps, weight_decay, min_trust, .. } = self;
+        LambStep { lr, beta1, beta2, eps, weight_decay, min_trust, scale, finite }
+    }
 }
 
 impl<B: AutodiffBackend> MinTrustLamb<B> {
@@ -191,8 +100,8 @@ impl<B: AutodiffBackend> MinTrustLamb<B> {
 
         let grad_norm = global_norm(grads.values()).unwrap_or_else(|| loss.zeros_like());
         let finite = loss.is_finite().bool_and(grad_norm.clone().is_finite());
-        let gate = LambGate::new(&self.config, grad_norm.clone(), finite.clone());
-        let module = map_params(module, &mut Update { lamb: self, gate, lr, grads });
+        let step = self.config.step(lr, grad_norm.clone(), finite.clone());
+        let module = map_params(module, &mut Update { lamb: self, step, grads });
         (module, StepReport { grad_norm, finite })
     }
 
@@ -269,7 +178,7 @@ fn check_moment(tensor: &str, moment: &HostTensor, expected: Vec<usize>, file: S
 
 /// Norm over all gradients, `[1]`; `None` where there are none.
 fn global_norm<'a, B: Backend>(grads: impl Iterator<Item = &'a Tensor<B, 1>>) -> Option<Tensor<B, 1>> {
-    let squares: Vec<_> = grads.map(|grad| (grad.clone() * grad.clone()).sum()).collect();
+    let squares: Vec<_> = grads.map(|grad| B::squared_norm(grad.clone())).collect();
     (!squares.is_empty()).then(|| Tensor::cat(squares, 0).sum().sqrt())
 }
 
@@ -290,8 +199,7 @@ impl<B: AutodiffBackend> VisitFloat<B> for TakeGrads<'_, B> {
 /// Updates each parameter that has a gradient.
 struct Update<'a, B: AutodiffBackend> {
     lamb: &'a mut MinTrustLamb<B>,
-    gate: LambGate<B::InnerBackend>,
-    lr: f64,
+    step: LambStep<B::InnerBackend>,
     grads: BTreeMap<String, Tensor<B::InnerBackend, 1>>,
 }
 
@@ -302,8 +210,7 @@ impl<B: AutodiffBackend> MapFloat<B> for Update<'_, B> {
         let param = tensor.inner().flatten(0, D - 1);
         // Taken out, so that no second owner keeps the backend from updating in place.
         let moments = self.lamb.moments.remove(path).map(|moments| (moments.first, moments.second));
-        let LambUpdate { param, first, second, .. } =
-            lamb_update(&self.lamb.config, &self.gate, self.lr, param, grad, moments);
+        let LambUpdate { param, first, second, .. } = B::InnerBackend::lamb(&self.step, param, grad, moments);
         self.lamb.moments.insert(path.to_string(), Moments { first, second, shape: shape.to_vec() });
         Tensor::from_inner(param.reshape(shape))
     }

@@ -27,7 +27,7 @@ pub use checkpoint::{
 pub use evaluate::{EvalConfig, EvalError, Evaluation, evaluate};
 pub use generate::{GenerateError, Generator, Sampling, SamplingError};
 pub use interrupt::{EXIT_STATUS, Interrupt, InterruptError};
-pub use lamb::{FIRST_MOMENT, LambGate, LambUpdate, MinTrustLamb, SECOND_MOMENT, StepReport, lamb_update};
+pub use lamb::{FIRST_MOMENT, MinTrustLamb, SECOND_MOMENT, StepReport};
 pub use lamb_config::{LambConfig, LambConfigError};
 pub use metrics::{EvalRecord, METRICS_FILE, Metrics, MetricsError, Record, TrainRecord};
 pub use observer::{Event, Observer};

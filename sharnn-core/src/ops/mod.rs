@@ -16,6 +16,7 @@ mod decoder_loss;
 mod dropout;
 #[cfg(feature = "flex")]
 mod flex;
+mod lamb;
 mod layer_norm;
 mod linear;
 mod lstm;
@@ -27,6 +28,7 @@ pub use attention::{AttentionGrads, AttentionInputs, AttentionKept, AttentionSav
 pub use boom::{BoomGrads, BoomSaved};
 pub use decoder_loss::DecoderLossSaved;
 pub use dropout::{Dropout, DropoutKey, DropoutSite, DropoutStream, LaneAxis};
+pub use lamb::{LambStep, LambUpdate};
 pub use layer_norm::LAYER_NORM_EPS;
 pub use linear::LinearGrads;
 pub use lstm::{LstmGrads, LstmInputs, LstmSaved, LstmWanted};
@@ -192,6 +194,27 @@ pub trait Backend: burn::tensor::backend::Backend {
         wanted: [bool; 3],
     ) -> LinearGrads<Self> {
         decoder_loss::backward(saved, grad, wanted)
+    }
+
+    /// The step of min-trust LAMB on one parameter; `moments` are zeros at first.
+    ///
+    /// # Shapes
+    /// - `param`, `grad` and both moments: `[n]`
+    fn lamb(
+        step: &LambStep<Self>,
+        param: Tensor<Self, 1>,
+        grad: Tensor<Self, 1>,
+        moments: Option<(Tensor<Self, 1>, Tensor<Self, 1>)>,
+    ) -> LambUpdate<Self> {
+        lamb::update(step, param, grad, moments)
+    }
+
+    /// `Σ x²`.
+    ///
+    /// # Shapes
+    /// - `x`: `[n]`, result: `[1]`
+    fn squared_norm(x: Tensor<Self, 1>) -> Tensor<Self, 1> {
+        lamb::squared_norm(x)
     }
 }
 

@@ -6,13 +6,9 @@ use std::collections::BTreeMap;
 
 use burn::backend::{Autodiff, Flex};
 use burn::module::Param;
-use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, Tensor};
-use sharnn_core::{AutodiffBackend, Pass, pytorch_name};
-use sharnn_train::{
-    FIRST_MOMENT, LambConfig, LambGate, MinTrustLamb, SECOND_MOMENT, collect_params, lamb_update, load_weights,
-    save_tensors,
-};
+use sharnn_core::{AutodiffBackend, Backend, Pass, pytorch_name};
+use sharnn_train::{FIRST_MOMENT, LambConfig, MinTrustLamb, SECOND_MOMENT, collect_params, load_weights, save_tensors};
 
 use crate::support::{Fixture, fixtures};
 
@@ -41,8 +37,8 @@ fn run_updates<B: Backend>(fixture: &Fixture) {
         for (step, &lr) in lrs.iter().enumerate().map(|(i, lr)| (i + 1, lr)) {
             let grad = flat(fixture, &format!("grad.{step}.{key}"));
             let finite = Tensor::<B, 1, Bool>::from_data([true], &Default::default());
-            let gate = LambGate::new(&config, Tensor::ones([1], &Default::default()), finite);
-            let update = lamb_update(&config, &gate, lr, param, grad, moments);
+            let shared = config.step::<B>(lr, Tensor::ones([1], &Default::default()), finite);
+            let update = B::lamb(&shared, param, grad, moments);
             let compare = |what: &str, found: &Tensor<B, 1>| {
                 fixture.check(&format!("{what}.{step}.{key}"), found.clone());
             };

@@ -148,7 +148,9 @@ fn skipped_steps_change_nothing_and_put_off_the_checkpoint() {
     let fresh = config().init_seeded::<B>(1, &Default::default());
     save_weights(&fresh, &poisoned).unwrap();
     let mut tensors = load_tensors(&poisoned).unwrap();
-    tensors.get_mut("decoder.bias").unwrap().data[usize::from(b'e')] = f32::MAX;
+    // Finite, but the distance of these logits is not.
+    let bias = &mut tensors.get_mut("decoder.bias").unwrap().data;
+    (bias[usize::from(b'e')], bias[usize::from(b't')]) = (f32::MAX, f32::MIN);
     let list: Vec<_> = tensors.clone().into_iter().map(|(name, tensor)| (name, tensor.shape, tensor.data)).collect();
     save_tensors(&poisoned, &list, &BTreeMap::new()).unwrap();
     let run_dir = dir.path().join("run");

@@ -2,6 +2,7 @@
 //! bodies.
 
 mod attention;
+mod lamb;
 mod lstm;
 mod memory;
 mod rowwise;
@@ -12,7 +13,7 @@ use sharnn_kernels::{Mask, Operands};
 
 use super::{
     AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomSaved, DecoderLossSaved, Dropout,
-    LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted, Precision,
+    LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted, Precision,
 };
 
 impl From<Precision> for Operands {
@@ -151,5 +152,18 @@ impl Backend for Flex {
         wanted: [bool; 3],
     ) -> LinearGrads<Self> {
         rowwise::decoder_loss_backward(saved, grad, wanted)
+    }
+
+    fn lamb(
+        step: &LambStep<Self>,
+        param: Tensor<Self, 1>,
+        grad: Tensor<Self, 1>,
+        moments: Option<(Tensor<Self, 1>, Tensor<Self, 1>)>,
+    ) -> LambUpdate<Self> {
+        lamb::update(step, param, grad, moments)
+    }
+
+    fn squared_norm(x: Tensor<Self, 1>) -> Tensor<Self, 1> {
+        lamb::squared_norm(x)
     }
 }

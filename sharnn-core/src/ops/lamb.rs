@@ -1,0 +1,96 @@
+//! The step of min-trust LAMB on one flattened parameter.
+//!
+//! ```text
+//! g = scale g                                                    scale = min(1, clip / ‖all gradients‖), the caller's
+//! m = β₁ m + (1 - β₁) g          v = β₂ v + (1 - β₂) g²          no bias correction
+//! u = m / (√v + ε) + weight_decay p
+//! r = min(‖p‖, 10) / ‖u‖, or 1 if either norm is 0;   r = max(r, min_trust), no upper bound
+//! p = p - lr r u
+//! ```
+//!
+//! After You et al. 2019 (arXiv 1904.00962, version 1, whose weight norm is clamped), with the floor of the trust ratio that
+//! SHA-RNN's author added.
+
+use burn::tensor::{Bool, Tensor};
+
+use super::Backend;
+
+/// The weight norm in the trust ratio is clamped to this.
+pub(super) const MAX_WEIGHT_NORM: f64 = 10.0;
+
+/// What all parameters share in one step.
+#[derive(Clone, Debug)]
+pub struct LambStep<B: Backend> {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Weight decay inside the update.
+    pub weight_decay: f64,
+    /// Floor of the trust ratio.
+    pub min_trust: Option<f64>,
+    /// What gradients are multiplied by, `[1]`; finite where the step counts.
+    pub scale: Tensor<B, 1>,
+    /// Whether the step counts, `[1]`; where not, parameter and moments stay as they are, bit for bit.
+    pub finite: Tensor<B, 1, Bool>,
+}
+
+/// One parameter after a step, and what the step was scaled by. All on the device.
+#[derive(Clone, Debug)]
+pub struct LambUpdate<B: Backend> {
+    /// The parameter, `[n]`.
+    pub param: Tensor<B, 1>,
+    /// The first moment, `[n]`.
+    pub first: Tensor<B, 1>,
+    /// The second moment, `[n]`.
+    pub second: Tensor<B, 1>,
+    /// Norm of the parameter before the step, clamped to 10, `[1]`.
+    pub weight_norm: Tensor<B, 1>,
+    /// Norm of the update `u`, `[1]`.
+    pub adam_norm: Tensor<B, 1>,
+    /// The trust ratio, `[1]`.
+    pub trust_ratio: Tensor<B, 1>,
+}
+
+/// A step that does not count multiplies the moments by exactly 1 and adds -0, which leaves every float as it is, and
+/// subtracts +0 from the parameter: only the gradient has to be masked for that.
+pub(super) fn update<B: Backend>(
+    step: &LambStep<B>,
+    param: Tensor<B, 1>,
+    grad: Tensor<B, 1>,
+    moments: Option<(Tensor<B, 1>, Tensor<B, 1>)>,
+) -> LambUpdate<B> {
+    let skip = step.finite.clone().bool_not();
+    let scale = step.scale.clone().mask_fill(skip.clone(), 0.0);
+    let keep = |beta: f64| scale.full_like(beta).mask_fill(skip.clone(), 1.0);
+    let skip = skip.clone().expand([param.dims()[0]]);
+    let (first, second) = moments.unwrap_or_else(|| (param.zeros_like(), param.zeros_like()));
+
+    // x + (-0) is x for every x, -0 included; x + 0 is not.
+    let grad = grad.mask_fill(skip.clone(), -0.0);
+    let first = first * keep(step.beta1) + grad.clone() * (scale.clone() * (1.0 - step.beta1));
+    let second = second * keep(step.beta2) + grad.clone() * grad * (scale.clone() * scale.clone() * (1.0 - step.beta2));
+
+    let mut update = first.clone() / (second.clone().sqrt() + step.eps);
+    if step.weight_decay != 0.0 {
+        update = update + param.clone() * step.weight_decay;
+    }
+    let weight_norm = squared_norm(param.clone()).sqrt().clamp_max(MAX_WEIGHT_NORM);
+    let adam_norm = squared_norm(update.clone()).sqrt();
+    let no_ratio = weight_norm.clone().equal_elem(0.0).bool_or(adam_norm.clone().equal_elem(0.0));
+    let mut trust_ratio = (weight_norm.clone() / adam_norm.clone()).mask_fill(no_ratio, 1.0);
+    if let Some(min_trust) = step.min_trust {
+        trust_ratio = trust_ratio.clamp_min(min_trust);
+    }
+    let taken = (update * (trust_ratio.clone() * step.lr)).mask_fill(skip, 0.0);
+    LambUpdate { param: param - taken, first, second, weight_norm, adam_norm, trust_ratio }
+}
+
+/// `Σ x²`, `[1]`.
+pub(super) fn squared_norm<B: Backend>(x: Tensor<B, 1>) -> Tensor<B, 1> {
+    (x.clone() * x).sum()
+}
