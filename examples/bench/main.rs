@@ -15,6 +15,9 @@
 //!
 //! The device has finished all work before the clock is read.
 
+#[cfg(feature = "flex")]
+mod ceilings;
+
 use std::hint::black_box;
 use std::io::{Write, stdout};
 use std::process::ExitCode;
@@ -107,6 +110,8 @@ enum Mode {
     Train,
     Forward,
     Decode,
+    /// What the machine can do at most: multiplications and memory reads (backend flex)
+    Ceilings,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum, Serialize)]
@@ -143,6 +148,9 @@ fn run() -> Result<()> {
     if let Some(threads) = args.threads {
         args.backend.set_threads(threads)?;
     }
+    if args.mode == Mode::Ceilings {
+        return print_ceilings();
+    }
     let Measured { params, mut seconds } = args.backend.dispatch(plan.clone())??;
     seconds.sort_by(f64::total_cmp);
     let median_s = median(&seconds);
@@ -164,6 +172,17 @@ fn run() -> Result<()> {
     };
     writeln!(stdout(), "{}", serde_json::to_string(&line)?)?;
     Ok(())
+}
+
+#[cfg(feature = "flex")]
+fn print_ceilings() -> Result<()> {
+    writeln!(stdout(), "{}", serde_json::to_string(&ceilings::Ceilings::measure())?)?;
+    Ok(())
+}
+
+#[cfg(not(feature = "flex"))]
+fn print_ceilings() -> Result<()> {
+    anyhow::bail!("--mode ceilings measures the kernels of backend flex, which is not compiled in: build with --features flex")
 }
 
 /// The result, in the order in which it is printed.
@@ -265,6 +284,7 @@ impl BackendJob for Plan {
             Mode::Train => self.train::<B>(model, &device)?,
             Mode::Forward => self.forward(&model.valid(), &device)?,
             Mode::Decode => self.decode(&model.valid(), &device)?,
+            Mode::Ceilings => unreachable!("it has no model and came to its end before"),
         };
         Ok(Measured { params, seconds })
     }
