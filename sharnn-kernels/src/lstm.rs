@@ -386,7 +386,7 @@ impl Backward<'_> {
                 // SAFETY: as in the forward pass; the gates' gradients of the step after are published by the barrier.
                 unsafe {
                     if t + 1 < seq_len {
-                        self.from_step(t + 1, group);
+                        self.pull_back(t + 1, group);
                     }
                     let before = match t {
                         0 => c0.as_ptr(),
@@ -411,12 +411,12 @@ impl Backward<'_> {
         }
         for group in groups {
             // SAFETY: as above.
-            unsafe { self.from_step(0, group) };
+            unsafe { self.pull_back(0, group) };
         }
     }
 
     /// The gradient of these units' hidden state of the step before `t`.
-    unsafe fn from_step(&self, t: usize, group: usize) {
+    unsafe fn pull_back(&self, t: usize, group: usize) {
         let &Lstm { lanes, d, .. } = self.lstm;
         let (width, state) = (panel_width(), lanes * d);
         // SAFETY: the caller's: the gates' gradients of step `t` are complete, and the units are this member's own.
