@@ -182,7 +182,9 @@ fn print_ceilings() -> Result<()> {
 
 #[cfg(not(feature = "flex"))]
 fn print_ceilings() -> Result<()> {
-    anyhow::bail!("--mode ceilings measures the kernels of backend flex, which is not compiled in: build with --features flex")
+    anyhow::bail!(
+        "--mode ceilings measures the kernels of backend flex, which is not compiled in: build with --features flex"
+    )
 }
 
 /// The result, in the order in which it is printed.

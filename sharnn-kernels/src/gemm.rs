@@ -83,11 +83,6 @@ impl<'a> Mat<'a> {
         [self.row_stride, self.col_stride]
     }
 
-    /// What it lies in, from its first element on.
-    pub(crate) fn as_slice(self) -> &'a [f32] {
-        self.data
-    }
-
     pub(crate) fn as_ptr(self) -> *const f32 {
         self.data.as_ptr()
     }

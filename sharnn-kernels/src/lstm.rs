@@ -4,22 +4,23 @@
 //! [i f g o] = W_ih x_t + b_ih + W_hh h_{t-1} + b_hh      c_t = σ(f) c_{t-1} + σ(i) tanh(g)      h_t = σ(o) tanh(c_t)
 //! ```
 //!
-//! The input's part of all gates of all steps is one product. Then every member of the team owns some hidden units through
-//! the whole segment: it multiplies `h_{t-1}` with their columns of all four gates, which stay in its cache, applies the
-//! nonlinearities to them at once, and meets the others at a barrier, one a step. The backward is the same in reverse, and the
-//! weights' gradients are one product each over all steps.
+//! Every member of the team owns some hidden units through the whole segment. It multiplies `h_{t-1}` with their columns of
+//! all four gates, which stay in its cache, applies the nonlinearities to them at once, and meets the others at a barrier,
+//! one a step. The segment is gone through in chunks of a few hundred rows: the input's part of a chunk's gates is one
+//! product right before its steps, and in the backward the gradients of weights and input are added up right after them,
+//! while the chunk's values are in the cache.
 
 use crate::buffer::{Buffer, Shared};
-use crate::gemm::{
-    Mat, Operands, Packed, Product, Start, pack_panel, panel_width, product, round_bf16, scratch, task_rows,
-};
-use crate::linear::{affine_into, column_sums};
+use crate::gemm::{Mat, Operands, Packed, Product, Start, pack_panel, panel_width, product, round_bf16, scratch};
 use crate::math::{sigmoid, tanh};
 use crate::simd::{Vector, kernel};
 use crate::team::{self, Member};
 
 /// Multiplications of a recurrent step that are worth a member: some microseconds.
 const STEP_SHARE: usize = 1 << 17;
+
+/// Rows of a chunk: as many as a product sums in registers.
+const CHUNK_ROWS: usize = 256;
 
 /// The operation's inputs. All tensors are row-major and time-major.
 #[derive(Clone, Copy)]
@@ -97,71 +98,63 @@ impl Lstm<'_> {
         (self.lanes * 4 * self.d * self.d / STEP_SHARE).clamp(1, self.d.div_ceil(panel_width()))
     }
 
+    /// Steps of a chunk.
+    fn chunk(&self) -> usize {
+        (CHUNK_ROWS / self.lanes).clamp(1, self.seq_len)
+    }
+
     /// Runs the segment: `h_1 .. h_T, c_T` into `output`, `[seq_len + 1, lanes, d]`.
     ///
     /// # Panics
     /// If a slice has another size than its shape says.
     pub fn forward(&self, output: &mut [f32], trace: Option<LstmTrace>) {
         self.check();
-        let &Self { seq_len, lanes, d_in, d, .. } = self;
-        assert_eq!(output.len(), (seq_len + 1) * lanes * d, "size of output");
+        let &Self { seq_len, lanes, d_in, d, operands, .. } = self;
+        let (rows, state) = (seq_len * lanes, lanes * d);
+        assert_eq!(output.len(), (seq_len + 1) * state, "size of output");
+        let keeps_gates = trace.is_some();
         let mut own;
         let LstmTrace { gates, cells } = match trace {
             Some(trace) => trace,
             None => {
-                own = (Buffer::room(seq_len * lanes * 4 * d), Buffer::room(seq_len * lanes * d));
+                own = (Buffer::room(self.chunk() * 4 * state), Buffer::room(rows * d));
                 LstmTrace { gates: &mut own.0, cells: &mut own.1 }
             }
         };
-        assert_eq!(gates.len(), seq_len * lanes * 4 * d, "size of gates");
-        assert_eq!(cells.len(), seq_len * lanes * d, "size of cells");
+        assert_eq!(gates.len(), if keeps_gates { seq_len } else { self.chunk() } * 4 * state, "size of gates");
+        assert_eq!(cells.len(), rows * d, "size of cells");
 
-        let rows = seq_len * lanes;
-        let x = Mat::row_major(self.x, rows, d_in);
-        let input = Packed::new(Mat::row_major(self.weight_ih, 4 * d, d_in).t(), self.operands);
         let bias: Vec<f32> = self.bias_ih.iter().zip(self.bias_hh).map(|(a, b)| a + b).collect();
-        let recurrent = self.pack_recurrent();
-        let mut rounded = self.rounded(self.h0, lanes * d);
-        let shared = Forward {
+        let rounded_x = rounded(self.x, operands);
+        let mut rounded_h = self.two_rounded(self.h0, state);
+        let pass = Forward {
             lstm: self,
-            recurrent: &recurrent,
+            x: rounded_x.as_deref().unwrap_or(self.x),
+            input: &self.pack_by_unit(self.weight_ih, d_in),
+            recurrent: &self.pack_by_unit(self.weight_hh, d),
+            bias: &bias,
             gates: Shared::new(gates),
+            keeps_gates,
             cells: Shared::new(cells),
             output: Shared::new(output),
-            rounded: rounded.as_mut().map(|rounded| Shared::new(rounded)),
+            rounded: rounded_h.as_mut().map(|rounded| Shared::new(rounded)),
         };
-        let task_rows = task_rows(rows);
-        team::for_each_with(rows.div_ceil(task_rows), scratch, |scratch, task| {
-            let row = task * task_rows;
-            let rows = task_rows.min(rows - row);
-            // SAFETY: each task has rows of its own.
-            unsafe {
-                let gates = shared.gates.at(row * 4 * d);
-                affine_into(x.narrow_rows(row, rows), &input, &bias, 0..4 * d, gates, 4 * d, scratch);
-            }
-        });
-        team::run(self.members(), |member| shared.recur(member));
+        team::run(self.members(), |member| pass.work(member));
         // The last row is c_T.
-        let (cells, output) = (shared.cells, shared.output);
-        // SAFETY: the team has finished.
-        unsafe {
-            output
-                .slice(seq_len * lanes * d, lanes * d)
-                .copy_from_slice(cells.slice((seq_len - 1) * lanes * d, lanes * d));
-        }
+        output[seq_len * state..].copy_from_slice(&cells[(seq_len - 1) * state..]);
     }
 
-    /// `W_hhᵀ` in panels: the four gates of one panel's width of units lie next to each other.
-    fn pack_recurrent(&self) -> Packed {
+    /// The transpose of a weight `[4 d, k]` in panels: the four gates of one panel's width of units lie next to each other.
+    fn pack_by_unit(&self, weight: &[f32], k: usize) -> Packed {
         let (d, width) = (self.d, panel_width());
         let groups = d.div_ceil(width);
-        let mut packed = Packed::room(d, 4 * groups * width, self.operands);
+        let mut packed = Packed::room(k, 4 * groups * width, self.operands);
         let panels = Shared::new(packed.panels_mut());
-        let weight = Mat::row_major(self.weight_hh, 4 * d, d);
+        let weight = Mat::row_major(weight, 4 * d, k);
         team::for_each(groups, |group| {
             for gate in 0..4 {
                 // SAFETY: each panel is written by one task.
-                let panel = unsafe { panels.slice((4 * group + gate) * d * width, d * width) };
+                let panel = unsafe { panels.slice((4 * group + gate) * k * width, k * width) };
                 pack_panel(weight.narrow_rows(gate * d, d).t(), group * width, panel, self.operands);
             }
         });
@@ -169,7 +162,7 @@ impl Lstm<'_> {
     }
 
     /// Two copies, of which one holds `first`, for the left operands of a recurrent product, where they are rounded.
-    fn rounded(&self, first: &[f32], len: usize) -> Option<Buffer> {
+    fn two_rounded(&self, first: &[f32], len: usize) -> Option<Buffer> {
         (self.operands == Operands::Bf16).then(|| {
             let mut rounded = Buffer::zeros(2 * len);
             rounded[..first.len()].iter_mut().zip(first).for_each(|(out, &x)| *out = round_bf16(x));
@@ -185,71 +178,78 @@ impl Lstm<'_> {
         self.check();
         let &Self { seq_len, lanes, d_in, d, operands, .. } = self;
         let (rows, state) = (seq_len * lanes, lanes * d);
-        assert_eq!(output.len(), (seq_len + 1) * state, "size of output");
-        assert_eq!(grad.len(), (seq_len + 1) * state, "size of grad");
-        assert_eq!(gates.len(), rows * 4 * d, "size of gates");
-        assert_eq!(cells.len(), rows * d, "size of cells");
-        assert_eq!([grads.h0.len(), grads.c0.len()], [state; 2], "sizes of the gradients of h0 and c0");
+        let LstmGrads { mut x, mut weight_ih, mut weight_hh, mut bias, h0, c0 } = grads;
+        let sizes = [
+            (output.len(), (seq_len + 1) * state, "output"),
+            (grad.len(), (seq_len + 1) * state, "grad"),
+            (gates.len(), rows * 4 * d, "gates"),
+            (cells.len(), rows * d, "cells"),
+            (h0.len(), state, "the gradient of h0"),
+            (c0.len(), state, "the gradient of c0"),
+            (x.as_ref().map_or(rows * d_in, |x| x.len()), rows * d_in, "the gradient of x"),
+            (weight_ih.as_ref().map_or(4 * d * d_in, |w| w.len()), 4 * d * d_in, "the gradient of weight_ih"),
+            (weight_hh.as_ref().map_or(4 * d * d, |w| w.len()), 4 * d * d, "the gradient of weight_hh"),
+            (bias.as_ref().map_or(4 * d, |bias| bias.len()), 4 * d, "the gradient of the bias"),
+        ];
+        for (found, expected, name) in sizes {
+            assert_eq!(found, expected, "size of {name}");
+        }
+        h0.fill(0.0);
+        c0.copy_from_slice(&grad[seq_len * state..]);
+        if let Some(bias) = &mut bias {
+            bias.fill(0.0);
+        }
 
-        let recurrent = Packed::new(Mat::row_major(self.weight_hh, 4 * d, d), operands);
-        let mut dgates = Buffer::room(rows * 4 * d);
-        grads.h0.fill(0.0);
-        grads.c0.copy_from_slice(&grad[seq_len * state..]);
-        let mut rounded = self.rounded(&[], lanes * 4 * d);
-        let shared = Backward {
+        // What the gates' gradients of a chunk are multiplied with: inputs and hidden states side by side.
+        let width = panel_width();
+        let mut right = Packed::room(self.chunk() * lanes, d_in.next_multiple_of(width) + d, operands);
+        let gate_row = 4 * d + width;
+        let chunk_len = self.chunk() * lanes * gate_row;
+        let mut dgates = Buffer::room(2 * chunk_len);
+        let mut rounded = (operands == Operands::Bf16).then(|| Buffer::room(2 * chunk_len));
+        let pass = Backward {
             lstm: self,
-            recurrent: &recurrent,
+            recurrent: &Packed::new(Mat::row_major(self.weight_hh, 4 * d, d), operands),
+            input: &Packed::new(Mat::row_major(self.weight_ih, 4 * d, d_in), operands),
+            output,
             gates,
             cells,
             grad,
+            gate_row,
             dgates: Shared::new(&mut dgates),
-            dh: Shared::new(grads.h0),
-            dc: Shared::new(grads.c0),
             rounded: rounded.as_mut().map(|rounded| Shared::new(rounded)),
+            right: Shared::new(right.panels_mut()),
+            dh: Shared::new(h0),
+            dc: Shared::new(c0),
+            dx: x.as_deref_mut().map(Shared::new),
+            dweight_ih: weight_ih.as_deref_mut().map(Shared::new),
+            dweight_hh: weight_hh.as_deref_mut().map(Shared::new),
+            dbias: bias.as_deref_mut().map(Shared::new),
         };
-        team::run(self.members(), |member| shared.recur(member));
-
-        let dgates = Mat::row_major(&dgates, rows, 4 * d);
-        if let Some(bias) = grads.bias {
-            column_sums(dgates.as_slice(), 4 * d, bias);
-        }
-        if let Some(weight) = grads.weight_ih {
-            let x = Packed::new(Mat::row_major(self.x, rows, d_in), operands);
-            crate::gemm(dgates.t(), &x, weight, false);
-        }
-        if let Some(weight) = grads.weight_hh {
-            crate::gemm(dgates.t(), &self.pack_hidden_before(output), weight, false);
-        }
-        if let Some(x) = grads.x {
-            crate::gemm(dgates, &Packed::new(Mat::row_major(self.weight_ih, 4 * d, d_in), operands), x, false);
-        }
-    }
-
-    /// `h_0 .. h_{T-1}` as a right operand, `[seq_len * lanes, d]`.
-    fn pack_hidden_before(&self, output: &[f32]) -> Packed {
-        let &Self { seq_len, lanes, d, operands, .. } = self;
-        let (rows, width) = (seq_len * lanes, panel_width());
-        let mut packed = Packed::room(rows, d, operands);
-        let panels = Shared::new(packed.panels_mut());
-        let first = Mat::row_major(self.h0, lanes, d);
-        let rest = Mat::row_major(output, rows - lanes, d);
-        team::for_each(d.div_ceil(width), |i| {
-            // SAFETY: each panel is written by one task.
-            let panel = unsafe { panels.slice(i * rows * width, rows * width) };
-            let (head, tail) = panel.split_at_mut(lanes * width);
-            pack_panel(first, i * width, head, operands);
-            pack_panel(rest, i * width, tail, operands);
-        });
-        packed
+        team::run(self.members(), |member| pass.work(member));
     }
 }
 
-/// The recurrence of the forward pass, as all members see it.
+/// A rounded copy, where operands are rounded.
+fn rounded(x: &[f32], operands: Operands) -> Option<Buffer> {
+    (operands == Operands::Bf16).then(|| {
+        let mut rounded = Buffer::room(x.len());
+        rounded.iter_mut().zip(x).for_each(|(out, &x)| *out = round_bf16(x));
+        rounded
+    })
+}
+
+/// The forward pass, as all members see it.
 struct Forward<'a> {
     lstm: &'a Lstm<'a>,
+    /// The input, rounded where operands are.
+    x: &'a [f32],
+    input: &'a Packed,
     recurrent: &'a Packed,
-    /// The inputs' part at first.
+    bias: &'a [f32],
     gates: Shared<f32>,
+    /// Whether `gates` has room for the segment, or for a chunk that is overwritten by the next.
+    keeps_gates: bool,
     cells: Shared<f32>,
     output: Shared<f32>,
     /// Two copies of h, rounded: the one of the step before is read while the other is written.
@@ -257,56 +257,75 @@ struct Forward<'a> {
 }
 
 impl Forward<'_> {
-    fn recur(&self, member: &Member) {
-        let &Lstm { seq_len, lanes, d, h0, c0, .. } = self.lstm;
+    fn work(&self, member: &Member) {
+        let &Lstm { seq_len, lanes, d_in, d, h0, c0, .. } = self.lstm;
         let (width, state) = (panel_width(), lanes * d);
         let groups = member.share(d.div_ceil(width));
-        for t in 0..seq_len {
+        for start in (0..seq_len).step_by(self.lstm.chunk()) {
+            let end = seq_len.min(start + self.lstm.chunk());
+            let gates = |t: usize| if self.keeps_gates { t * 4 * state } else { (t - start) * 4 * state };
             for group in groups.clone() {
-                let first = group * width;
-                let units = width.min(d - first);
-                // SAFETY: a member reads the hidden states of the step before, which the barrier has published, and writes
-                // gates, cells and hidden states of its own units only.
-                unsafe {
-                    let h = match (self.rounded, t) {
-                        (Some(rounded), _) => rounded.at(t % 2 * state).cast_const(),
-                        (None, 0) => h0.as_ptr(),
-                        (None, _) => self.output.at((t - 1) * state).cast_const(),
-                    };
-                    for gate in 0..4 {
-                        let part = Product {
-                            a: h,
-                            a_row: d,
-                            a_col: 1,
-                            rows: lanes,
-                            k: d,
-                            panel_rows: d,
-                            panels: self.recurrent.panels()[(4 * group + gate) * width * d..].as_ptr(),
-                            operands: Operands::F32,
-                            cols: units,
-                            c: self.gates.at(t * 4 * state + gate * d + first),
-                            c_row: 4 * d,
-                            start: Start::Result,
-                        };
-                        product(&part, &mut []);
-                    }
-                    let before = match t {
-                        0 => c0.as_ptr(),
-                        _ => self.cells.at((t - 1) * state).cast_const(),
-                    };
-                    cell_forward(&CellForward {
-                        lanes,
-                        d,
-                        units,
-                        gates: self.gates.at(t * 4 * state + first),
-                        before: before.add(first),
-                        cell: self.cells.at(t * state + first),
-                        hidden: self.output.at(t * state + first),
-                        rounded: self.rounded.map(|rounded| rounded.at((t + 1) % 2 * state + first)),
-                    });
-                }
+                let x = &self.x[start * lanes * d_in..];
+                // SAFETY: a member writes the gates of its own units only, here and below.
+                unsafe { self.add_to_gates(group, x, self.input, (end - start) * lanes, gates(start), true) };
             }
-            member.wait();
+            for t in start..end {
+                for group in groups.clone() {
+                    let first = group * width;
+                    // SAFETY: a member reads the hidden states of the step before, which the barrier has published.
+                    unsafe {
+                        let h = match (self.rounded, t) {
+                            (Some(rounded), _) => rounded.slice(t % 2 * state, state),
+                            (None, 0) => h0,
+                            (None, _) => self.output.slice((t - 1) * state, state),
+                        };
+                        self.add_to_gates(group, h, self.recurrent, lanes, gates(t), false);
+                        let before = match t {
+                            0 => c0.as_ptr(),
+                            _ => self.cells.at((t - 1) * state).cast_const(),
+                        };
+                        cell_forward(&CellForward {
+                            lanes,
+                            d,
+                            units: width.min(d - first),
+                            gates: self.gates.at(gates(t) + first),
+                            before: before.add(first),
+                            cell: self.cells.at(t * state + first),
+                            hidden: self.output.at(t * state + first),
+                            rounded: self.rounded.map(|rounded| rounded.at((t + 1) % 2 * state + first)),
+                        });
+                    }
+                }
+                member.wait();
+            }
+        }
+    }
+
+    /// Adds `rows` of a left operand times the weight of some units to their gates, which begin at `at`; to the bias where
+    /// they are the first terms.
+    unsafe fn add_to_gates(&self, group: usize, left: &[f32], weight: &Packed, rows: usize, at: usize, first: bool) {
+        let (d, width, k) = (self.lstm.d, panel_width(), weight.k());
+        debug_assert!(left.len() >= rows * k);
+        for gate in 0..4 {
+            let unit = gate * d + group * width;
+            // SAFETY: the caller's for the gates; all else is in bounds.
+            unsafe {
+                let part = Product {
+                    a: left.as_ptr(),
+                    a_row: k,
+                    a_col: 1,
+                    rows,
+                    k,
+                    panels: weight.panels()[(4 * group + gate) * width * k..].as_ptr(),
+                    panel_rows: k,
+                    operands: Operands::F32,
+                    cols: width.min(d - group * width),
+                    c: self.gates.at(at + unit),
+                    c_row: 4 * d,
+                    start: if first { Start::Row(self.bias[unit..].as_ptr()) } else { Start::Result },
+                };
+                product(&part, &mut []);
+            }
         }
     }
 }
@@ -360,54 +379,57 @@ unsafe fn cell_forward_body<V: Vector>(step: &CellForward) {
 }
 kernel!(unsafe fn cell_forward(step: &CellForward) => cell_forward_body);
 
-/// The recurrence of the backward pass, as all members see it.
+/// The backward pass, as all members see it.
 struct Backward<'a> {
     lstm: &'a Lstm<'a>,
     recurrent: &'a Packed,
+    input: &'a Packed,
+    output: &'a [f32],
     gates: &'a [f32],
     cells: &'a [f32],
     grad: &'a [f32],
+    /// Distance of the rows of `dgates`: not a power of two, which would crowd them into a few sets of the cache.
+    gate_row: usize,
+    /// The gates' gradients of a chunk and of the one before it, by turns.
     dgates: Shared<f32>,
+    /// The same rounded, where operands are.
+    rounded: Option<Shared<f32>>,
+    /// Panels of a chunk's inputs, then of its hidden states.
+    right: Shared<f32>,
     /// Gradients of h and c as they come from the step after.
     dh: Shared<f32>,
     dc: Shared<f32>,
-    /// Two copies of a step's gates' gradients, rounded.
-    rounded: Option<Shared<f32>>,
+    dx: Option<Shared<f32>>,
+    dweight_ih: Option<Shared<f32>>,
+    dweight_hh: Option<Shared<f32>>,
+    dbias: Option<Shared<f32>>,
 }
 
 impl Backward<'_> {
-    fn recur(&self, member: &Member) {
-        let &Lstm { seq_len, lanes, d, c0, .. } = self.lstm;
-        let (width, state) = (panel_width(), lanes * d);
-        let groups = member.share(d.div_ceil(width));
-        for t in (0..seq_len).rev() {
-            for group in groups.clone() {
-                let first = group * width;
-                // SAFETY: as in the forward pass; the gates' gradients of the step after are published by the barrier.
-                unsafe {
-                    if t + 1 < seq_len {
-                        self.pull_back(t + 1, group);
+    fn work(&self, member: &Member) {
+        let &Lstm { seq_len, d, .. } = self.lstm;
+        let chunk = self.lstm.chunk();
+        let groups = member.share(d.div_ceil(panel_width()));
+        let mut scratch = scratch();
+        for index in (0..seq_len.div_ceil(chunk)).rev() {
+            let steps = index * chunk..seq_len.min((index + 1) * chunk);
+            for t in steps.clone().rev() {
+                for group in groups.clone() {
+                    // SAFETY: the member's own units; the gates' gradients of the step after are published by the barrier.
+                    unsafe {
+                        if t + 1 < seq_len {
+                            self.pull_back(t + 1, group);
+                        }
+                        self.step(t, group);
                     }
-                    let before = match t {
-                        0 => c0.as_ptr(),
-                        _ => self.cells[(t - 1) * state..].as_ptr(),
-                    };
-                    cell_backward(&CellBackward {
-                        lanes,
-                        d,
-                        units: width.min(d - first),
-                        gates: self.gates[t * 4 * state + first..].as_ptr(),
-                        before: before.add(first),
-                        cell: self.cells[t * state + first..].as_ptr(),
-                        grad: self.grad[t * state + first..].as_ptr(),
-                        dh: self.dh.at(first),
-                        dc: self.dc.at(first),
-                        dgates: self.dgates.at(t * 4 * state + first),
-                        rounded: self.rounded.map(|rounded| rounded.at(t % 2 * 4 * state + first)),
-                    });
                 }
+                member.wait();
             }
+            // No one packs the next chunk before everyone has come through its steps, and so is done with this one.
+            self.pack_right(member, steps.clone());
             member.wait();
+            // SAFETY: the chunk's gates' gradients and the right operand are complete; each member has its own results.
+            unsafe { self.add_up(member, steps, &mut scratch) };
         }
         for group in groups {
             // SAFETY: as above.
@@ -415,24 +437,56 @@ impl Backward<'_> {
         }
     }
 
+    /// Where the gates' gradients of step `t` begin.
+    fn place(&self, t: usize) -> usize {
+        let (chunk, lanes) = (self.lstm.chunk(), self.lstm.lanes);
+        (t / chunk % 2 * chunk + t % chunk) * lanes * self.gate_row
+    }
+
+    /// The gates' gradients as left operands see them.
+    fn left(&self) -> Shared<f32> {
+        self.rounded.unwrap_or(self.dgates)
+    }
+
+    /// One step of some units.
+    unsafe fn step(&self, t: usize, group: usize) {
+        let &Lstm { lanes, d, c0, .. } = self.lstm;
+        let (width, state) = (panel_width(), lanes * d);
+        let first = group * width;
+        let before = if t == 0 { c0 } else { &self.cells[(t - 1) * state..] };
+        // SAFETY: the caller's.
+        unsafe {
+            cell_backward(&CellBackward {
+                lanes,
+                d,
+                units: width.min(d - first),
+                gates: self.gates[t * 4 * state + first..].as_ptr(),
+                before: before[first..].as_ptr(),
+                cell: self.cells[t * state + first..].as_ptr(),
+                grad: self.grad[t * state + first..].as_ptr(),
+                dh: self.dh.at(first),
+                dc: self.dc.at(first),
+                gate_row: self.gate_row,
+                dgates: self.dgates.at(self.place(t) + first),
+                rounded: self.rounded.map(|rounded| rounded.at(self.place(t) + first)),
+            });
+        }
+    }
+
     /// The gradient of these units' hidden state of the step before `t`.
     unsafe fn pull_back(&self, t: usize, group: usize) {
         let &Lstm { lanes, d, .. } = self.lstm;
-        let (width, state) = (panel_width(), lanes * d);
+        let width = panel_width();
         // SAFETY: the caller's: the gates' gradients of step `t` are complete, and the units are this member's own.
         unsafe {
-            let a = match self.rounded {
-                Some(rounded) => rounded.at(t % 2 * 4 * state),
-                None => self.dgates.at(t * 4 * state),
-            };
             let part = Product {
-                a: a.cast_const(),
-                a_row: 4 * d,
+                a: self.left().at(self.place(t)),
+                a_row: self.gate_row,
                 a_col: 1,
                 rows: lanes,
                 k: 4 * d,
-                panel_rows: 4 * d,
                 panels: self.recurrent.panels()[group * width * 4 * d..].as_ptr(),
+                panel_rows: 4 * d,
                 operands: Operands::F32,
                 cols: width.min(d - group * width),
                 c: self.dh.at(group * width),
@@ -440,6 +494,91 @@ impl Backward<'_> {
                 start: Start::Zero,
             };
             product(&part, &mut []);
+        }
+    }
+
+    /// Packs this member's share of the inputs and hidden states that led to `steps`.
+    fn pack_right(&self, member: &Member, steps: std::ops::Range<usize>) {
+        let &Lstm { lanes, d_in, d, x, h0, operands, .. } = self.lstm;
+        let (width, rows) = (panel_width(), steps.len() * lanes);
+        let x_panels = d_in.div_ceil(width);
+        let x = Mat::row_major(&x[steps.start * lanes * d_in..], rows, d_in);
+        // h_0 is no part of the output.
+        let head = if steps.start == 0 { lanes } else { 0 };
+        let from = steps.start.saturating_sub(1) * lanes * d;
+        let hidden = Mat::row_major(&self.output[from..], rows - head, d);
+        for panel in member.share(x_panels + d.div_ceil(width)) {
+            // SAFETY: each panel is written by one member.
+            let out = unsafe { self.right.slice(panel * rows * width, rows * width) };
+            if panel < x_panels {
+                pack_panel(x, panel * width, out, operands);
+            } else {
+                let col = (panel - x_panels) * width;
+                let (first, rest) = out.split_at_mut(head * width);
+                if head > 0 {
+                    pack_panel(Mat::row_major(h0, lanes, d), col, first, operands);
+                }
+                pack_panel(hidden, col, rest, operands);
+            }
+        }
+    }
+
+    /// Adds this member's share of what `steps` contribute to the gradients of weights and bias, and computes that of the
+    /// input. Chunks come in a fixed order, so that sums do not depend on the members.
+    unsafe fn add_up(&self, member: &Member, steps: std::ops::Range<usize>, scratch: &mut [f32]) {
+        let &Lstm { seq_len, lanes, d_in, d, .. } = self.lstm;
+        let (width, rows) = (panel_width(), steps.len() * lanes);
+        let start = if steps.end == seq_len { Start::Zero } else { Start::Result };
+        let units = member.share(4 * d);
+        // SAFETY: the caller's.
+        unsafe {
+            let left = self.left().at(self.place(steps.start)).cast_const();
+            let x_panels = d_in.div_ceil(width);
+            let targets = [(self.dweight_ih, 0, d_in), (self.dweight_hh, x_panels, d)];
+            for (out, panel, cols) in targets {
+                let Some(out) = out else { continue };
+                let part = Product {
+                    a: left.add(units.start),
+                    a_row: 1,
+                    a_col: self.gate_row,
+                    rows: units.len(),
+                    k: rows,
+                    panels: self.right.at(panel * rows * width),
+                    panel_rows: rows,
+                    operands: Operands::F32,
+                    cols,
+                    c: out.at(units.start * cols),
+                    c_row: cols,
+                    start,
+                };
+                product(&part, scratch);
+            }
+            if let Some(dbias) = self.dbias {
+                let sums = dbias.slice(units.start, units.len());
+                for row in 0..rows {
+                    let at = self.place(steps.start) + row * self.gate_row + units.start;
+                    let row = self.dgates.slice(at, units.len());
+                    sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += *x);
+                }
+            }
+            if let Some(dx) = self.dx {
+                let share = member.share(rows);
+                let part = Product {
+                    a: left.add(share.start * self.gate_row),
+                    a_row: self.gate_row,
+                    a_col: 1,
+                    rows: share.len(),
+                    k: 4 * d,
+                    panels: self.input.panels().as_ptr(),
+                    panel_rows: 4 * d,
+                    operands: Operands::F32,
+                    cols: d_in,
+                    c: dx.at((steps.start * lanes + share.start) * d_in),
+                    c_row: d_in,
+                    start: Start::Zero,
+                };
+                product(&part, scratch);
+            }
         }
     }
 }
@@ -455,6 +594,8 @@ struct CellBackward {
     grad: *const f32,
     dh: *const f32,
     dc: *mut f32,
+    /// Distance of the rows of `dgates`.
+    gate_row: usize,
     dgates: *mut f32,
     rounded: Option<*mut f32>,
 }
@@ -492,9 +633,10 @@ unsafe fn cell_backward_body<V: Vector>(step: &CellBackward) {
                 ];
                 dc.mul(f).store_up_to(step.dc.add(at), n);
                 for (k, dz) in dz.into_iter().enumerate() {
-                    dz.store_up_to(step.dgates.add(gate_at(k)), n);
+                    let at = lane * step.gate_row + k * d + unit;
+                    dz.store_up_to(step.dgates.add(at), n);
                     if let Some(rounded) = step.rounded {
-                        for e in gate_at(k)..gate_at(k) + n {
+                        for e in at..at + n {
                             *rounded.add(e) = round_bf16(*step.dgates.add(e));
                         }
                     }
@@ -655,6 +797,8 @@ mod tests {
                 [13, 16, 8, 40],
                 [5, 17, 33, 128],
                 [3, 2, 20, 300],
+                // More steps than a chunk has.
+                [37, 17, 9, 24],
             ],
         }
     }
