@@ -4,6 +4,7 @@ mod attention;
 mod blocks;
 mod boom;
 mod buffer;
+mod decode;
 mod decoder_loss;
 mod dropout;
 mod gemm;
@@ -21,6 +22,7 @@ mod testing;
 
 pub use attention::Attention;
 pub use boom::{Boom, BoomGrads, Preactivations};
+pub use decode::{AttentionWeights, BlockWeights, DecodeModel, NormWeights, PackedRows, Streams, WeightFormat};
 pub use decoder_loss::{DecoderLoss, DecoderLossGrads};
 pub use dropout::{Mask, dropout};
 pub use gemm::{Mat, Operands, Packed, gemm, round_bf16};

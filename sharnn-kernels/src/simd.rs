@@ -20,6 +20,8 @@ pub trait Vector: Copy {
     unsafe fn splat(x: f32) -> Self;
     unsafe fn splat_bits(x: u32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
+    /// [`LANES`](Self::LANES) integers, as f32.
+    unsafe fn load_i8(from: *const i8) -> Self;
     unsafe fn store(self, to: *mut f32);
     /// Brings the cache line of `at`, which may be any address, nearer.
     unsafe fn prefetch(at: *const f32);
@@ -48,6 +50,8 @@ pub trait Vector: Copy {
     unsafe fn xor_bits(self, other: Self) -> Self;
     /// Shifts 32-bit integers right by 16.
     unsafe fn high_half(self) -> Self;
+    /// Shifts 32-bit integers left by 16.
+    unsafe fn low_half_up(self) -> Self;
     /// Wrapping sum of 32-bit integers.
     unsafe fn add_bits(self, other: Self) -> Self;
     /// Products of the unsigned 32-bit integers in even lanes, 64 bits wide: the low word there, the high word after it.
@@ -125,6 +129,10 @@ impl Vector for Portable {
         Self(unsafe { from.cast::<[f32; 8]>().read() })
     }
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        Self(unsafe { from.cast::<[i8; 8]>().read() }.map(f32::from))
+    }
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         unsafe { to.cast::<[f32; 8]>().write(self.0) }
     }
@@ -195,6 +203,10 @@ impl Vector for Portable {
     #[inline(always)]
     unsafe fn high_half(self) -> Self {
         self.map(|x| f32::from_bits(x.to_bits() >> 16))
+    }
+    #[inline(always)]
+    unsafe fn low_half_up(self) -> Self {
+        self.map(|x| f32::from_bits(x.to_bits() << 16))
     }
     #[inline(always)]
     unsafe fn add_bits(self, other: Self) -> Self {
@@ -280,6 +292,10 @@ mod x86 {
             unsafe { Self(_mm256_loadu_ps(from)) }
         }
         #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self {
+            unsafe { Self(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())))) }
+        }
+        #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe { _mm256_storeu_ps(to, self.0) }
         }
@@ -356,6 +372,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn high_half(self) -> Self {
             unsafe { Self::of(_mm256_srli_epi32::<16>(self.int())) }
+        }
+        #[inline(always)]
+        unsafe fn low_half_up(self) -> Self {
+            unsafe { Self::of(_mm256_slli_epi32::<16>(self.int())) }
         }
         #[inline(always)]
         unsafe fn add_bits(self, other: Self) -> Self {
@@ -458,6 +478,10 @@ mod x86 {
             unsafe { Self(_mm512_loadu_ps(from)) }
         }
         #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self {
+            unsafe { Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))) }
+        }
+        #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe { _mm512_storeu_ps(to, self.0) }
         }
@@ -534,6 +558,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn high_half(self) -> Self {
             unsafe { Self::of(_mm512_srli_epi32::<16>(self.int())) }
+        }
+        #[inline(always)]
+        unsafe fn low_half_up(self) -> Self {
+            unsafe { Self::of(_mm512_slli_epi32::<16>(self.int())) }
         }
         #[inline(always)]
         unsafe fn add_bits(self, other: Self) -> Self {

@@ -1,0 +1,238 @@
+//! What a step does beside products with matrices.
+
+use super::UNITS;
+use super::packed::GROUP;
+use crate::blocks::sum_of;
+use crate::math::{exp, sigmoid, tanh};
+use crate::simd::{Vector, kernel};
+
+/// Slope of the sigmoid in the GELU.
+const GELU_SLOPE: f32 = 1.702;
+
+/// Of the layer norms.
+const EPS: f32 = 1e-12;
+
+/// Rows of a memory that are attended to together, whoever does it: the order of no sum depends on the number of threads.
+pub(super) const MEMORY_BLOCK: usize = 32;
+
+/// `mean` and `1 / sqrt(var + eps)`, the variance from centred values.
+#[derive(Clone, Copy)]
+pub(super) struct Statistics {
+    mean: f32,
+    inverse: f32,
+}
+
+#[inline(always)]
+unsafe fn statistics_body<V: Vector>(x: &[f32]) -> Statistics {
+    let (d, x) = (x.len(), x.as_ptr());
+    // SAFETY: `left` values are left at `i`; the instructions are the caller's.
+    unsafe {
+        let mean = sum_of!(V, d, |i, left| V::load_up_to(x.add(i), left)) / d as f32;
+        let centre = V::splat(mean);
+        let squares = sum_of!(V, d, |i, left| {
+            let centred = V::load_up_to(x.add(i), left).sub(centre).keep_up_to(left);
+            centred.mul(centred)
+        });
+        Statistics { mean, inverse: 1.0 / (squares / d as f32 + EPS).sqrt() }
+    }
+}
+kernel!(
+    /// # Safety
+    /// None beyond the instructions.
+    pub(super) unsafe fn statistics(x: &[f32]) -> Statistics => statistics_body
+);
+
+#[inline(always)]
+unsafe fn norm_body<V: Vector>(x: &[f32], of: Statistics, weight: &[f32], bias: &[f32], y: &mut [f32]) {
+    // SAFETY: all are as long as `x`, of which `left` values are left; the instructions are the caller's.
+    unsafe {
+        let (mean, inverse) = (V::splat(of.mean), V::splat(of.inverse));
+        for i in (0..x.len()).step_by(V::LANES) {
+            let left = x.len() - i;
+            let normed = V::load_up_to(x.as_ptr().add(i), left).sub(mean).mul(inverse);
+            let weight = V::load_up_to(weight.as_ptr().add(i), left);
+            let bias = V::load_up_to(bias.as_ptr().add(i), left);
+            normed.mul_add(weight, bias).store_up_to(y.as_mut_ptr().add(i), left);
+        }
+    }
+}
+kernel!(
+    /// # Safety
+    /// `weight`, `bias` and `y` are as long as `x`.
+    pub(super) unsafe fn norm(x: &[f32], of: Statistics, weight: &[f32], bias: &[f32], y: &mut [f32]) => norm_body
+);
+
+#[inline(always)]
+unsafe fn lstm_units_body<V: Vector>(gates: &[f32; GROUP], c: &mut [f32], h: &mut [f32]) {
+    // SAFETY: there are at most UNITS of each, one or half a vector; the instructions are the caller's.
+    unsafe {
+        let [mut i, mut f, mut g, mut o] = [V::splat(0.0); 4];
+        for (k, gate) in [&mut i, &mut f, &mut g, &mut o].into_iter().enumerate() {
+            *gate = V::load_up_to(gates.as_ptr().add(k * UNITS), UNITS);
+        }
+        let kept = sigmoid(f).mul(V::load_up_to(c.as_ptr(), c.len()));
+        let cell = sigmoid(i).mul_add(tanh(g), kept);
+        cell.store_up_to(c.as_mut_ptr(), c.len());
+        sigmoid(o).mul(tanh(cell)).store_up_to(h.as_mut_ptr(), h.len());
+    }
+}
+kernel!(
+    /// New cell and hidden values of some units, from their gates i, f, g and o before the nonlinearities.
+    ///
+    /// # Safety
+    /// `c` and `h` are equally long, at most [`UNITS`].
+    pub(super) unsafe fn lstm_units(gates: &[f32; GROUP], c: &mut [f32], h: &mut [f32]) => lstm_units_body
+);
+
+#[inline(always)]
+unsafe fn add_gelu_body<V: Vector>(z: &[f32; GROUP], sums: &mut [f32]) {
+    for i in (0..GROUP).step_by(V::LANES) {
+        // SAFETY: a group is whole vectors; the instructions are the caller's.
+        unsafe {
+            let (z, sums) = (V::load(z.as_ptr().add(i)), sums.as_mut_ptr().add(i));
+            z.mul_add(sigmoid(z.mul(V::splat(GELU_SLOPE))), V::load(sums)).store(sums);
+        }
+    }
+}
+kernel!(
+    /// `sums += GELU(z)`.
+    ///
+    /// # Safety
+    /// `sums` is [`GROUP`] long.
+    pub(super) unsafe fn add_gelu(z: &[f32; GROUP], sums: &mut [f32]) => add_gelu_body
+);
+
+/// Attention's result over one block of memory rows: for each head the largest score and the sum of the weights relative to
+/// it, and after those the weighted sum of the rows.
+#[derive(Clone, Copy)]
+pub(super) struct Partial {
+    pub(super) d: usize,
+    pub(super) n_heads: usize,
+}
+
+impl Partial {
+    /// Where the weighted sum starts.
+    pub(super) fn header(self) -> usize {
+        (2 * self.n_heads).next_multiple_of(16)
+    }
+
+    /// Number of values; whole cache lines, since neighbours are other members'.
+    pub(super) fn len(self) -> usize {
+        self.header() + self.d.next_multiple_of(16)
+    }
+}
+
+#[inline(always)]
+unsafe fn attend_body<V: Vector>(rows: &[f32], query: &[f32], of: Partial, partial: &mut [f32]) {
+    let Partial { d, n_heads } = of;
+    let (n, d_head) = (rows.len() / d, d / n_heads);
+    let (header, mix) = partial.split_at_mut(of.header());
+    for head in 0..n_heads {
+        let start = head * d_head;
+        let mut weights = [f32::NEG_INFINITY; MEMORY_BLOCK];
+        // SAFETY: all places are inside of the rows, `left` of a head's values are left at `i`, and the block is whole
+        // vectors; the instructions are the caller's.
+        unsafe {
+            let query = query.as_ptr().add(start);
+            for (row, weight) in weights.iter_mut().enumerate().take(n) {
+                let key = rows.as_ptr().add(row * d + start);
+                *weight = sum_of!(V, d_head, |i, left| {
+                    // Zeros after the query's end: what the row goes on with does not count.
+                    V::load_up_to(query.add(i), left).mul(V::load_up_to(key.add(i), left))
+                });
+            }
+            let mut largest = V::splat(f32::NEG_INFINITY);
+            for i in (0..MEMORY_BLOCK).step_by(V::LANES) {
+                largest = largest.max(V::load(weights.as_ptr().add(i)));
+            }
+            let largest = largest.largest();
+            let mut sum = V::splat(0.0);
+            for i in (0..n).step_by(V::LANES) {
+                let at = weights.as_mut_ptr().add(i);
+                let weight = exp(V::load(at).sub(V::splat(largest))).keep_up_to(n - i);
+                sum = sum.add(weight);
+                weight.store(at);
+            }
+            (header[head], header[n_heads + head]) = (largest, sum.sum());
+
+            let mix = mix.as_mut_ptr().add(start);
+            for first in (0..n).step_by(4) {
+                // Past the last row comes the last one again, with weight 0.
+                let mut values = [rows.as_ptr(); 4];
+                let mut scales = [V::splat(0.0); 4];
+                for k in 0..4 {
+                    values[k] = rows.as_ptr().add((first + k).min(n - 1) * d + start);
+                    scales[k] = V::splat(if first + k < n { weights[first + k] } else { 0.0 });
+                }
+                for i in (0..d_head).step_by(V::LANES) {
+                    let left = d_head - i;
+                    let mut sum = if first == 0 { V::splat(0.0) } else { V::load_up_to(mix.add(i), left) };
+                    for (value, scale) in values.into_iter().zip(scales) {
+                        sum = V::load_up_to(value.add(i), left).mul_add(scale, sum);
+                    }
+                    sum.store_up_to(mix.add(i), left);
+                }
+            }
+        }
+    }
+}
+kernel!(
+    /// Attention from one query, already scaled, to a block of memory rows.
+    ///
+    /// # Safety
+    /// `rows` are 1 to [`MEMORY_BLOCK`] rows of `d`, `query` is one, `partial` is [`Partial::len`] long.
+    pub(super) unsafe fn attend(rows: &[f32], query: &[f32], of: Partial, partial: &mut [f32]) => attend_body
+);
+
+#[inline(always)]
+unsafe fn merge_body<V: Vector>(
+    partials: &[f32],
+    of: Partial,
+    start: usize,
+    residual: &[f32],
+    gate: &[f32],
+    y: &mut [f32],
+) {
+    let (d_head, header, end) = (of.d / of.n_heads, of.header(), start + y.len());
+    for head in start / d_head..end.div_ceil(d_head) {
+        let from = start.max(head * d_head);
+        let (at, n) = (from - start, end.min((head + 1) * d_head) - from);
+        let blocks = || partials.chunks_exact(of.len());
+        let largest = blocks().fold(f32::NEG_INFINITY, |largest, block| largest.max(block[head]));
+        // SAFETY: `n` columns from `from` on are this head's and the result's; the instructions are the caller's.
+        unsafe {
+            let (out, mut total) = (y.as_mut_ptr().add(at), V::splat(0.0));
+            for (index, block) in blocks().enumerate() {
+                let weight = exp(V::splat(block[head] - largest));
+                total = weight.mul_add(V::splat(block[of.n_heads + head]), total);
+                let mix = block.as_ptr().add(header + from);
+                for i in (0..n).step_by(V::LANES) {
+                    let left = n - i;
+                    let sum = if index == 0 { V::splat(0.0) } else { V::load_up_to(out.add(i), left) };
+                    V::load_up_to(mix.add(i), left).mul_add(weight, sum).store_up_to(out.add(i), left);
+                }
+            }
+            let (residual, gate) = (residual.as_ptr().add(from), gate.as_ptr().add(from));
+            for i in (0..n).step_by(V::LANES) {
+                let left = n - i;
+                let attended = V::load_up_to(out.add(i), left).div(total);
+                let y = attended.mul_add(V::load_up_to(gate.add(i), left), V::load_up_to(residual.add(i), left));
+                y.store_up_to(out.add(i), left);
+            }
+        }
+    }
+}
+kernel!(
+    /// Columns `start ..` of `residual + gate ⊙ attention`, attention from its parts over the blocks.
+    ///
+    /// # Safety
+    /// `partials` are some [`Partial`]s, `residual` and `gate` `d` long, and `y` columns of them.
+    pub(super) unsafe fn merge(
+        partials: &[f32],
+        of: Partial,
+        start: usize,
+        residual: &[f32],
+        gate: &[f32],
+        y: &mut [f32],
+    ) => merge_body
+);

@@ -1,0 +1,205 @@
+//! What streams carry from one token to the next, and the room that a step works in.
+
+use super::kernels::{MEMORY_BLOCK, Partial};
+use super::packed::GROUP;
+use super::{Attention, DecodeModel};
+use crate::team;
+
+/// A few streams of one model, side by side. Everything that a step needs is allocated here.
+pub struct Streams {
+    pub(super) n: usize,
+    pub(super) d: usize,
+    pub(super) mem_len: usize,
+    /// `[blocks, n, d]`
+    pub(super) h: Vec<f32>,
+    /// `[blocks, n, d]`
+    pub(super) c: Vec<f32>,
+    /// Rows of memory, `[attending blocks, n, capacity, d]`: rings.
+    pub(super) memory: Vec<f32>,
+    /// `[attending blocks, n]`
+    pub(super) rings: Vec<Ring>,
+    pub(super) room: Room,
+    /// For each block, its number among those that attend.
+    attending: Vec<Option<usize>>,
+}
+
+/// Where a ring of rows stands.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Ring {
+    /// Rows that are kept, from place 0 on.
+    pub(super) len: usize,
+    /// The place of the next row: that of the oldest one where the ring is full.
+    pub(super) next: usize,
+}
+
+/// Room for one step.
+pub(super) struct Room {
+    /// A block's input, `[n, d]`.
+    pub(super) input: Vec<f32>,
+    /// The LSTM's output, `[n, d]`.
+    pub(super) lstm: Vec<f32>,
+    /// The query before its norm, `[n, d]`.
+    pub(super) query: Vec<f32>,
+    /// Attention's output and its residual, `[n, d]`.
+    pub(super) attended: Vec<f32>,
+    /// `[n, blocks of memory rows, partial]`
+    pub(super) partials: Vec<f32>,
+    /// What each member has to itself: `[members, n, OWN * own_stride]`.
+    pub(super) own: Vec<f32>,
+    /// `[n, vocab_size]`
+    pub(super) logits: Vec<f32>,
+}
+
+/// Vectors that a member has to itself for each stream.
+pub(super) const OWN: usize = 4;
+
+/// The distance of a member's vectors: whole groups, and so whole cache lines.
+pub(super) fn own_stride(d: usize) -> usize {
+    d.next_multiple_of(GROUP)
+}
+
+/// Rows that a memory has room for. The token's own is one of them even where none is kept.
+pub(super) fn capacity(mem_len: usize) -> usize {
+    mem_len.max(1)
+}
+
+impl Streams {
+    /// `n` empty streams of a model.
+    ///
+    /// # Panics
+    /// If `n` is 0.
+    pub fn new(model: &DecodeModel, n: usize) -> Self {
+        assert!(n > 0, "there must be a stream");
+        let (d, mem_len, n_blocks) = (model.d, model.mem_len, model.blocks.len());
+        let index = |attention: &Option<Attention>| attention.as_ref().map(|attention| attention.index);
+        let attending: Vec<_> = model.blocks.iter().map(|block| index(&block.attention)).collect();
+        let rings = model.attending() * n;
+        let blocks = capacity(mem_len).div_ceil(MEMORY_BLOCK);
+        let largest =
+            model.blocks.iter().filter_map(|block| block.attention.as_ref()).map(|attention| attention.n_heads);
+        let partial = largest.max().map_or(0, |n_heads| Partial { d, n_heads }.len());
+        Self {
+            n,
+            d,
+            mem_len,
+            h: vec![0.0; n_blocks * n * d],
+            c: vec![0.0; n_blocks * n * d],
+            memory: vec![0.0; rings * capacity(mem_len) * d],
+            rings: vec![Ring::default(); rings],
+            room: Room {
+                input: vec![0.0; n * d],
+                lstm: vec![0.0; n * d],
+                query: vec![0.0; n * d],
+                attended: vec![0.0; n * d],
+                partials: vec![0.0; n * blocks * partial],
+                own: vec![0.0; team::threads() * n * OWN * own_stride(d)],
+                logits: vec![0.0; n * model.vocab_size()],
+            },
+            attending,
+        }
+    }
+
+    /// Number of streams.
+    pub fn len(&self) -> usize {
+        self.n
+    }
+
+    /// Always false: there is a stream.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The logits after the last step, `[n, vocab_size]`; zeros before the first.
+    pub fn logits(&self) -> &[f32] {
+        &self.room.logits
+    }
+
+    /// Whether the streams have as many blocks as the model, and all is of its size.
+    pub(super) fn fit(&self, model: &DecodeModel) -> bool {
+        let same = |(index, block): (&Option<usize>, &super::Block)| {
+            let of = block.attention.as_ref();
+            let heads = of.map_or(0, |attention| Partial { d: self.d, n_heads: attention.n_heads }.len());
+            let blocks = self.n * capacity(self.mem_len).div_ceil(MEMORY_BLOCK);
+            *index == of.map(|attention| attention.index) && blocks * heads <= self.room.partials.len()
+        };
+        (self.d, self.mem_len) == (model.d, model.mem_len)
+            && self.room.logits.len() == self.n * model.vocab_size()
+            && self.attending.len() == model.blocks.len()
+            && self.attending.iter().zip(&model.blocks).all(same)
+    }
+
+    /// Starts a stream anew.
+    ///
+    /// # Panics
+    /// If there is no such stream.
+    pub fn reset(&mut self, stream: usize) {
+        for block in 0..self.attending.len() {
+            let (h, c) = self.lstm_mut(block, stream);
+            h.fill(0.0);
+            c.fill(0.0);
+            self.set_memory(block, stream, &[]);
+        }
+    }
+
+    fn at(&self, block: usize, stream: usize) -> std::ops::Range<usize> {
+        let n_blocks = self.attending.len();
+        assert!(stream < self.n, "stream {stream} of {}", self.n);
+        assert!(block < n_blocks, "block {block} of {n_blocks}");
+        let start = (block * self.n + stream) * self.d;
+        start..start + self.d
+    }
+
+    /// `h` and `c` of an LSTM, `[d_model]` each.
+    ///
+    /// # Panics
+    /// If there is no such block or stream.
+    pub fn lstm(&self, block: usize, stream: usize) -> (&[f32], &[f32]) {
+        let at = self.at(block, stream);
+        (&self.h[at.clone()], &self.c[at])
+    }
+
+    /// [`lstm`](Self::lstm), to write to.
+    ///
+    /// # Panics
+    /// As [`lstm`](Self::lstm).
+    pub fn lstm_mut(&mut self, block: usize, stream: usize) -> (&mut [f32], &mut [f32]) {
+        let at = self.at(block, stream);
+        (&mut self.h[at.clone()], &mut self.c[at])
+    }
+
+    /// A block's memory: the older rows and the newer ones, `[rows, d_model]` each. Empty where the block does not attend.
+    ///
+    /// # Panics
+    /// As [`lstm`](Self::lstm).
+    pub fn memory(&self, block: usize, stream: usize) -> [&[f32]; 2] {
+        let _ = self.at(block, stream);
+        let Some(index) = self.attending[block] else { return [&[], &[]] };
+        let (ring, size) = (index * self.n + stream, capacity(self.mem_len) * self.d);
+        let Ring { len, next } = self.rings[ring];
+        let rows = &self.memory[ring * size..][..len * self.d];
+        // Before the ring is full its next place is the one after its last row, and there are no newer ones.
+        let (newer, older) = rows.split_at(if next < len { next * self.d } else { 0 });
+        [older, newer]
+    }
+
+    /// Replaces a block's memory by the newest `mem_len` of these rows, oldest first.
+    ///
+    /// # Shapes
+    /// - `rows`: `[any number of rows, d_model]`
+    ///
+    /// # Panics
+    /// As [`lstm`](Self::lstm), or if the rows are not whole, or if the block does not attend and there are some.
+    pub fn set_memory(&mut self, block: usize, stream: usize, rows: &[f32]) {
+        let _ = self.at(block, stream);
+        assert!(rows.len().is_multiple_of(self.d), "{} values are not rows of {}", rows.len(), self.d);
+        let Some(index) = self.attending[block] else {
+            assert!(rows.is_empty(), "block {block} does not attend, and has no memory");
+            return;
+        };
+        let (ring, size) = (index * self.n + stream, capacity(self.mem_len) * self.d);
+        let len = (rows.len() / self.d).min(self.mem_len);
+        let rows = &rows[rows.len() - len * self.d..];
+        self.memory[ring * size..][..rows.len()].copy_from_slice(rows);
+        self.rings[ring] = Ring { len, next: len % capacity(self.mem_len) };
+    }
+}

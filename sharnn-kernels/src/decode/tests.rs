@@ -1,0 +1,340 @@
+use super::kernels::{MEMORY_BLOCK, Partial, attend, merge};
+use super::*;
+use crate::testing::{alone, assert_near, f64s, matmul, random, rounded, skip};
+use crate::{Operands, team};
+
+const SIZES: [usize; 7] = [1, 3, 16, 17, 33, 70, 256];
+
+#[test]
+fn packed_products_are_exact_products_of_the_stored_weights() {
+    for rows in SIZES {
+        for cols in SIZES {
+            if skip(rows * cols) {
+                continue;
+            }
+            let (weight, bias, x) = (random(rows * cols, 1), random(rows, 2), random(cols, 3));
+            for (format, name) in WeightFormat::ALL {
+                let stored = match format {
+                    WeightFormat::F32 => f64s(&weight),
+                    WeightFormat::Bf16 => rounded(&weight, Operands::Bf16),
+                    WeightFormat::Int8 => integers(&weight, cols),
+                };
+                let packed = PackedRows::new(&weight, Some(&bias), [rows, cols], format);
+                assert_eq!((packed.rows(), packed.cols()), (rows, cols));
+                let mut y = vec![f32::NAN; rows];
+                packed.multiply(&x, &mut y);
+                let product = matmul(&stored, &f64s(&x), [rows, cols, 1]);
+                let want: Vec<_> = product.iter().zip(&bias).map(|(y, &b)| y + f64::from(b)).collect();
+                // Sums of up to 256 terms below 1 in f32.
+                assert_near(&format!("{name} {rows} x {cols}"), &y, &want, 2e-6);
+                assert_eq!(
+                    y,
+                    alone(|| {
+                        let mut y = y.clone();
+                        packed.multiply(&x, &mut y);
+                        y
+                    })
+                );
+            }
+        }
+    }
+}
+
+/// The weights that eight bits stand for, and that each is half a step away at most.
+fn integers(weight: &[f32], cols: usize) -> Vec<f64> {
+    let mut stored = Vec::new();
+    for row in weight.chunks_exact(cols) {
+        let step = f64::from(row.iter().fold(0.0_f32, |largest, w| largest.max(w.abs())) / 127.0);
+        for &w in row {
+            let near = (f64::from(w) / step).round() * step;
+            assert!((near - f64::from(w)).abs() <= step * 0.5000001 && near.abs() <= 127.0 * step);
+            stored.push(near);
+        }
+    }
+    stored
+}
+
+#[test]
+fn a_column_of_the_identity_shows_each_stored_weight_within_half_a_step() {
+    let (rows, cols) = (19, 11);
+    let weight: Vec<_> = random(rows * cols, 4).iter().map(|w| w * w * w).collect();
+    let packed = PackedRows::new(&weight, None, [rows, cols], WeightFormat::Int8);
+    for col in 0..cols {
+        let (mut x, mut y) = (vec![0.0; cols], vec![0.0; rows]);
+        x[col] = 1.0;
+        packed.multiply(&x, &mut y);
+        for (row, y) in weight.chunks_exact(cols).zip(y) {
+            let largest = row.iter().fold(0.0_f32, |largest, w| largest.max(w.abs()));
+            assert!((y - row[col]).abs() <= largest / 127.0 * 0.500001, "{y} for {}", row[col]);
+            assert!(row[col].abs() < largest || (y.abs() - largest).abs() <= 1e-6 * largest, "{y} for the largest");
+        }
+    }
+}
+
+#[test]
+fn zeros_stay_zeros_and_what_is_not_finite_is_not_hidden() {
+    for (format, name) in WeightFormat::ALL {
+        let mut y = [f32::NAN; 3];
+        let weight = [0.0, 0.0, f32::NAN, 1.0, f32::INFINITY, 1.0];
+        PackedRows::new(&weight, None, [3, 2], format).multiply(&[1.0, 1.0], &mut y);
+        assert!(y[0] == 0.0 && y[1].is_nan() && !y[2].is_finite(), "{name}: {y:?}");
+        let tiny = [f32::from_bits(1), -f32::from_bits(200), 0.0];
+        PackedRows::new(&tiny, None, [1, 3], format).multiply(&[1.0; 3], &mut y[..1]);
+        assert!(y[0].abs() <= f32::from_bits(400), "{name}: {y:?}");
+    }
+}
+
+#[test]
+fn attention_in_parts_is_the_softmax_over_all_rows() {
+    for (d, n_heads) in [(1, 1), (6, 2), (21, 3), (40, 1), (48, 4), (256, 1)] {
+        for rows in [1, 2, 5, MEMORY_BLOCK, MEMORY_BLOCK + 1, 3 * MEMORY_BLOCK - 3] {
+            if skip(rows * d) {
+                continue;
+            }
+            let (memory, residual, gate) = (random(rows * d, 1), random(d, 2), random(d, 3));
+            // Scores far apart, so that blocks differ in their largest.
+            let query: Vec<_> = random(d, 4).iter().map(|q| 8.0 * q).collect();
+            let of = Partial { d, n_heads };
+            let mut partials = vec![f32::NAN; rows.div_ceil(MEMORY_BLOCK) * of.len()];
+            for (rows, partial) in memory.chunks(MEMORY_BLOCK * d).zip(partials.chunks_exact_mut(of.len())) {
+                // SAFETY: rows of a block at most, and as long as they have to be.
+                unsafe { attend(rows, &query, of, partial) };
+            }
+            let mut y = vec![f32::NAN; d];
+            for start in (0..d).step_by(16) {
+                let end = d.min(start + 16);
+                // SAFETY: columns of `d`.
+                unsafe { merge(&partials, of, start, &residual, &gate, &mut y[start..end]) };
+            }
+
+            let d_head = d / n_heads;
+            let mut want = f64s(&residual);
+            for head in 0..n_heads {
+                let columns = head * d_head..(head + 1) * d_head;
+                let score =
+                    |row: &[f32]| -> f64 { columns.clone().map(|i| f64::from(query[i]) * f64::from(row[i])).sum() };
+                let scores: Vec<_> = memory.chunks_exact(d).map(score).collect();
+                let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let total: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
+                for (row, score) in memory.chunks_exact(d).zip(&scores) {
+                    for i in columns.clone() {
+                        want[i] += f64::from(gate[i]) * f64::from(row[i]) * (score - largest).exp() / total;
+                    }
+                }
+            }
+            // Scores of up to 8 √d and more have errors of some 1e-6 times that.
+            assert_near(&format!("{rows} rows of {d}, {n_heads} heads"), &y, &want, 1e-4);
+        }
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn values(&mut self, len: usize, scale: f32) -> Vec<f32> {
+        self.0 += 1;
+        random(len, self.0).iter().map(|x| x * scale).collect()
+    }
+}
+
+/// Some model, with attention in every second block.
+fn model(d: usize, d_ff: usize, n_heads: usize, mem_len: usize, format: WeightFormat) -> DecodeModel {
+    let mut random = Random(10);
+    let vocab_size = 19;
+    let bias = random.values(vocab_size, 0.1);
+    let mut model = DecodeModel::new(d, mem_len, random.values(vocab_size * d, 1.0), None, &bias, format);
+    for block in 0..3 {
+        let matrix = 1.0 / (d as f32).sqrt();
+        let mut vectors = (0..16).map(|i| random.values(d, 0.5).iter().map(|x| x + (i % 2) as f32).collect::<Vec<_>>());
+        let vectors: [Vec<f32>; 16] = std::array::from_fn(|_| vectors.next().expect("there are 16"));
+        let norm = |i: usize| NormWeights { weight: &vectors[2 * i + 1], bias: &vectors[2 * i] };
+        let [ih, hh] = [(); 2].map(|()| random.values(4 * d * d, matrix));
+        let [bias_ih, bias_hh] = [(); 2].map(|()| random.values(4 * d, matrix));
+        let (query, boom, boom_bias) =
+            (random.values(d * d, matrix), random.values(d_ff * d, matrix), random.values(d_ff, matrix));
+        let attention = AttentionWeights {
+            norm_mid: norm(0),
+            norm_mem: norm(1),
+            query: &query,
+            query_bias: &vectors[12],
+            query_norm: norm(2),
+            q_gate: &vectors[13],
+            k_gate: &vectors[14],
+            value_gate: &vectors[15],
+            n_heads,
+        };
+        model.push(BlockWeights {
+            norm_start: norm(3),
+            weight_ih: &ih,
+            weight_hh: &hh,
+            bias_ih: &bias_ih,
+            bias_hh: &bias_hh,
+            attention: (block != 1).then_some(attention),
+            norm_ff: norm(4),
+            norm_xff: norm(5),
+            boom: &boom,
+            boom_bias: &boom_bias,
+        });
+    }
+    model
+}
+
+fn token(stream: usize, step: usize) -> usize {
+    (7 * stream + 5 * step + step * step / 3) % 19
+}
+
+/// Each stream's logits of each step.
+fn logits(model: &DecodeModel, streams: std::ops::Range<usize>, steps: usize) -> Vec<Vec<f32>> {
+    let mut state = Streams::new(model, streams.len());
+    let mut all = vec![Vec::new(); streams.len()];
+    for step in 0..steps {
+        let tokens: Vec<_> = streams.clone().map(|stream| token(stream, step)).collect();
+        let logits = model.step(&mut state, &tokens);
+        for (all, logits) in all.iter_mut().zip(logits.chunks_exact(19)) {
+            all.extend(logits);
+        }
+    }
+    all
+}
+
+#[test]
+fn neither_threads_nor_other_streams_change_a_bit() {
+    let steps = if cfg!(miri) { 3 } else { 90 };
+    for (d, d_ff, n_heads, mem_len) in [(70, 150, 2, 40), (16, 16, 1, 70), (5, 11, 1, 0)] {
+        if skip(d * 20) {
+            continue;
+        }
+        for (format, _) in WeightFormat::ALL {
+            let model = model(d, d_ff, n_heads, mem_len, format);
+            let together = logits(&model, 0..3, steps);
+            assert!(together.iter().flatten().all(|x| x.is_finite()));
+            assert_eq!(together, alone(|| logits(&model, 0..3, steps)), "alone with {} threads", team::threads());
+            for stream in 0..3 {
+                assert_eq!(together[stream], logits(&model, stream..stream + 1, steps)[0], "stream {stream}");
+            }
+        }
+    }
+}
+
+#[test]
+fn only_the_newest_rows_of_memory_count() {
+    let steps = if cfg!(miri) { 4 } else { 30 };
+    for mem_len in [0, 1, 2, 9] {
+        let model = model(8, 20, 2, mem_len, WeightFormat::F32);
+        let mut streams = Streams::new(&model, 2);
+        for step in 0..steps {
+            let before: Vec<_> = [0, 2].map(|block| streams.memory(block, 1).concat()).into();
+            let mut copy = Streams::new(&model, 2);
+            for block in 0..3 {
+                let (h, c) = streams.lstm(block, 1);
+                copy.lstm_mut(block, 1).0.copy_from_slice(h);
+                copy.lstm_mut(block, 1).1.copy_from_slice(c);
+            }
+            for (block, rows) in [0, 2].into_iter().zip(&before) {
+                // Older rows than mem_len are dropped; what was oldest is cut by the step.
+                copy.set_memory(
+                    block,
+                    1,
+                    &[vec![f32::NAN; 16], rows.clone()].concat()[if rows.len() < mem_len * 8 { 16 } else { 0 }..],
+                );
+                assert_eq!(copy.memory(block, 1).concat(), *rows);
+            }
+            let got = model.step(&mut streams, &[0, token(1, step)]).to_vec();
+            let copied = model.step(&mut copy, &[0, token(1, step)]);
+            // Rows lie elsewhere in the ring, and are added in another order.
+            assert_near("a copied stream", &got[19..], &f64s(&copied[19..]), 1e-5);
+            let after = streams.memory(2, 1).concat();
+            assert_eq!(after.len(), mem_len.min(step + 1) * 8);
+            let kept = before[1].len().min(mem_len.saturating_sub(1) * 8);
+            assert_eq!(after[..kept], before[1][before[1].len() - kept..]);
+        }
+        let fresh = logits(&model, 1..2, 3);
+        streams.reset(1);
+        let again: Vec<_> =
+            (0..3).flat_map(|step| model.step(&mut streams, &[0, token(1, step)])[19..].to_vec()).collect();
+        assert_eq!(fresh[0], again);
+    }
+}
+
+#[test]
+#[should_panic(expected = "token 19 of a vocabulary of 19")]
+fn a_token_outside_of_the_vocabulary_is_refused() {
+    let model = model(8, 8, 1, 2, WeightFormat::F32);
+    model.step(&mut Streams::new(&model, 1), &[19]);
+}
+
+#[test]
+#[should_panic(expected = "these streams are not of this model")]
+fn streams_of_another_model_are_refused() {
+    let (small, large) = (model(8, 8, 1, 2, WeightFormat::F32), model(8, 8, 1, 3, WeightFormat::F32));
+    large.step(&mut Streams::new(&small, 1), &[0]);
+}
+
+/// `cargo test --release -p sharnn-kernels decode_speed -- --ignored --nocapture`, with RAYON_NUM_THREADS.
+#[test]
+#[ignore = "measures"]
+fn decode_speed() {
+    for (name, d) in [("S", 256), ("M", 512), ("L", 1024)] {
+        for (format, format_name) in WeightFormat::ALL {
+            let model = timing_model(d, format);
+            for n in [1, 4] {
+                let mut streams = Streams::new(&model, n);
+                let tokens: Vec<_> = (0..n).collect();
+                for _ in 0..520 {
+                    model.step(&mut streams, &tokens);
+                }
+                let mut best = f64::INFINITY;
+                for _ in 0..5 {
+                    let steps = 20480 / d;
+                    let start = std::time::Instant::now();
+                    for _ in 0..steps {
+                        model.step(&mut streams, &tokens);
+                    }
+                    best = best.min(start.elapsed().as_secs_f64() / steps as f64);
+                }
+                println!(
+                    "{name} {format_name} {n} streams, {} threads: {:.0} tok/s each, {:.1} us, {:.1} GB/s",
+                    team::threads(),
+                    1.0 / best,
+                    best * 1e6,
+                    model.weight_bytes() as f64 / best / 1e9
+                );
+            }
+        }
+    }
+}
+
+fn timing_model(d: usize, format: WeightFormat) -> DecodeModel {
+    let mut random = Random(3);
+    let matrix = 1.0 / (d as f32).sqrt();
+    let mut model = DecodeModel::new(d, 512, random.values(256 * d, matrix), None, &vec![0.0; 256], format);
+    let (ones, zeros) = (vec![1.0; d], vec![0.0; 4 * d]);
+    let norm = NormWeights { weight: &ones, bias: &zeros[..d] };
+    let weight = random.values(4 * d * d, matrix);
+    for block in 0..4 {
+        let attention = AttentionWeights {
+            norm_mid: norm,
+            norm_mem: norm,
+            query: &weight[..d * d],
+            query_bias: &zeros[..d],
+            query_norm: norm,
+            q_gate: &zeros[..d],
+            k_gate: &zeros[..d],
+            value_gate: &ones,
+            n_heads: 1,
+        };
+        model.push(BlockWeights {
+            norm_start: norm,
+            weight_ih: &weight,
+            weight_hh: &weight,
+            bias_ih: &zeros,
+            bias_hh: &zeros,
+            attention: (block == 2).then_some(attention),
+            norm_ff: norm,
+            norm_xff: norm,
+            boom: &weight,
+            boom_bias: &zeros,
+        });
+    }
+    model
+}
