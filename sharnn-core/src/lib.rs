@@ -5,6 +5,8 @@ mod attention;
 mod block;
 mod boom;
 mod config;
+#[cfg(feature = "flex")]
+mod decoder;
 mod gate;
 mod init;
 mod linear;
@@ -21,6 +23,8 @@ pub use attention::SingleHeadAttention;
 pub use block::{Attending, Block};
 pub use boom::Boom;
 pub use config::{Attend, ConfigError, ShaRnnConfig};
+#[cfg(feature = "flex")]
+pub use decoder::{DecodeEngine, DecodeStreams, WeightFormat};
 pub use gate::{ValueGate, overparam};
 pub use linear::Linear;
 pub use lstm::Lstm;

@@ -3,6 +3,8 @@
 #[macro_use]
 mod support;
 
+#[cfg(feature = "flex")]
+mod decoder;
 mod golden;
 mod model;
 mod ops;

@@ -1,0 +1,212 @@
+//! The CPU's decoder against the model itself.
+
+use burn::backend::{Flex, NdArray};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend as BurnBackend};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use sharnn_core::{Attend, Backend, DecodeEngine, DecodeStreams, ShaRnn, ShaRnnConfig, ShaRnnState, WeightFormat};
+
+/// Adds noise to every parameter: gates that start at 0 and norms at 1 would hide mistakes.
+struct Noise(ChaCha8Rng);
+
+impl<B: BurnBackend> ModuleMapper<B> for Noise {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let shape = param.dims();
+        let values: Vec<f32> = (0..shape.iter().product()).map(|_| self.0.random_range(-0.4..0.4)).collect();
+        let noise = Tensor::from_data(TensorData::new(values, shape), &param.device());
+        param.map(|x| x + noise)
+    }
+}
+
+/// 18 wide, which no vector divides, with Boom's activations in two chunks and a tail.
+fn config(attend: Attend, mem_len: usize) -> ShaRnnConfig {
+    ShaRnnConfig { vocab_size: 50, d_model: 18, d_ff: 45, n_layers: 3, ..ShaRnnConfig::xs() }
+        .with_attend(attend)
+        .with_mem_len(mem_len)
+}
+
+fn model<B: Backend>(config: &ShaRnnConfig) -> ShaRnn<B> {
+    let model = config.init_seeded::<B>(3, &Default::default());
+    model.map(&mut Noise(ChaCha8Rng::seed_from_u64(5)))
+}
+
+fn token(stream: usize, step: usize) -> u8 {
+    ((stream * 17 + step * 7 + step * step / 5) % 50) as u8
+}
+
+/// `[n, steps]`
+fn tokens<B: Backend>(n: usize, steps: std::ops::Range<usize>) -> Tensor<B, 2, Int> {
+    let ids: Vec<i32> = (0..n).flat_map(|i| steps.clone().map(move |t| token(i, t).into())).collect();
+    Tensor::from_data(TensorData::new(ids, [n, steps.len()]), &B::Device::default())
+}
+
+fn values<B: Backend>(x: Tensor<B, 3>) -> Vec<f32> {
+    x.into_data().convert::<f32>().to_vec().unwrap()
+}
+
+/// Logits of the model fed token by token, `[steps, n, vocab_size]`, and its state after them.
+fn forward<B: Backend>(
+    model: &ShaRnn<B>,
+    mut state: ShaRnnState<B>,
+    n: usize,
+    steps: std::ops::Range<usize>,
+) -> (Vec<f32>, ShaRnnState<B>) {
+    let mut all = Vec::new();
+    for t in steps {
+        let (logits, next) = model.forward(tokens(n, t..t + 1), state);
+        all.extend(values(logits));
+        state = next;
+    }
+    (all, state)
+}
+
+/// The same of the decoder.
+fn feed(streams: &mut DecodeStreams, steps: std::ops::Range<usize>) -> Vec<f32> {
+    let n = streams.n_streams();
+    let step = |t: usize| streams.feed(&(0..n).map(|i| token(i, t)).collect::<Vec<_>>()).to_vec();
+    steps.flat_map(step).collect()
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).fold(0.0, |largest, (a, b)| if (a - b).abs() <= largest { largest } else { (a - b).abs() })
+}
+
+/// Holds the decoder to the model fed token by token for three times its memory and more.
+fn assert_same(config: &ShaRnnConfig, n: usize) {
+    let model = model::<Flex>(config);
+    let steps = 0..3 * config.mem_len.min(12) + 5;
+    let (want, _) = forward(&model, model.empty_state(), n, steps.clone());
+    let got = feed(&mut DecodeEngine::new(&model, WeightFormat::F32).streams(n), steps);
+    assert!(want.iter().any(|x| x.abs() > 0.1), "the logits say nothing");
+    let difference = largest_difference(&got, &want);
+    assert!(difference <= 1e-4, "{config:?}, {n} streams: {difference}");
+}
+
+#[test]
+fn token_by_token_gives_what_the_model_gives() {
+    for attend in [Attend::None, Attend::SecondLast, Attend::All, Attend::Blocks(vec![0])] {
+        for mem_len in [0, 1, 2, 12] {
+            for n_heads in [1, 2] {
+                for n in [1, 3] {
+                    assert_same(&config(attend.clone(), mem_len).with_heads(n_heads), n);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn other_shapes_and_an_untied_decoder() {
+    let base = config(Attend::SecondLast, 7);
+    assert_same(&base.clone().with_tied(false), 2);
+    for (d_model, d_ff) in [(1, 1), (5, 9), (16, 16), (33, 70), (48, 192)] {
+        assert_same(&ShaRnnConfig { d_model, d_ff, ..base.clone() }, 2);
+    }
+    assert_same(&ShaRnnConfig { n_layers: 1, ..base.clone() }.with_attend(Attend::All), 1);
+    assert_same(&base.with_vocab_size(97), 1);
+}
+
+#[test]
+fn one_segment_gives_the_same_while_it_fits_into_the_memory() {
+    // More than one block of the decoder's attention.
+    let model = model::<Flex>(&config(Attend::All, 80).with_heads(2));
+    let (whole, _) = model.forward(tokens(1, 0..80), model.empty_state());
+    let got = feed(&mut DecodeEngine::new(&model, WeightFormat::F32).streams(1), 0..80);
+    assert!(largest_difference(&got, &values(whole)) <= 1e-4);
+}
+
+#[test]
+fn a_collapsed_model_and_another_backend_give_the_same() {
+    let config = config(Attend::All, 6);
+    let feed = |engine: DecodeEngine| feed(&mut engine.streams(1), 0..20);
+    let model = model::<Flex>(&config);
+    let got = feed(DecodeEngine::new(&model, WeightFormat::F32));
+    assert!(largest_difference(&got, &feed(DecodeEngine::new(&model.collapse(), WeightFormat::F32))) <= 1e-6);
+    let other = self::model::<NdArray>(&config);
+    assert!(largest_difference(&got, &feed(DecodeEngine::new(&other, WeightFormat::F32))) <= 1e-5);
+}
+
+#[test]
+fn a_prompt_goes_through_the_model_first_and_back() {
+    for (attend, mem_len, prompt) in [(Attend::All, 10, 10), (Attend::SecondLast, 10, 4), (Attend::All, 0, 9)] {
+        let model = model::<Flex>(&config(attend, mem_len));
+        let engine = DecodeEngine::new(&model, WeightFormat::F32);
+        let (_, state) = model.forward(tokens(2, 0..prompt), model.empty_state());
+        let mut streams = engine.streams_from(&state);
+        let got = feed(&mut streams, prompt..prompt + 13);
+        let (want, state) = forward(&model, state, 2, prompt..prompt + 13);
+        assert!(largest_difference(&got, &want) <= 1e-4);
+
+        // And back, from rings that have rolled over.
+        let again = prompt + 13..prompt + 20;
+        let (want, _) = forward(&model, state.clone(), 2, again.clone());
+        for stream in 0..2 {
+            let state = streams.state::<Flex>(stream, &Default::default());
+            assert_eq!(state.memory_rows(), mem_len);
+            let mut lane = state;
+            for (i, t) in again.clone().enumerate() {
+                let (logits, next) = model.forward(tokens::<Flex>(2, t..t + 1).narrow(0, stream, 1), lane);
+                let want = &want[(2 * i + stream) * 50..][..50];
+                assert!(largest_difference(&values(logits), want) <= 1e-4, "stream {stream}, step {i}");
+                lane = next;
+            }
+        }
+
+        // A stream that starts anew is as one that has just been made.
+        streams.reset(0);
+        let new = feed(&mut engine.streams(2), 0..5);
+        let reset = feed(&mut streams, 0..5);
+        for (new, reset) in new.chunks_exact(100).zip(reset.chunks_exact(100)) {
+            assert_eq!(new[..50], reset[..50]);
+        }
+        streams.load(&model.empty_state());
+        assert_eq!(new, feed(&mut streams, 0..5));
+    }
+}
+
+#[test]
+fn smaller_weights_stay_near() {
+    // 64 wide, as initialised: noise as large as the other tests' would be another model.
+    let config =
+        ShaRnnConfig { d_model: 64, d_ff: 256, ..ShaRnnConfig::xs() }.with_mem_len(16).with_attend(Attend::All);
+    let model = config.init_seeded::<Flex>(3, &Default::default());
+    let (want, _) = forward(&model, model.empty_state(), 1, 0..60);
+    let largest = want.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+    // A bf16 is off by 2⁻⁹ of itself at most, an integer by 1/254 of its row's largest weight; errors of many weights add
+    // up as their root, and blocks repeat them.
+    for (format, tolerance) in [(WeightFormat::F32, 1e-5), (WeightFormat::Bf16, 1e-2), (WeightFormat::Int8, 3e-2)] {
+        let got = feed(&mut DecodeEngine::new(&model, format).streams(1), 0..60);
+        let difference = largest_difference(&got, &want) / largest;
+        assert!(difference <= tolerance, "{format:?}: {difference}");
+        assert!(format == WeightFormat::F32 || difference > 1e-4, "{format:?} rounds nothing: {difference}");
+    }
+}
+
+#[test]
+fn an_engine_goes_to_other_threads() {
+    let engine = DecodeEngine::new(&model::<Flex>(&config(Attend::All, 6)), WeightFormat::Bf16);
+    let want = feed(&mut engine.streams(1), 0..30);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            let mut streams = engine.streams(1);
+            let want = &want;
+            scope.spawn(move || assert_eq!(&feed(&mut streams, 0..30), want));
+        }
+    });
+}
+
+#[test]
+#[should_panic(expected = "the state is not of 1 streams, 18 wide")]
+fn a_state_of_another_batch_is_not_loaded() {
+    let model = model::<Flex>(&config(Attend::All, 6));
+    let (_, state) = model.forward(tokens(2, 0..3), model.empty_state());
+    DecodeEngine::new(&model, WeightFormat::F32).streams(1).load(&state);
+}
+
+#[test]
+#[should_panic(expected = "2 tokens for 1 streams")]
+fn more_tokens_than_streams_are_refused() {
+    DecodeEngine::new(&model::<Flex>(&config(Attend::All, 6)), WeightFormat::F32).streams(1).feed(&[1u8, 2]);
+}
