@@ -31,6 +31,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use sharnn::core::{BlockState, LstmState};
+#[cfg(feature = "flex")]
+use sharnn::core::{DecodeEngine, WeightFormat};
 use sharnn::train::{LambConfig, MinTrustLamb};
 use sharnn::{
     Attend, AutodiffBackend, Backend, BackendJob, BackendKind, DropoutStream, Pass, Precision, ShaRnn, ShaRnnConfig,
@@ -114,11 +116,13 @@ enum Mode {
     Ceilings,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Dtype {
     F32,
     Bf16,
+    /// Weights of 8 bits with a scale a row (backend flex, --mode decode)
+    Int8,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -241,12 +245,13 @@ impl Args {
             "--seq-len {seq_len} is more than --mem-len {}: use shorter segments, a longer memory, or --mem-len 0",
             self.mem_len
         );
-        let precision = match self.dtype {
-            Dtype::F32 => Precision::F32,
-            Dtype::Bf16 => Precision::Bf16,
-        };
-        let Self { mode, memory, warmup, runs, seed, backend, .. } = *self;
-        Ok(Plan { backend, config, precision, mode, batch, seq_len, memory, warmup, runs, seed })
+        let Self { mode, dtype, memory, warmup, runs, seed, backend, .. } = *self;
+        ensure!(
+            dtype != Dtype::Int8 || (mode == Mode::Decode && backend.name() == "flex"),
+            "--dtype int8 cannot be used: it is for --mode decode of backend flex; use f32 or bf16"
+        );
+        let precision = if dtype == Dtype::Bf16 { Precision::Bf16 } else { Precision::F32 };
+        Ok(Plan { backend, config, dtype, precision, mode, batch, seq_len, memory, warmup, runs, seed })
     }
 }
 
@@ -255,6 +260,7 @@ impl Args {
 struct Plan {
     backend: BackendKind,
     config: ShaRnnConfig,
+    dtype: Dtype,
     precision: Precision,
     mode: Mode,
     batch: usize,
@@ -348,7 +354,12 @@ impl Plan {
             0 => FILL_SEGMENT,
             mem_len => mem_len.min(FILL_SEGMENT),
         };
-        let mut state = Some(self.fill(model, longest, &mut bytes, || pass));
+        let state = self.fill(model, longest, &mut bytes, || pass);
+        #[cfg(feature = "flex")]
+        if self.backend == BackendKind::Flex {
+            return self.decode_packed(model, &state, &mut bytes, device);
+        }
+        let mut state = Some(state);
         let mut logits = None;
         let job = |token: Tensor<B, 2, Int>| {
             for _ in 0..DECODED {
@@ -360,6 +371,37 @@ impl Plan {
         };
         let seconds = self.time::<B, _>(device, || bytes.segment(1), job)?;
         check(logits, [1, 1, model.vocab_size()])?;
+        Ok(seconds.into_iter().map(|seconds| seconds / DECODED as f64).collect())
+    }
+
+    /// Decodes with packed weights, as a CPU does best.
+    #[cfg(feature = "flex")]
+    fn decode_packed<B: Backend>(
+        &self,
+        model: &ShaRnn<B>,
+        state: &ShaRnnState<B>,
+        bytes: &mut Bytes<B>,
+        device: &B::Device,
+    ) -> Result<Vec<f64>> {
+        let format = match self.dtype {
+            Dtype::F32 => WeightFormat::F32,
+            Dtype::Bf16 => WeightFormat::Bf16,
+            Dtype::Int8 => WeightFormat::Int8,
+        };
+        let engine = DecodeEngine::new(model, format);
+        let mut streams = if self.memory > 0 { engine.streams_from(state) } else { engine.streams(1) };
+        let token =
+            |bytes: &mut Bytes<B>| bytes.segment(1).into_data().iter::<i64>().next().map_or(0, |id| id as usize);
+        let seconds = self.time::<B, _>(
+            device,
+            || token(bytes),
+            |token| {
+                for _ in 0..DECODED {
+                    black_box(streams.feed(&[token]));
+                }
+            },
+        )?;
+        ensure!(streams.logits().iter().all(|x| x.is_finite()), "the logits are not finite");
         Ok(seconds.into_iter().map(|seconds| seconds / DECODED as f64).collect())
     }
 
