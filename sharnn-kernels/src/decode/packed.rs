@@ -97,9 +97,9 @@ impl PackedRows {
         let mut bias = vec![0.0; rows];
         let mut values = vec![0.0; cols];
         let base = weights.as_mut_ptr().cast::<u8>();
-        for place in 0..rows {
+        for (place, bias) in bias.iter_mut().enumerate() {
             let Some(source) = row_of(place) else { continue };
-            bias[place] = row(source, &mut values);
+            *bias = row(source, &mut values);
             let scale = scale(&values);
             if let Some(to) = scales.get_mut(place) {
                 *to = scale;

@@ -209,8 +209,8 @@ fn neither_threads_nor_other_streams_change_a_bit() {
             let together = logits(&model, 0..3, steps);
             assert!(together.iter().flatten().all(|x| x.is_finite()));
             assert_eq!(together, alone(|| logits(&model, 0..3, steps)), "alone with {} threads", team::threads());
-            for stream in 0..3 {
-                assert_eq!(together[stream], logits(&model, stream..stream + 1, steps)[0], "stream {stream}");
+            for (stream, one) in together.iter().enumerate() {
+                assert_eq!(*one, logits(&model, stream..stream + 1, steps)[0], "stream {stream}");
             }
         }
     }
