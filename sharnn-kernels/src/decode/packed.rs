@@ -13,7 +13,7 @@ use crate::team;
 pub(super) const GROUP: usize = 32;
 
 /// How far ahead weights are fetched, in bytes: the CPU's own prefetch stops where a page ends.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// How weights are kept. Products and sums are f32 for all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
