@@ -276,6 +276,8 @@ unsafe fn product_body<V: Vector>(product: &Product, scratch: &mut [f32]) {
                 let first = if start > 0 { Start::Result } else { product.start };
                 for col in (0..cols).step_by(width) {
                     let panel = product.panels.add(col * product.panel_rows + start * width);
+                    // The block after this one: weights may lie in a far cache.
+                    let distance = if cols > width { product.panel_rows } else { terms } * width;
                     let cols = width.min(cols - col);
                     let first = match first {
                         Start::Row(row) => Start::Row(row.add(col)),
@@ -297,6 +299,7 @@ unsafe fn product_body<V: Vector>(product: &Product, scratch: &mut [f32]) {
                             a_row: product.a_row,
                             terms,
                             panel,
+                            ahead: if tile + 1 == n_tiles { panel.wrapping_add(distance) } else { panel },
                             c: c.add(i * c_row + col),
                             c_row,
                             cols,
@@ -365,6 +368,8 @@ struct Tile {
     a_row: usize,
     terms: usize,
     panel: *const f32,
+    /// What will be read next, or the panel itself.
+    ahead: *const f32,
     c: *mut f32,
     c_row: usize,
     cols: usize,
@@ -436,6 +441,7 @@ impl Tile {
         unsafe {
             let panel = self.panel.add(k * 2 * V::LANES);
             let (b0, b1) = (V::load(panel), V::load(panel.add(V::LANES)));
+            V::prefetch(self.ahead.wrapping_add(k * 2 * V::LANES));
             for ([sum0, sum1], row) in sums.iter_mut().zip(rows) {
                 let x = V::splat(*row.add(at));
                 *sum0 = x.mul_add(b0, *sum0);
