@@ -178,7 +178,7 @@ impl Lstm<'_> {
         self.check();
         let &Self { seq_len, lanes, d_in, d, operands, .. } = self;
         let (rows, state) = (seq_len * lanes, lanes * d);
-        let LstmGrads { mut x, mut weight_ih, mut weight_hh, mut bias, h0, c0 } = grads;
+        let LstmGrads { x, weight_ih, weight_hh, mut bias, h0, c0 } = grads;
         let sizes = [
             (output.len(), (seq_len + 1) * state, "output"),
             (grad.len(), (seq_len + 1) * state, "grad"),
@@ -221,10 +221,10 @@ impl Lstm<'_> {
             right: Shared::new(right.panels_mut()),
             dh: Shared::new(h0),
             dc: Shared::new(c0),
-            dx: x.as_deref_mut().map(Shared::new),
-            dweight_ih: weight_ih.as_deref_mut().map(Shared::new),
-            dweight_hh: weight_hh.as_deref_mut().map(Shared::new),
-            dbias: bias.as_deref_mut().map(Shared::new),
+            dx: x.map(Shared::new),
+            dweight_ih: weight_ih.map(Shared::new),
+            dweight_hh: weight_hh.map(Shared::new),
+            dbias: bias.map(Shared::new),
         };
         team::run(self.members(), |member| pass.work(member));
     }
