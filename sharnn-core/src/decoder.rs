@@ -107,6 +107,19 @@ fn push<B: Backend>(model: &mut DecodeModel, block: &Block<B>) {
     });
 }
 
+impl std::fmt::Debug for DecodeEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (format, weight_bytes) = (self.format(), self.weight_bytes());
+        f.debug_struct("DecodeEngine").field("format", &format).field("weight_bytes", &weight_bytes).finish()
+    }
+}
+
+impl std::fmt::Debug for DecodeStreams {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DecodeStreams").field("n_streams", &self.n_streams()).finish_non_exhaustive()
+    }
+}
+
 impl DecodeEngine {
     /// Packs the weights of a model on any backend. Value gates are collapsed; `mem_len` is the model's.
     pub fn new<B: Backend>(model: &ShaRnn<B>, format: WeightFormat) -> Self {

@@ -161,9 +161,19 @@ pub struct Generator<'a, B: Backend> {
     model: &'a ShaRnn<B>,
     sampling: Sampling,
     rng: ChaCha8Rng,
-    state: ShaRnnState<B>,
-    /// Logits after the last byte, `[1, vocab_size]`; `None` before the first.
-    logits: Option<Tensor<B, 2>>,
+    position: Position<B>,
+    /// Logits after the last byte; `None` before the first.
+    logits: Option<Vec<f32>>,
+}
+
+/// Where the stream stands.
+#[derive(Debug)]
+enum Position<B: Backend> {
+    /// In a state of the model: after a prompt, which went through it in segments.
+    Model(ShaRnnState<B>),
+    /// In a stream of packed weights: on flex, byte by byte.
+    #[cfg(feature = "flex")]
+    Packed(Box<sharnn_core::DecodeStreams>),
 }
 
 impl<'a, B: Backend> Generator<'a, B> {
@@ -178,7 +188,7 @@ impl<'a, B: Backend> Generator<'a, B> {
             return Err(GenerateError::NotBytes { vocab_size });
         }
         let rng = ChaCha8Rng::seed_from_u64(sampling.seed);
-        Ok(Self { model, sampling, rng, state: model.empty_state(), logits: None })
+        Ok(Self { model, sampling, rng, position: Position::Model(model.empty_state()), logits: None })
     }
 
     /// Reads `prompt` as the text so far, any bytes, valid UTF-8 or not. It goes in segments of 1024 bytes, or of `mem_len`
@@ -196,7 +206,7 @@ impl<'a, B: Backend> Generator<'a, B> {
             mem_len => mem_len.min(PROMPT_SEGMENT),
         };
         for segment in prompt.chunks(longest) {
-            self.advance(segment);
+            self.read(segment);
         }
         Ok(())
     }
@@ -213,14 +223,19 @@ impl<'a, B: Backend> Generator<'a, B> {
                 self.logits.take().expect("feeding a byte leaves logits")
             }
         };
-        let values = crate::params::host_values(logits.clone());
-        if let Some(byte) = values.iter().position(|logit| !logit.is_finite()) {
+        if let Some(byte) = logits.iter().position(|logit| !logit.is_finite()) {
+            let logit = logits[byte];
             self.logits = Some(logits);
-            return Err(GenerateError::NotFinite { byte, logit: values[byte] });
+            return Err(GenerateError::NotFinite { byte, logit });
         }
-        let token = self.sampling.draw(&values, &mut self.rng);
+        let token = self.sampling.draw(&logits, &mut self.rng);
         let byte = u8::try_from(token).expect("a vocabulary of at most 256 was checked");
-        self.advance(&[byte]);
+        #[cfg(feature = "flex")]
+        if self.packs() {
+            self.read_packed(byte, logits);
+            return Ok(byte);
+        }
+        self.read(&[byte]);
         Ok(byte)
     }
 
@@ -237,16 +252,43 @@ impl<'a, B: Backend> Generator<'a, B> {
     }
 
     /// Runs a segment that is not empty and keeps its last logits.
-    fn advance(&mut self, segment: &[u8]) {
+    fn read(&mut self, segment: &[u8]) {
         let tokens: Vec<i32> = segment.iter().map(|&byte| byte.into()).collect();
-        let device = self.model.encoder.weight.val().device();
+        let device = self.device();
         let tokens = Tensor::from_data(TensorData::new(tokens, [1, segment.len()]), &device);
         let pass = Pass::default();
-        let state = std::mem::replace(&mut self.state, self.model.empty_state());
+        let position = std::mem::replace(&mut self.position, Position::Model(self.model.empty_state()));
+        let state = match position {
+            Position::Model(state) => state,
+            #[cfg(feature = "flex")]
+            Position::Packed(streams) => streams.state(0, &device),
+        };
         let (h, state) = self.model.hidden(tokens, state, &pass);
-        self.state = state.detach();
+        self.position = Position::Model(state.detach());
         let last = h.detach().narrow(1, segment.len() - 1, 1);
-        self.logits = Some(self.model.decode(last, &pass).detach().squeeze_dim(1));
+        self.logits = Some(crate::params::host_values(self.model.decode(last, &pass).detach().flatten::<1>(0, 2)));
+    }
+
+    fn device(&self) -> B::Device {
+        self.model.encoder.weight.val().device()
+    }
+
+    /// Whether bytes are decoded with packed weights: on the CPU's own backend.
+    #[cfg(feature = "flex")]
+    fn packs(&self) -> bool {
+        B::name(&self.device()) == crate::BackendKind::Flex.name()
+    }
+
+    /// Reads one byte after another of which there was a first; `logits` is room for the new ones.
+    #[cfg(feature = "flex")]
+    fn read_packed(&mut self, byte: u8, mut logits: Vec<f32>) {
+        if let Position::Model(state) = &self.position {
+            let engine = sharnn_core::DecodeEngine::new(self.model, sharnn_core::WeightFormat::F32);
+            self.position = Position::Packed(Box::new(engine.streams_from(state)));
+        }
+        let Position::Packed(streams) = &mut self.position else { unreachable!("it was packed above") };
+        logits.copy_from_slice(streams.feed(&[byte]));
+        self.logits = Some(logits);
     }
 }
 

@@ -69,6 +69,22 @@ fn generated_bytes_are_those_that_the_models_logits_name() {
     assert_eq!(text(&model, sampling(0.0, 1), b"abcde", 20), expected);
 }
 
+#[test]
+fn a_stream_that_generates_can_be_fed_again() {
+    let model = model();
+    let mut generator = Generator::new(&model, sampling(0.0, 1)).unwrap();
+    generator.feed(b"abc").unwrap();
+    let first: Vec<u8> = (0..9).map(|_| generator.next_byte().unwrap()).collect();
+    generator.feed(b"more").unwrap();
+    let second: Vec<u8> = (0..9).map(|_| generator.next_byte().unwrap()).collect();
+
+    let mut fed = Generator::new(&model, sampling(0.0, 1)).unwrap();
+    fed.feed(b"abc").unwrap();
+    first.iter().for_each(|&byte| fed.feed(&[byte]).unwrap());
+    fed.feed(b"more").unwrap();
+    assert_eq!((0..9).map(|_| fed.next_byte().unwrap()).collect::<Vec<_>>(), second);
+}
+
 /// A model whose next byte has a fixed distribution: all but the decoder's bias is 0.
 fn fixed(probs: &[f32]) -> ShaRnn<Flex> {
     let config = ShaRnnConfig { vocab_size: probs.len(), ..config() };
