@@ -9,8 +9,8 @@ struct Line([f32; 16]);
 
 /// f32 whose first lies on a cache line, so that no vector of a packed panel straddles two.
 ///
-/// When it is dropped its memory is kept for the next one: to get megabytes from the system, page by page and zeroed, takes
-/// as long as to pack a matrix into them.
+/// When a large one is dropped its memory is kept for the next: to get megabytes from the system, page by page and zeroed,
+/// takes as long as to pack a matrix into them. A training step asks for the same sizes as the one before it.
 pub struct Buffer {
     lines: Vec<Line>,
     len: usize,
@@ -19,8 +19,11 @@ pub struct Buffer {
 /// Memory of dropped buffers, at most [`KEPT`] of them.
 static POOL: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
 
-/// As many as the largest operation uses, and its threads.
-const KEPT: usize = 16;
+/// More than the tensors of a training step; beyond it the smallest go.
+const KEPT: usize = 256;
+
+/// Cache lines from which on a buffer's memory is kept: 64 KiB.
+const LARGE: usize = 1024;
 
 fn pool() -> MutexGuard<'static, Vec<Vec<Line>>> {
     POOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -30,20 +33,8 @@ impl Buffer {
     /// Room for `len` values, which are whatever an earlier operation left, or zeros.
     pub fn room(len: usize) -> Self {
         let n = len.div_ceil(16);
-        let mut pool = pool();
-        // The smallest that is large enough, or else the largest, which grows.
-        let best = (0..pool.len()).min_by_key(|&i| match pool[i].len() {
-            have if have >= n => (false, have),
-            have => (true, usize::MAX - have),
-        });
-        let mut lines = best.map_or_else(Vec::new, |i| pool.swap_remove(i));
-        drop(pool);
-        if lines.len() < n {
-            // What it holds need not be copied.
-            lines = Vec::new();
-            lines.resize(n, Line([0.0; 16]));
-        }
-        Self { lines, len }
+        let lines = if n < LARGE { None } else { take(n) };
+        Self { lines: lines.unwrap_or_else(|| fresh(n)), len }
     }
 
     /// `len` zeros.
@@ -52,10 +43,60 @@ impl Buffer {
         buffer.fill(0.0);
         buffer
     }
+
+    /// The values' memory as it may be handed to an owner of bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        // SAFETY: f32 are bytes without padding.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), 4 * self.len) }
+    }
+
+    /// [`as_bytes`](Self::as_bytes), to be written to.
+    pub fn as_bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, borrowed exclusively; every pattern of bytes is an f32.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), 4 * self.len) }
+    }
 }
+
+/// The smallest kept memory of at least `n` lines that is not much larger.
+fn take(n: usize) -> Option<Vec<Line>> {
+    let mut pool = pool();
+    let fits = |i: &usize| (n..=n + n / 2).contains(&pool[*i].len());
+    let best = (0..pool.len()).filter(fits).min_by_key(|&i| pool[i].len())?;
+    Some(pool.swap_remove(best))
+}
+
+fn fresh(n: usize) -> Vec<Line> {
+    let mut lines = Vec::with_capacity(n);
+    ask_for_huge_pages(&mut lines);
+    lines.resize(n, Line([0.0; 16]));
+    lines
+}
+
+/// Where the system gives huge pages to who asks, ask for them before the memory is touched: a step of the LSTM goes through
+/// more pages than the processor remembers.
+#[cfg(all(target_os = "linux", not(miri)))]
+fn ask_for_huge_pages(lines: &mut Vec<Line>) {
+    const HUGE: usize = 2 << 20;
+    let memory = lines.spare_capacity_mut();
+    let (start, bytes) = (memory.as_ptr().addr(), size_of_val(memory));
+    let first = start.next_multiple_of(HUGE);
+    if start + bytes >= first + HUGE {
+        let whole = (start + bytes - first) / HUGE * HUGE;
+        // SAFETY: whole pages inside of the allocation. It is advice: nothing depends on whether it is taken.
+        unsafe {
+            libc::madvise(memory.as_mut_ptr().cast::<u8>().add(first - start).cast(), whole, libc::MADV_HUGEPAGE)
+        };
+    }
+}
+
+#[cfg(not(all(target_os = "linux", not(miri))))]
+fn ask_for_huge_pages(_lines: &mut Vec<Line>) {}
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        if self.lines.len() < LARGE {
+            return;
+        }
         let mut pool = pool();
         pool.push(std::mem::take(&mut self.lines));
         if pool.len() > KEPT

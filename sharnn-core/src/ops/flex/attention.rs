@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use burn_flex::Flex;
-use sharnn_kernels::{Attention, RowsMut};
+use sharnn_kernels::{Attention, Buffer, RowsMut};
 
 use super::memory::{Lanes, Values, is_f32, tensor};
 use crate::ops::{AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved, Precision, attention as generic};
@@ -43,15 +43,15 @@ impl<'a> Memory<'a> {
     }
 }
 
-/// Zeros for `[lanes, rows, d]`, to lie time-major as everything around attention does.
+/// Room for `[lanes, rows, d]`, to lie time-major as everything around attention does.
 struct TimeMajor {
-    values: Vec<f32>,
+    values: Buffer,
     shape: [usize; 3],
 }
 
 impl TimeMajor {
-    fn zeros(shape: [usize; 3]) -> Self {
-        Self { values: vec![0.0; shape.iter().product()], shape }
+    fn room(shape: [usize; 3]) -> Self {
+        Self { values: Buffer::room(shape.iter().product()), shape }
     }
 
     fn rows(&mut self) -> RowsMut<'_> {
@@ -67,7 +67,7 @@ impl TimeMajor {
 
 pub(super) fn infer(inputs: AttentionInputs<Flex>, precision: Precision) -> Tensor<Flex, 3> {
     let Some(memory) = Memory::of(&inputs, precision) else { return generic::forward(inputs, precision).0 };
-    let mut out = TimeMajor::zeros(inputs.query.dims());
+    let mut out = TimeMajor::room(inputs.query.dims());
     memory.attention().forward(out.rows(), None);
     out.tensor()
 }
@@ -75,8 +75,8 @@ pub(super) fn infer(inputs: AttentionInputs<Flex>, precision: Precision) -> Tens
 pub(super) fn forward(inputs: AttentionInputs<Flex>, precision: Precision) -> (Tensor<Flex, 3>, AttentionSaved<Flex>) {
     let Some(memory) = Memory::of(&inputs, precision) else { return generic::forward(inputs, precision) };
     let [lanes, seq_len, d] = inputs.query.dims();
-    let mut out = TimeMajor::zeros([lanes, seq_len, d]);
-    let mut log_sum_exp = vec![0.0; lanes * inputs.n_heads * seq_len];
+    let mut out = TimeMajor::room([lanes, seq_len, d]);
+    let mut log_sum_exp = Buffer::room(lanes * inputs.n_heads * seq_len);
     memory.attention().forward(out.rows(), Some(&mut log_sum_exp));
     let kept = AttentionKept::LogSumExp(tensor(log_sum_exp, [lanes, inputs.n_heads, seq_len]));
     (out.tensor(), AttentionSaved { inputs, kept, precision })
@@ -92,8 +92,8 @@ pub(super) fn backward(
         (Some(memory), AttentionKept::LogSumExp(log_sum_exp)) if is_f32(&grad) => (memory, log_sum_exp),
         _ => return generic::backward(saved, grad, memory_wanted),
     };
-    let (mut query, mut current) = (TimeMajor::zeros(grad.dims()), TimeMajor::zeros(grad.dims()));
-    let mut of_memory = inputs.memory.as_ref().filter(|_| memory_wanted).map(|memory| TimeMajor::zeros(memory.dims()));
+    let (mut query, mut current) = (TimeMajor::room(grad.dims()), TimeMajor::room(grad.dims()));
+    let mut of_memory = inputs.memory.as_ref().filter(|_| memory_wanted).map(|memory| TimeMajor::room(memory.dims()));
     memory.attention().backward(
         &Values::of(log_sum_exp),
         Lanes::of(&grad).rows(),

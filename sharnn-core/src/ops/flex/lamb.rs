@@ -2,9 +2,9 @@
 
 use burn::tensor::Tensor;
 use burn_flex::Flex;
-use sharnn_kernels::LambStep as Kernel;
+use sharnn_kernels::{Buffer, LambStep as Kernel};
 
-use super::memory::{Values, into_values, is_f32, tensor};
+use super::memory::{Owned, Values, is_f32, scalar, tensor};
 use crate::ops::{LambStep, LambUpdate, lamb as generic};
 
 type Flex1 = Tensor<Flex, 1>;
@@ -31,24 +31,21 @@ pub(super) fn update(
         eps: step.eps,
         weight_decay: step.weight_decay,
     };
-    let (mut first, mut second) = match moments {
-        Some((first, second)) => (into_values(first), into_values(second)),
-        None => (vec![0.0; n], vec![0.0; n]),
-    };
-    let mut param = into_values(param);
-    let norms = kernel.moments(&param, &Values::of(&grad), &mut first, &mut second);
+    let fresh = || tensor(Buffer::zeros(n), [n]);
+    let (first, second) = moments.unwrap_or_else(|| (fresh(), fresh()));
+    let [mut param, mut first, mut second] = [param, first, second].map(Owned::of);
+    let norms = kernel.moments(param.values(), &Values::of(&grad), first.values(), second.values());
     let weight_norm = norms.param.sqrt().min(generic::MAX_WEIGHT_NORM);
     let adam_norm = norms.update.sqrt();
     let mut trust_ratio = if weight_norm == 0.0 || adam_norm == 0.0 { 1.0 } else { weight_norm / adam_norm };
     if let Some(min_trust) = step.min_trust {
         trust_ratio = trust_ratio.max(min_trust);
     }
-    kernel.apply(step.lr * trust_ratio, &mut param, &first, &second);
-    let scalar = |x: f64| tensor(vec![x as f32], [1]);
+    kernel.apply(step.lr * trust_ratio, param.values(), first.values(), second.values());
     LambUpdate {
-        param: tensor(param, [n]),
-        first: tensor(first, [n]),
-        second: tensor(second, [n]),
+        param: param.tensor(),
+        first: first.tensor(),
+        second: second.tensor(),
         weight_norm: scalar(weight_norm),
         adam_norm: scalar(adam_norm),
         trust_ratio: scalar(trust_ratio),
@@ -57,7 +54,7 @@ pub(super) fn update(
 
 pub(super) fn squared_norm(x: Flex1) -> Flex1 {
     match is_f32(&x) {
-        true => tensor(vec![sharnn_kernels::squared_norm(&Values::of(&x)) as f32], [1]),
+        true => scalar(sharnn_kernels::squared_norm(&Values::of(&x))),
         false => generic::squared_norm(x),
     }
 }

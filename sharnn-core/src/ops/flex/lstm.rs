@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use burn_flex::Flex;
-use sharnn_kernels::{Lstm, LstmGrads as Outputs, LstmTrace};
+use sharnn_kernels::{Buffer, Lstm, LstmGrads as Outputs, LstmTrace};
 
 use super::memory::{Values, is_f32, tensor};
 use crate::ops::{LstmGrads, LstmInputs, LstmSaved, LstmWanted, Precision, lstm as generic};
@@ -60,10 +60,10 @@ impl Memory {
         }
     }
 
-    /// Zeros for the packed output.
-    fn output(&self) -> (Vec<f32>, [usize; 3]) {
+    /// Room for the packed output.
+    fn output(&self) -> (Buffer, [usize; 3]) {
         let [seq_len, lanes, _, d] = self.sizes;
-        (vec![0.0; (seq_len + 1) * lanes * d], [seq_len + 1, lanes, d])
+        (Buffer::room((seq_len + 1) * lanes * d), [seq_len + 1, lanes, d])
     }
 }
 
@@ -78,7 +78,7 @@ pub(super) fn forward(inputs: LstmInputs<Flex>, precision: Precision) -> (Tensor
     let Some(memory) = Memory::of(&inputs, precision) else { return generic::forward(inputs, precision) };
     let [seq_len, lanes, _, d] = memory.sizes;
     let (mut output, shape) = memory.output();
-    let (mut gates, mut cells) = (vec![0.0; seq_len * lanes * 4 * d], vec![0.0; seq_len * lanes * d]);
+    let (mut gates, mut cells) = (Buffer::room(seq_len * lanes * 4 * d), Buffer::room(seq_len * lanes * d));
     memory.lstm().forward(&mut output, Some(LstmTrace { gates: &mut gates, cells: &mut cells }));
     let output = tensor(output, shape);
     let saved = LstmSaved {
@@ -97,12 +97,12 @@ pub(super) fn backward(saved: LstmSaved<Flex>, grad: Tensor<Flex, 3>, wanted: Ls
         _ => return generic::backward(saved, grad, wanted),
     };
     let [seq_len, lanes, d_in, d] = memory.sizes;
-    let zeros = |wanted: bool, len: usize| wanted.then(|| vec![0.0; len]);
-    let mut x = zeros(wanted.x, seq_len * lanes * d_in);
-    let mut weight_ih = zeros(wanted.weight_ih, 4 * d * d_in);
-    let mut weight_hh = zeros(wanted.weight_hh, 4 * d * d);
-    let mut bias = zeros(wanted.bias, 4 * d);
-    let (mut h0, mut c0) = (vec![0.0; lanes * d], vec![0.0; lanes * d]);
+    let room = |wanted: bool, len: usize| wanted.then(|| Buffer::room(len));
+    let mut x = room(wanted.x, seq_len * lanes * d_in);
+    let mut weight_ih = room(wanted.weight_ih, 4 * d * d_in);
+    let mut weight_hh = room(wanted.weight_hh, 4 * d * d);
+    let mut bias = room(wanted.bias, 4 * d);
+    let (mut h0, mut c0) = (Buffer::room(lanes * d), Buffer::room(lanes * d));
     let outputs = Outputs {
         x: x.as_deref_mut(),
         weight_ih: weight_ih.as_deref_mut(),

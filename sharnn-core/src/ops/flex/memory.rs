@@ -1,8 +1,11 @@
 //! The tensors' memory as slices, and slices as tensors.
 
-use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
-use burn_flex::{Flex, FlexTensor};
-use sharnn_kernels::Rows;
+use std::mem::MaybeUninit;
+
+use burn::tensor::{DType, Shape, Tensor, TensorPrimitive};
+use burn_flex::{Flex, FlexTensor, Layout};
+use burn_std::{AllocationController, AllocationProperty, Bytes};
+use sharnn_kernels::{Buffer, Rows};
 
 /// A tensor's f32 in row-major order; copied where they lie otherwise.
 pub(super) struct Values(FlexTensor);
@@ -26,10 +29,20 @@ impl std::ops::Deref for Values {
 }
 
 /// A tensor's f32 in row-major order, to be overwritten; copied where another tensor shares them.
-pub(super) fn into_values<const D: usize>(x: Tensor<Flex, D>) -> Vec<f32> {
-    match x.into_data().into_vec() {
-        Ok(values) => values,
-        Err(error) => unreachable!("a tensor of f32: {error:?}"),
+pub(super) struct Owned(FlexTensor);
+
+impl Owned {
+    pub(super) fn of<const D: usize>(x: Tensor<Flex, D>) -> Self {
+        // A copy too where it is a part of a larger one.
+        Self(x.into_primitive().tensor().to_contiguous())
+    }
+
+    pub(super) fn values(&mut self) -> &mut [f32] {
+        self.0.storage_mut()
+    }
+
+    pub(super) fn tensor<const D: usize>(self) -> Tensor<Flex, D> {
+        Tensor::from_primitive(TensorPrimitive::Float(self.0))
     }
 }
 
@@ -53,8 +66,44 @@ impl Lanes {
 }
 
 /// A tensor that takes over `values`.
-pub(super) fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<Flex, D> {
-    Tensor::from_primitive(TensorPrimitive::Float(FlexTensor::from_data(TensorData::new(values, shape))))
+pub(super) fn tensor<const D: usize>(values: Buffer, shape: [usize; D]) -> Tensor<Flex, D> {
+    let len = values.as_bytes().len();
+    // SAFETY: all bytes of a buffer are initialised.
+    let bytes = unsafe { Bytes::from_controller(Box::new(Pooled(values)), len) };
+    let tensor = FlexTensor::new(bytes, Layout::contiguous(Shape::from(shape)), DType::F32);
+    Tensor::from_primitive(TensorPrimitive::Float(tensor))
+}
+
+/// A tensor of one value.
+pub(super) fn scalar(x: f64) -> Tensor<Flex, 1> {
+    let mut value = Buffer::room(1);
+    value[0] = x as f32;
+    tensor(value, [1])
+}
+
+/// A buffer as the memory of a tensor.
+struct Pooled(Buffer);
+
+impl AllocationController for Pooled {
+    fn alloc_align(&self) -> usize {
+        64
+    }
+
+    fn property(&self) -> AllocationProperty {
+        AllocationProperty::Other
+    }
+
+    unsafe fn memory_mut(&mut self) -> &mut [MaybeUninit<u8>] {
+        let bytes = self.0.as_bytes_mut();
+        // SAFETY: the same bytes; the caller writes initialised data only.
+        unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len()) }
+    }
+
+    fn memory(&self) -> &[MaybeUninit<u8>] {
+        let bytes = self.0.as_bytes();
+        // SAFETY: initialised bytes may be seen as bytes that may not be.
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len()) }
+    }
 }
 
 /// Whether a tensor is of f32, as the kernels are.

@@ -2,9 +2,9 @@
 
 use burn::tensor::{DType, Int, Tensor};
 use burn_flex::Flex;
-use sharnn_kernels::{Boom, BoomGrads as BoomOutputs, DecoderLoss, DecoderLossGrads, Mat, Preactivations};
+use sharnn_kernels::{Boom, BoomGrads as BoomOutputs, Buffer, DecoderLoss, DecoderLossGrads, Mat, Preactivations};
 
-use super::memory::{Values, into_values, is_f32, tensor};
+use super::memory::{Owned, Values, is_f32, scalar, tensor};
 use crate::ops::{
     BoomGrads, BoomSaved, DecoderLossSaved, Dropout, LAYER_NORM_EPS, LinearGrads, Precision, boom as generic_boom,
     decoder_loss as generic_loss, dropout as generic_dropout, layer_norm as generic_norm, linear as generic_linear,
@@ -18,8 +18,8 @@ fn mat(values: &[f32], [rows, cols]: [usize; 2]) -> Mat<'_> {
     Mat::row_major(values, rows, cols)
 }
 
-fn zeros(wanted: bool, len: usize) -> Option<Vec<f32>> {
-    wanted.then(|| vec![0.0; len])
+fn room(wanted: bool, len: usize) -> Option<Buffer> {
+    wanted.then(|| Buffer::room(len))
 }
 
 pub(super) fn affine(x: Flex2, weight: Flex2, bias: Flex1, precision: Precision) -> Flex2 {
@@ -28,7 +28,7 @@ pub(super) fn affine(x: Flex2, weight: Flex2, bias: Flex1, precision: Precision)
     }
     let (x_dims, weight_dims) = (x.dims(), weight.dims());
     let shape = [x_dims[0], weight_dims[0]];
-    let mut out = vec![0.0; shape[0] * shape[1]];
+    let mut out = Buffer::room(shape[0] * shape[1]);
     let (x, weight) = (Values::of(&x), Values::of(&weight));
     let (x, weight) = (mat(&x, x_dims), mat(&weight, weight_dims));
     sharnn_kernels::affine(x, weight, &Values::of(&bias), precision.into(), &mut out);
@@ -47,9 +47,9 @@ pub(super) fn affine_backward(
     }
     let (x_dims, weight_dims) = (x.dims(), weight.dims());
     let (x, weight) = (Values::of(&x), Values::of(&weight));
-    let mut dx = zeros(wanted[0], x_dims[0] * x_dims[1]);
-    let mut dweight = zeros(wanted[1], weight_dims[0] * weight_dims[1]);
-    let mut dbias = zeros(wanted[2], weight_dims[0]);
+    let mut dx = room(wanted[0], x_dims[0] * x_dims[1]);
+    let mut dweight = room(wanted[1], weight_dims[0] * weight_dims[1]);
+    let mut dbias = room(wanted[2], weight_dims[0]);
     sharnn_kernels::affine_backward(
         mat(&x, x_dims),
         mat(&weight, weight_dims),
@@ -63,9 +63,9 @@ pub(super) fn affine_backward(
 }
 
 fn linear_grads(
-    dx: Option<Vec<f32>>,
-    dweight: Option<Vec<f32>>,
-    dbias: Option<Vec<f32>>,
+    dx: Option<Buffer>,
+    dweight: Option<Buffer>,
+    dbias: Option<Buffer>,
     x_dims: [usize; 2],
     weight_dims: [usize; 2],
 ) -> LinearGrads<Flex> {
@@ -81,7 +81,7 @@ pub(super) fn layer_norm(x: Flex2, weight: Flex1, bias: Flex1) -> Flex2 {
         return generic_norm::forward(x, weight, bias);
     }
     let dims = x.dims();
-    let mut out = vec![0.0; dims[0] * dims[1]];
+    let mut out = Buffer::room(dims[0] * dims[1]);
     let (x, weight, bias) = (Values::of(&x), Values::of(&weight), Values::of(&bias));
     sharnn_kernels::layer_norm(&x, &weight, &bias, LAYER_NORM_EPS as f32, &mut out);
     tensor(out, dims)
@@ -92,7 +92,8 @@ pub(super) fn layer_norm_backward(x: Flex2, weight: Flex1, grad: Flex2) -> (Flex
         return generic_norm::backward(x, weight, grad);
     }
     let dims = x.dims();
-    let (mut dx, mut dweight, mut dbias) = (vec![0.0; dims[0] * dims[1]], vec![0.0; dims[1]], vec![0.0; dims[1]]);
+    let (mut dx, mut dweight, mut dbias) =
+        (Buffer::room(dims[0] * dims[1]), Buffer::room(dims[1]), Buffer::room(dims[1]));
     let (x, weight, grad) = (Values::of(&x), Values::of(&weight), Values::of(&grad));
     let eps = LAYER_NORM_EPS as f32;
     sharnn_kernels::layer_norm_backward(&x, &weight, eps, &grad, &mut dx, &mut dweight, &mut dbias);
@@ -104,7 +105,7 @@ pub(super) fn dropout(x: Flex3, dropout: Dropout) -> Flex3 {
         return generic_dropout::apply(x, dropout);
     }
     let [seq_len, lanes, d] = x.dims();
-    let mut out = vec![0.0; seq_len * lanes * d];
+    let mut out = Buffer::room(seq_len * lanes * d);
     sharnn_kernels::dropout(&Values::of(&x), lanes, d, &dropout.kernel_mask(), &mut out);
     tensor(out, [seq_len, lanes, d])
 }
@@ -123,8 +124,8 @@ pub(super) fn boom(
         return (y, Some(saved));
     }
     let ([seq_len, lanes, d], weight_dims) = (x.dims(), weight.dims());
-    let mut z = zeros(keep, seq_len * lanes * weight_dims[0]);
-    let mut y = vec![0.0; seq_len * lanes * d];
+    let mut z = room(keep, seq_len * lanes * weight_dims[0]);
+    let mut y = Buffer::room(seq_len * lanes * d);
     let (x_values, weight_values, bias) = (Values::of(&x), Values::of(&weight), Values::of(&bias));
     Boom {
         x: &x_values,
@@ -149,12 +150,12 @@ pub(super) fn boom_backward(saved: BoomSaved<Flex>, grad: Flex3) -> BoomGrads<Fl
     let BoomSaved { x, weight, z, dropout, precision } = saved;
     let ([seq_len, lanes, d], [d_ff, _]) = (x.dims(), weight.dims());
     let rows = seq_len * lanes;
-    let [mut dx, mut dweight, mut dbias] = [rows * d, d_ff * d, d_ff].map(|len| vec![0.0; len]);
+    let [mut dx, mut dweight, mut dbias] = [rows * d, d_ff * d, d_ff].map(Buffer::room);
     // The gradient of z takes its place: the graph is done with it.
-    let mut z = into_values(z);
+    let mut z = Owned::of(z);
     let (x, weight, grad) = (Values::of(&x), Values::of(&weight), Values::of(&grad));
     // The bias enters through z alone.
-    let bias = vec![0.0; d_ff];
+    let bias = Buffer::zeros(d_ff);
     Boom {
         x: &x,
         lanes,
@@ -166,7 +167,7 @@ pub(super) fn boom_backward(saved: BoomSaved<Flex>, grad: Flex3) -> BoomGrads<Fl
     .backward(
         Preactivations::InPlace,
         &grad,
-        BoomOutputs { z: &mut z, x: &mut dx, weight: &mut dweight, bias: &mut dbias },
+        BoomOutputs { z: z.values(), x: &mut dx, weight: &mut dweight, bias: &mut dbias },
     );
     BoomGrads { x: tensor(dx, [seq_len, lanes, d]), weight: tensor(dweight, [d_ff, d]), bias: tensor(dbias, [d_ff]) }
 }
@@ -187,7 +188,7 @@ pub(super) fn decoder_loss(
         return generic_loss::forward(h, weight, bias, targets, precision);
     }
     let (rows, weight_dims) = (h.dims()[0], weight.dims());
-    let mut log_probs = vec![0.0; rows * weight_dims[0]];
+    let mut log_probs = Buffer::room(rows * weight_dims[0]);
     let (h_values, weight_values) = (Values::of(&h), Values::of(&weight));
     let loss = DecoderLoss {
         h: &h_values,
@@ -197,7 +198,7 @@ pub(super) fn decoder_loss(
     }
     .forward(&Values::of(&bias), &mut log_probs);
     let log_probs = tensor(log_probs, [rows, weight_dims[0]]);
-    (tensor(vec![loss as f32], [1]), DecoderLossSaved { h, weight, log_probs, targets, precision })
+    (scalar(loss), DecoderLossSaved { h, weight, log_probs, targets, precision })
 }
 
 pub(super) fn decoder_loss_backward(
@@ -211,10 +212,10 @@ pub(super) fn decoder_loss_backward(
     }
     let DecoderLossSaved { h, weight, log_probs, targets, precision } = saved;
     let (h_dims, weight_dims) = (h.dims(), weight.dims());
-    let mut dlogits = vec![0.0; h_dims[0] * weight_dims[0]];
-    let mut dh = zeros(wanted[0], h_dims[0] * h_dims[1]);
-    let mut dweight = zeros(wanted[1], weight_dims[0] * weight_dims[1]);
-    let mut dbias = zeros(wanted[2], weight_dims[0]);
+    let mut dlogits = Buffer::room(h_dims[0] * weight_dims[0]);
+    let mut dh = room(wanted[0], h_dims[0] * h_dims[1]);
+    let mut dweight = room(wanted[1], weight_dims[0] * weight_dims[1]);
+    let mut dbias = room(wanted[2], weight_dims[0]);
     let (h, weight) = (Values::of(&h), Values::of(&weight));
     DecoderLoss {
         h: &h,
