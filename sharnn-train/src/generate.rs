@@ -161,19 +161,13 @@ pub struct Generator<'a, B: Backend> {
     model: &'a ShaRnn<B>,
     sampling: Sampling,
     rng: ChaCha8Rng,
-    position: Position<B>,
+    /// Where the stream stands, but while it is in `packed`.
+    state: ShaRnnState<B>,
+    /// The stream on packed weights: on flex, where bytes come one at a time.
+    #[cfg(feature = "flex")]
+    packed: Option<sharnn_core::DecodeStreams>,
     /// Logits after the last byte; `None` before the first.
     logits: Option<Vec<f32>>,
-}
-
-/// Where the stream stands.
-#[derive(Debug)]
-enum Position<B: Backend> {
-    /// In a state of the model: after a prompt, which went through it in segments.
-    Model(ShaRnnState<B>),
-    /// In a stream of packed weights: on flex, byte by byte.
-    #[cfg(feature = "flex")]
-    Packed(Box<sharnn_core::DecodeStreams>),
 }
 
 impl<'a, B: Backend> Generator<'a, B> {
@@ -188,7 +182,15 @@ impl<'a, B: Backend> Generator<'a, B> {
             return Err(GenerateError::NotBytes { vocab_size });
         }
         let rng = ChaCha8Rng::seed_from_u64(sampling.seed);
-        Ok(Self { model, sampling, rng, position: Position::Model(model.empty_state()), logits: None })
+        Ok(Self {
+            model,
+            sampling,
+            rng,
+            state: model.empty_state(),
+            #[cfg(feature = "flex")]
+            packed: None,
+            logits: None,
+        })
     }
 
     /// Reads `prompt` as the text so far, any bytes, valid UTF-8 or not. It goes in segments of 1024 bytes, or of `mem_len`
@@ -257,14 +259,13 @@ impl<'a, B: Backend> Generator<'a, B> {
         let device = self.device();
         let tokens = Tensor::from_data(TensorData::new(tokens, [1, segment.len()]), &device);
         let pass = Pass::default();
-        let position = std::mem::replace(&mut self.position, Position::Model(self.model.empty_state()));
-        let state = match position {
-            Position::Model(state) => state,
-            #[cfg(feature = "flex")]
-            Position::Packed(streams) => streams.state(0, &device),
-        };
+        #[cfg(feature = "flex")]
+        if let Some(packed) = self.packed.take() {
+            self.state = packed.state(0, &device);
+        }
+        let state = std::mem::replace(&mut self.state, self.model.empty_state());
         let (h, state) = self.model.hidden(tokens, state, &pass);
-        self.position = Position::Model(state.detach());
+        self.state = state.detach();
         let last = h.detach().narrow(1, segment.len() - 1, 1);
         self.logits = Some(crate::params::host_values(self.model.decode(last, &pass).detach().flatten::<1>(0, 2)));
     }
@@ -282,12 +283,11 @@ impl<'a, B: Backend> Generator<'a, B> {
     /// Reads one byte after another of which there was a first; `logits` is room for the new ones.
     #[cfg(feature = "flex")]
     fn read_packed(&mut self, byte: u8, mut logits: Vec<f32>) {
-        if let Position::Model(state) = &self.position {
+        let packed = self.packed.get_or_insert_with(|| {
             let engine = sharnn_core::DecodeEngine::new(self.model, sharnn_core::WeightFormat::F32);
-            self.position = Position::Packed(Box::new(engine.streams_from(state)));
-        }
-        let Position::Packed(streams) = &mut self.position else { unreachable!("it was packed above") };
-        logits.copy_from_slice(streams.feed(&[byte]));
+            engine.streams_from(&self.state)
+        });
+        logits.copy_from_slice(packed.feed(&[byte]));
         self.logits = Some(logits);
     }
 }
