@@ -299,7 +299,7 @@ impl Scratch {
     fn new(sizes: Sizes) -> Self {
         Self {
             left: crate::gemm::scratch(),
-            values: Buffer::zeros(panel_width() * sizes.d_head),
+            values: Buffer::room(panel_width() * sizes.d_head),
             stride: padded(sizes.keys),
         }
     }

@@ -8,11 +8,8 @@ use crate::buffer::{Buffer, Shared};
 use crate::dropout::Mask;
 use crate::gemm::{Mat, Operands, Packed, Product, gemm, product, scratch};
 use crate::linear::{affine_into, affine_packed};
-use crate::math::sigmoid;
+use crate::math::{GELU_SLOPE, sigmoid};
 use crate::simd::{Vector, kernel};
-
-/// Slope of the sigmoid in the GELU.
-const GELU_SLOPE: f32 = 1.702;
 
 /// Columns of `z` that are computed together: whole panels and groups of a mask.
 const COLUMNS: usize = 512;
@@ -104,7 +101,7 @@ impl Boom<'_> {
         }
         let (z, y) = (z.map(Shared::new), Shared::new(y));
         let block = if z.is_some() { 0 } else { BLOCK * COLUMNS };
-        let room = || (scratch(), Buffer::zeros(block), Buffer::zeros(COLUMNS));
+        let room = || (scratch(), Buffer::room(block), Buffer::room(COLUMNS));
         let row_work = if fused { product_work(1, d, d_ff) } else { 2 * d_ff };
         for_each_block(rows, row_work, room, |(scratch, block, u), first_row, rows| {
             for start in (0..cols).step_by(COLUMNS) {
@@ -168,7 +165,7 @@ impl Boom<'_> {
         for_each_block(
             rows,
             row_work,
-            || (scratch(), Buffer::zeros(COLUMNS)),
+            || (scratch(), Buffer::room(COLUMNS)),
             |(scratch, u), first_row, rows| {
                 // SAFETY: shapes were checked, and each block is written by one task.
                 unsafe {

@@ -6,6 +6,7 @@
 //! a block of [`K_BLOCK`] terms is added to it, in the order of `k`: the value of an element does not depend on how the
 //! work is divided.
 
+use crate::blocks::{for_each_with, product_work};
 use crate::buffer::{Buffer, Shared};
 use crate::simd::{Vector, kernel};
 use crate::{Isa, team};
@@ -459,8 +460,9 @@ kernel!(
     pub(crate) unsafe fn product(product: &Product, scratch: &mut [f32]) => product_body
 );
 
-/// Rows of a task: whole tiles of any height, and about as many for each thread.
-pub(crate) fn task_rows(rows: usize) -> usize {
+/// Rows of a task: whole tiles, at most [`ROW_BLOCK`], and as many for each thread. Many rows are divided into three rounds or
+/// more, so that a thread that is held up leaves its share to the others.
+fn task_rows(rows: usize) -> usize {
     let rounds = rows.div_ceil(team::threads() * ROW_BLOCK).max(if rows < 512 { 1 } else { 3 });
     let tile = if panel_width() == 32 { 12 } else { 6 };
     rows.div_ceil(team::threads() * rounds).next_multiple_of(tile).clamp(tile, ROW_BLOCK)
@@ -473,6 +475,11 @@ pub(crate) fn task_rows(rows: usize) -> usize {
 pub fn gemm(a: Mat, b: &Packed, c: &mut [f32], add: bool) {
     assert_eq!(a.cols, b.k, "the left operand has {} columns, the right one {} rows", a.cols, b.k);
     assert_eq!(c.len(), a.rows * b.n, "the result is {} x {}", a.rows, b.n);
+    on_all_threads(a, b, c, |_| if add { Start::Result } else { Start::Zero });
+}
+
+/// `C = A B` added to what `start` gives for the columns from a first one on. Shapes have been checked.
+pub(crate) fn on_all_threads(a: Mat, b: &Packed, c: &mut [f32], start: impl Fn(usize) -> Start + Sync) {
     if c.is_empty() {
         return;
     }
@@ -483,17 +490,16 @@ pub fn gemm(a: Mat, b: &Packed, c: &mut [f32], add: bool) {
     let n_panels = b.n.div_ceil(width);
     let n_col_tasks = (4 * team::threads()).div_ceil(n_row_tasks).min(n_panels);
     let out = Shared::new(c);
-    team::for_each_with(n_row_tasks * n_col_tasks, scratch, |scratch, task| {
+    let work = product_work(a.rows, b.k, b.n);
+    for_each_with(n_row_tasks * n_col_tasks, work, scratch, |scratch, task| {
         let (row, part) = (task / n_col_tasks * task_rows, task % n_col_tasks);
-        let start = n_panels * part / n_col_tasks * width;
+        let col = n_panels * part / n_col_tasks * width;
         let end = (n_panels * (part + 1) / n_col_tasks * width).min(b.n);
-        // SAFETY: the operands were checked, and each task writes rows and columns of its own.
+        let a = a.narrow_rows(row, task_rows.min(a.rows - row));
+        // SAFETY: shapes were checked, and each task writes rows and columns of its own.
         unsafe {
-            let rows = task_rows.min(a.rows - row);
-            let (c, c_row) = (out.at(row * b.n + start), b.n);
-            let a = a.narrow_rows(row, rows);
-            let part = Product { rows, cols: end - start, c, c_row, ..b.with(a, start) };
-            product(&Product { start: if add { Start::Result } else { Start::Zero }, ..part }, scratch);
+            let (c, c_row) = (out.at(row * b.n + col), b.n);
+            product(&Product { cols: end - col, c, c_row, start: start(col), ..b.with(a, col) }, scratch);
         }
     });
 }

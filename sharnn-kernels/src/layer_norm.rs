@@ -79,8 +79,11 @@ pub fn layer_norm_backward(
 }
 
 /// `mean` and `1 / sqrt(var + eps)` of a row, the variance from centred values.
+///
+/// # Safety
+/// As [`Vector`]'s.
 #[inline(always)]
-unsafe fn statistics<V: Vector>(x: &[f32], eps: f32) -> (f32, f32) {
+pub(crate) unsafe fn statistics<V: Vector>(x: &[f32], eps: f32) -> (f32, f32) {
     let (d, x) = (x.len(), x.as_ptr());
     // SAFETY: `left` values are left at `i`; the instructions are the caller's.
     unsafe {
@@ -94,21 +97,38 @@ unsafe fn statistics<V: Vector>(x: &[f32], eps: f32) -> (f32, f32) {
     }
 }
 
+/// One row, from its [`statistics`].
+///
+/// # Safety
+/// As [`Vector`]'s; `weight`, `bias` and `out` are as long as `x`.
+#[inline(always)]
+pub(crate) unsafe fn normalise<V: Vector>(
+    x: &[f32],
+    (mean, inverse): (f32, f32),
+    weight: &[f32],
+    bias: &[f32],
+    out: &mut [f32],
+) {
+    // SAFETY: all are as long as `x`, of which `left` values are left; the instructions are the caller's.
+    unsafe {
+        let (mean, inverse) = (V::splat(mean), V::splat(inverse));
+        for i in (0..x.len()).step_by(V::LANES) {
+            let left = x.len() - i;
+            let normed = V::load_up_to(x.as_ptr().add(i), left).sub(mean).mul(inverse);
+            let (weight, bias) = (weight.as_ptr().add(i), bias.as_ptr().add(i));
+            let y = normed.mul_add(V::load_up_to(weight, left), V::load_up_to(bias, left));
+            y.store_up_to(out.as_mut_ptr().add(i), left);
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn forward_body<V: Vector>(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
     let d = weight.len();
     for (x, out) in x.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
-        // SAFETY: all rows are `d` long, of which `left` values are left; the instructions are the caller's.
+        // SAFETY: all rows are `d` long; the instructions are the caller's.
         unsafe {
-            let (mean, inverse) = statistics::<V>(x, eps);
-            let (mean, inverse) = (V::splat(mean), V::splat(inverse));
-            for i in (0..d).step_by(V::LANES) {
-                let left = d - i;
-                let normed = V::load_up_to(x.as_ptr().add(i), left).sub(mean).mul(inverse);
-                let (weight, bias) = (weight.as_ptr().add(i), bias.as_ptr().add(i));
-                let y = normed.mul_add(V::load_up_to(weight, left), V::load_up_to(bias, left));
-                y.store_up_to(out.as_mut_ptr().add(i), left);
-            }
+            normalise::<V>(x, statistics::<V>(x, eps), weight, bias, out);
         }
     }
 }

@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use crate::blocks::{ColumnSums, add_rows, for_each_block, for_each_with, product_work};
-use crate::buffer::{Buffer, Shared};
-use crate::gemm::{Mat, Operands, Packed, Product, Start, gemm, panel_width, product, scratch, task_rows};
-use crate::team;
+use crate::blocks::{ColumnSums, add_rows, for_each_block};
+use crate::buffer::Buffer;
+use crate::gemm::{Mat, Operands, Packed, Product, Start, gemm, on_all_threads, product};
 
 /// `out = x Wᵀ + b`.
 ///
@@ -27,25 +26,7 @@ pub(crate) fn affine_packed(x: Mat, weight: &Packed, bias: &[f32], out: &mut [f3
     assert_eq!(x.cols(), weight.k(), "x has {} columns, the weight {}", x.cols(), weight.k());
     assert_eq!(bias.len(), d_out, "bias {} of {d_out} columns", bias.len());
     assert_eq!(out.len(), rows * d_out, "the result is {rows} x {d_out}");
-    if out.is_empty() {
-        return;
-    }
-    // As in `gemm`: few rows are divided by columns too.
-    let task_rows = task_rows(rows);
-    let n_row_tasks = rows.div_ceil(task_rows);
-    let width = panel_width();
-    let n_panels = d_out.div_ceil(width);
-    let n_col_tasks = (4 * team::threads()).div_ceil(n_row_tasks).min(n_panels);
-    let out = Shared::new(out);
-    let work = product_work(rows, weight.k(), d_out);
-    for_each_with(n_row_tasks * n_col_tasks, work, scratch, |scratch, task| {
-        let (row, part) = (task / n_col_tasks * task_rows, task % n_col_tasks);
-        let start = n_panels * part / n_col_tasks * width;
-        let end = (n_panels * (part + 1) / n_col_tasks * width).min(d_out);
-        let x = x.narrow_rows(row, task_rows.min(rows - row));
-        // SAFETY: shapes were checked, and each task writes rows and columns of its own.
-        unsafe { affine_into(x, weight, bias, start..end, out.at(row * d_out + start), d_out, scratch) };
-    });
+    on_all_threads(x, weight, out, |col| Start::Row(bias[col..].as_ptr()));
 }
 
 /// Columns `cols` of `x Wᵀ + b` on the calling thread. They begin with a panel.

@@ -3,6 +3,9 @@
 
 use crate::simd::Vector;
 
+/// Slope of the sigmoid in the GELU: `x σ(1.702 x)`.
+pub const GELU_SLOPE: f32 = 1.702;
+
 /// `eˣ`. Below -87.33 the result is that at -87.33, a normal number near 10⁻³⁸; above 88.37 it is that at 88.37.
 ///
 /// Range reduction by ln 2 in two parts and a polynomial of degree 6 (Cephes' `expf`).

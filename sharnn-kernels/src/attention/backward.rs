@@ -70,8 +70,8 @@ impl Attention<'_> {
         let mut values_by_column = self.value_dropout.map(|_| pack(d_head, keys));
         let mut query = pack(queries, d_head);
         let mut cotangent = pack(queries, d_head);
-        let mut d_scores = Buffer::zeros(queries * stride);
-        let mut weights = Buffer::zeros(queries * stride);
+        let mut d_scores = Buffer::room(queries * stride);
+        let mut weights = Buffer::room(queries * stride);
         let pass = Backward {
             attention: self,
             sizes,
@@ -149,7 +149,7 @@ impl Backward<'_> {
         let n_key_blocks = n_memory + sizes.queries.div_ceil(keys);
 
         let mut scratch = Scratch::new(sizes);
-        let room = |rows: usize| Buffer::zeros(rows * scratch.stride);
+        let room = |rows: usize| Buffer::room(rows * scratch.stride);
         let mut block = Block { scores: room(rows), d_weights: room(rows), mask: room(1) };
         for place in sizes.places() {
             if member.index == 0 {

@@ -66,7 +66,7 @@ impl Forward<'_> {
         let block = sizes.block_rows(member.count);
         let n_blocks = sizes.queries.div_ceil(block);
         let mut scratch = Scratch::new(sizes);
-        let mut scores = Buffer::zeros(block * scratch.stride);
+        let mut scores = Buffer::room(block * scratch.stride);
         for place in sizes.places() {
             if member.index == 0 {
                 self.next.store(0, Relaxed);

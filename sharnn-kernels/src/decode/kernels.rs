@@ -3,11 +3,9 @@
 use super::UNITS;
 use super::packed::GROUP;
 use crate::blocks::sum_of;
-use crate::math::{exp, sigmoid, tanh};
+use crate::layer_norm;
+use crate::math::{GELU_SLOPE, exp, sigmoid, tanh};
 use crate::simd::{Vector, kernel};
-
-/// Slope of the sigmoid in the GELU.
-const GELU_SLOPE: f32 = 1.702;
 
 /// Of the layer norms.
 const EPS: f32 = 1e-12;
@@ -15,26 +13,13 @@ const EPS: f32 = 1e-12;
 /// Rows of a memory that are attended to together, whoever does it: the order of no sum depends on the number of threads.
 pub(super) const MEMORY_BLOCK: usize = 32;
 
-/// `mean` and `1 / sqrt(var + eps)`, the variance from centred values.
-#[derive(Clone, Copy)]
-pub(super) struct Statistics {
-    mean: f32,
-    inverse: f32,
-}
+/// Of one row; see [`layer_norm`].
+pub(super) type Statistics = (f32, f32);
 
 #[inline(always)]
 unsafe fn statistics_body<V: Vector>(x: &[f32]) -> Statistics {
-    let (d, x) = (x.len(), x.as_ptr());
-    // SAFETY: `left` values are left at `i`; the instructions are the caller's.
-    unsafe {
-        let mean = sum_of!(V, d, |i, left| V::load_up_to(x.add(i), left)) / d as f32;
-        let centre = V::splat(mean);
-        let squares = sum_of!(V, d, |i, left| {
-            let centred = V::load_up_to(x.add(i), left).sub(centre).keep_up_to(left);
-            centred.mul(centred)
-        });
-        Statistics { mean, inverse: 1.0 / (squares / d as f32 + EPS).sqrt() }
-    }
+    // SAFETY: the instructions are the caller's.
+    unsafe { layer_norm::statistics::<V>(x, EPS) }
 }
 kernel!(
     /// # Safety
@@ -44,17 +29,8 @@ kernel!(
 
 #[inline(always)]
 unsafe fn norm_body<V: Vector>(x: &[f32], of: Statistics, weight: &[f32], bias: &[f32], y: &mut [f32]) {
-    // SAFETY: all are as long as `x`, of which `left` values are left; the instructions are the caller's.
-    unsafe {
-        let (mean, inverse) = (V::splat(of.mean), V::splat(of.inverse));
-        for i in (0..x.len()).step_by(V::LANES) {
-            let left = x.len() - i;
-            let normed = V::load_up_to(x.as_ptr().add(i), left).sub(mean).mul(inverse);
-            let weight = V::load_up_to(weight.as_ptr().add(i), left);
-            let bias = V::load_up_to(bias.as_ptr().add(i), left);
-            normed.mul_add(weight, bias).store_up_to(y.as_mut_ptr().add(i), left);
-        }
-    }
+    // SAFETY: the caller's.
+    unsafe { layer_norm::normalise::<V>(x, of, weight, bias, y) }
 }
 kernel!(
     /// # Safety

@@ -12,6 +12,9 @@ use crate::team;
 /// Rows of a group.
 pub(super) const GROUP: usize = 32;
 
+/// Bytes of weights below which another thread is not worth waking.
+pub(super) const SMALL: usize = 1 << 16;
+
 /// How far ahead weights are fetched, in bytes: the CPU's own prefetch stops where a page ends.
 const AHEAD: usize = 4096;
 
@@ -151,7 +154,7 @@ impl PackedRows {
         assert_eq!(x.len(), self.cols, "{} values times {} columns", x.len(), self.cols);
         assert_eq!(y.len(), self.rows, "{} values of {} rows", y.len(), self.rows);
         let y = Shared::new(y);
-        let members = if self.bytes() < 1 << 16 { 1 } else { usize::MAX };
+        let members = if self.bytes() < SMALL { 1 } else { usize::MAX };
         team::run(members, |member| {
             for group in member.share(self.groups()) {
                 let n = GROUP.min(self.rows - group * GROUP);

@@ -1,14 +1,11 @@
 //! The step.
 
 use super::kernels::{MEMORY_BLOCK, Partial, add_gelu, attend, lstm_units, merge, norm, statistics};
-use super::packed::GROUP;
+use super::packed::{GROUP, SMALL};
 use super::streams::{OWN, Ring, capacity, own_stride};
 use super::{Attention, Block, DecodeModel, Norm, Streams, UNITS};
 use crate::buffer::Shared;
 use crate::team::{self, Member};
-
-/// Bytes of weights that another thread is worth waking for.
-const SMALL: usize = 1 << 16;
 
 /// What the members of a step share. Where they write and where they read is set apart by the barriers.
 #[derive(Clone, Copy)]
