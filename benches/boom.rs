@@ -4,6 +4,7 @@ mod support;
 
 use burn::tensor::Tensor;
 use criterion::{Criterion, criterion_group, criterion_main};
+use sharnn::core::ops::BoomInputs;
 use sharnn::{AutodiffBackend, Backend, BackendJob, Precision};
 use support::{BATCH, Random, SEQ_LEN};
 
@@ -21,7 +22,8 @@ impl BackendJob for Boom<'_> {
         let weight = random.floats::<B::InnerBackend, 2>([d_ff, d], &device) * scale;
         let bias = random.floats::<B::InnerBackend, 1>([d_ff], &device) * scale;
         let cotangent = random.floats::<B::InnerBackend, 3>([SEQ_LEN, BATCH, d], &device);
-        let forward = || B::InnerBackend::boom(x.clone(), weight.clone(), bias.clone(), None, Precision::F32);
+        let inputs = BoomInputs { x: x.clone(), weight: weight.clone(), bias: bias.clone(), dropout: None };
+        let forward = || B::InnerBackend::boom(inputs.clone(), Precision::F32);
 
         let (host_weight, host_bias) = (support::values(weight.clone()), support::values(bias.clone()));
         let reference = |x: &[f64]| reference(x, &host_weight, &host_bias, d);
@@ -31,8 +33,14 @@ impl BackendJob for Boom<'_> {
         let tracked_x = Tensor::<B, 3>::from_inner(x.clone()).require_grad();
         let tracked_weight = Tensor::<B, 2>::from_inner(weight.clone()).require_grad();
         let tracked_bias = Tensor::<B, 1>::from_inner(bias.clone()).require_grad();
+        let tracked = BoomInputs {
+            x: tracked_x.clone(),
+            weight: tracked_weight.clone(),
+            bias: tracked_bias.clone(),
+            dropout: None,
+        };
         let backward = || {
-            let output = B::boom(tracked_x.clone(), tracked_weight.clone(), tracked_bias.clone(), None, Precision::F32);
+            let output = B::boom(tracked.clone(), Precision::F32);
             (output * Tensor::from_inner(cotangent.clone())).sum().backward()
         };
         let grads = backward();

@@ -17,6 +17,7 @@ mod data;
 mod report;
 #[path = "enwik8/runs.rs"]
 mod runs;
+mod support;
 
 use std::process::ExitCode;
 
@@ -31,13 +32,7 @@ use args::{Args, Plan};
 use data::DataChoice;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    support::exit_code(run())
 }
 
 fn run() -> Result<ExitCode> {

@@ -7,6 +7,8 @@
 //! The bytes after the prompt go to standard output as they come. A file or a pipe gets them as they are; a terminal gets a
 //! replacement character for what is no UTF-8 and for control characters.
 
+mod support;
+
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -51,13 +53,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    support::exit_code(run().map(|()| ExitCode::SUCCESS))
 }
 
 fn run() -> Result<()> {

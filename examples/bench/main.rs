@@ -17,6 +17,8 @@
 
 #[cfg(feature = "flex")]
 mod ceilings;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::hint::black_box;
 use std::io::{Write, stdout};
@@ -137,13 +139,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    support::exit_code(run().map(|()| ExitCode::SUCCESS))
 }
 
 fn run() -> Result<()> {

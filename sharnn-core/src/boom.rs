@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::init::Initializer;
+use crate::ops::BoomInputs;
 use crate::{Backend, Dropout, Linear, Precision};
 
 /// A linear map to `d_ff` dimensions, GELU, dropout, and the sum of the `d_model`-wide chunks: no second matrix.
@@ -35,6 +36,7 @@ impl<B: Backend> Boom<B> {
         dropout: Option<Dropout>,
         precision: Precision,
     ) -> Tensor<B, 3> {
-        B::boom(x, self.linear.weight.val(), self.linear.bias.val(), dropout, precision)
+        let (weight, bias) = (self.linear.weight.val(), self.linear.bias.val());
+        B::boom(BoomInputs { x, weight, bias, dropout }, precision)
     }
 }

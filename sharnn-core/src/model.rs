@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend as BurnBackend};
 
 use crate::init::Initializer;
+use crate::ops::DecoderLossInputs;
 use crate::pass::{Pass, drop};
 use crate::{Backend, Block, DropoutSite, ShaRnnConfig, ShaRnnState};
 
@@ -132,7 +133,8 @@ impl<B: Backend> ShaRnn<B> {
         let rows = seq_len * batch_size;
         let targets = targets.swap_dims(0, 1).reshape([rows]);
         let (weight, bias) = self.decoder_params();
-        (B::decoder_loss(h.reshape([rows, d]), weight, bias, targets, pass.precision), state)
+        let inputs = DecoderLossInputs { h: h.reshape([rows, d]), weight, bias, targets };
+        (B::decoder_loss(inputs, pass.precision), state)
     }
 
     /// The last block's output, after the output dropout.

@@ -232,8 +232,9 @@ impl<'a, B: Backend> Generator<'a, B> {
         }
         let token = self.sampling.draw(&logits, &mut self.rng);
         let byte = u8::try_from(token).expect("a vocabulary of at most 256 was checked");
+        // On the CPU's own backend bytes are decoded with packed weights.
         #[cfg(feature = "flex")]
-        if self.packs() {
+        if std::any::TypeId::of::<B>() == std::any::TypeId::of::<burn::backend::Flex>() {
             self.read_packed(byte, logits);
             return Ok(byte);
         }
@@ -256,7 +257,7 @@ impl<'a, B: Backend> Generator<'a, B> {
     /// Runs a segment that is not empty and keeps its last logits.
     fn read(&mut self, segment: &[u8]) {
         let tokens: Vec<i32> = segment.iter().map(|&byte| byte.into()).collect();
-        let device = self.device();
+        let device = self.model.encoder.weight.val().device();
         let tokens = Tensor::from_data(TensorData::new(tokens, [1, segment.len()]), &device);
         let pass = Pass::default();
         #[cfg(feature = "flex")]
@@ -270,17 +271,7 @@ impl<'a, B: Backend> Generator<'a, B> {
         self.logits = Some(crate::params::host_values(self.model.decode(last, &pass).detach().flatten::<1>(0, 2)));
     }
 
-    fn device(&self) -> B::Device {
-        self.model.encoder.weight.val().device()
-    }
-
-    /// Whether bytes are decoded with packed weights: on the CPU's own backend.
-    #[cfg(feature = "flex")]
-    fn packs(&self) -> bool {
-        B::name(&self.device()) == crate::BackendKind::Flex.name()
-    }
-
-    /// Reads one byte after another of which there was a first; `logits` is room for the new ones.
+    /// Reads one byte on packed weights, after a first that went through the model; `logits` is room for the new ones.
     #[cfg(feature = "flex")]
     fn read_packed(&mut self, byte: u8, mut logits: Vec<f32>) {
         let packed = self.packed.get_or_insert_with(|| {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::{Bool, Tensor, TensorData};
-use sharnn_core::ops::{LambStep, LambUpdate};
+use sharnn_core::ops::{LambOptions, LambStep, LambUpdate};
 use sharnn_core::{AutodiffBackend, Backend};
 
 use crate::lamb_config::LambConfig;
@@ -57,7 +57,7 @@ impl LambConfig {
             Some(clip) => (grad_norm.full_like(clip) / (grad_norm + CLIP_EPS)).clamp_max(1.0),
         };
         let &Self { beta1, beta2, eps, weight_decay, min_trust, .. } = self;
-        LambStep { lr, beta1, beta2, eps, weight_decay, min_trust, scale, finite }
+        LambStep::new(LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust }, scale, finite)
     }
 }
 

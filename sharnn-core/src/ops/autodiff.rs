@@ -4,14 +4,14 @@ use std::fmt::Debug;
 use std::marker::PhantomData;
 
 use burn::backend::Autodiff;
-use burn::tensor::{Int, Tensor, TensorPrimitive};
+use burn::tensor::{Tensor, TensorPrimitive};
 use burn_autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 
 use super::{
-    AttentionInputs, AttentionSaved, Backend, BoomSaved, DecoderLossSaved, Dropout, LinearGrads, LstmInputs, LstmSaved,
-    LstmWanted, Precision,
+    AttentionInputs, AttentionSaved, Backend, BoomInputs, BoomSaved, DecoderLossInputs, DecoderLossSaved, Dropout,
+    LinearGrads, LstmInputs, LstmSaved, LstmWanted, Precision,
 };
 
 /// A float tensor of any rank, as a gradient is passed to a parent.
@@ -212,48 +212,35 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         )
     }
 
-    fn boom(
-        x: Tensor<Self, 3>,
-        weight: Tensor<Self, 2>,
-        bias: Tensor<Self, 1>,
-        dropout: Option<Dropout>,
-        precision: Precision,
-    ) -> Tensor<Self, 3> {
+    fn boom(inputs: BoomInputs<Self>, precision: Precision) -> Tensor<Self, 3> {
+        let BoomInputs { x, weight, bias, dropout } = inputs;
         let (x, weight, bias) = (lower(x), lower(weight), lower(bias));
-        let inner = || (lift(x.primitive.clone()), lift(weight.primitive.clone()), lift(bias.primitive.clone()));
+        let inputs = BoomInputs::<B> {
+            x: lift(x.primitive.clone()),
+            weight: lift(weight.primitive.clone()),
+            bias: lift(bias.primitive.clone()),
+            dropout,
+        };
         record::<B, C, _, _, _>(
             [&x, &weight, &bias],
-            || {
-                let (x, weight, bias) = inner();
-                B::boom_forward(x, weight, bias, dropout, precision)
-            },
-            || {
-                let (x, weight, bias) = inner();
-                B::boom(x, weight, bias, dropout, precision)
-            },
+            || B::boom_forward(inputs.clone(), precision),
+            || B::boom(inputs.clone(), precision),
         )
     }
 
-    fn decoder_loss(
-        h: Tensor<Self, 2>,
-        weight: Tensor<Self, 2>,
-        bias: Tensor<Self, 1>,
-        targets: Tensor<Self, 1, Int>,
-        precision: Precision,
-    ) -> Tensor<Self, 1> {
+    fn decoder_loss(inputs: DecoderLossInputs<Self>, precision: Precision) -> Tensor<Self, 1> {
+        let DecoderLossInputs { h, weight, bias, targets } = inputs;
         let (h, weight, bias) = (lower(h), lower(weight), lower(bias));
-        let targets = targets.inner();
-        let inner = || (lift(h.primitive.clone()), lift(weight.primitive.clone()), lift(bias.primitive.clone()));
+        let inputs = DecoderLossInputs::<B> {
+            h: lift(h.primitive.clone()),
+            weight: lift(weight.primitive.clone()),
+            bias: lift(bias.primitive.clone()),
+            targets: targets.inner(),
+        };
         record::<B, C, _, _, _>(
             [&h, &weight, &bias],
-            || {
-                let (h, weight, bias) = inner();
-                B::decoder_loss_forward(h, weight, bias, targets.clone(), precision)
-            },
-            || {
-                let (h, weight, bias) = inner();
-                B::decoder_loss(h, weight, bias, targets.clone(), precision)
-            },
+            || B::decoder_loss_forward(inputs.clone(), precision),
+            || B::decoder_loss(inputs.clone(), precision),
         )
     }
 }

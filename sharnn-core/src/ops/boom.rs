@@ -9,6 +9,19 @@ use burn::tensor::Tensor;
 use super::{Backend, Dropout, LaneAxis, Precision};
 use crate::activation::{GELU_SLOPE, gelu, sigmoid};
 
+/// Inputs of the Boom operation.
+#[derive(Clone, Debug)]
+pub struct BoomInputs<B: Backend> {
+    /// `[seq_len, batch_size, d_model]`
+    pub x: Tensor<B, 3>,
+    /// `[d_ff, d_model]`
+    pub weight: Tensor<B, 2>,
+    /// `[d_ff]`
+    pub bias: Tensor<B, 1>,
+    /// Dropout of the activations.
+    pub dropout: Option<Dropout>,
+}
+
 /// Gradients of the Boom.
 #[derive(Debug)]
 pub struct BoomGrads<B: Backend> {
@@ -41,13 +54,8 @@ fn mask<B: Backend>(dropout: Dropout, dims: [usize; 3], like: &Tensor<B, 3>) -> 
     dropout.mask(dims, LaneAxis::Second, like).reshape([seq_len * batch_size, d_ff])
 }
 
-pub(super) fn forward<B: Backend>(
-    x: Tensor<B, 3>,
-    weight: Tensor<B, 2>,
-    bias: Tensor<B, 1>,
-    dropout: Option<Dropout>,
-    precision: Precision,
-) -> (Tensor<B, 3>, BoomSaved<B>) {
+pub(super) fn forward<B: Backend>(inputs: BoomInputs<B>, precision: Precision) -> (Tensor<B, 3>, BoomSaved<B>) {
+    let BoomInputs { x, weight, bias, dropout } = inputs;
     let [seq_len, batch_size, d] = x.dims();
     let [d_ff, _] = weight.dims();
     let rows = seq_len * batch_size;

@@ -4,6 +4,19 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation::log_softmax};
 
 use super::{Backend, LinearGrads, Precision};
 
+/// Inputs of the operation.
+#[derive(Clone, Debug)]
+pub struct DecoderLossInputs<B: Backend> {
+    /// `[rows, d_model]`
+    pub h: Tensor<B, 2>,
+    /// `[vocab_size, d_model]`
+    pub weight: Tensor<B, 2>,
+    /// `[vocab_size]`
+    pub bias: Tensor<B, 1>,
+    /// `[rows]`
+    pub targets: Tensor<B, 1, Int>,
+}
+
 /// What the forward pass leaves for the backward.
 #[derive(Clone, Debug)]
 pub struct DecoderLossSaved<B: Backend> {
@@ -21,12 +34,10 @@ pub struct DecoderLossSaved<B: Backend> {
 
 /// `logits = h Wᵀ + b`, `loss = -mean log softmax(logits)[target]`.
 pub(super) fn forward<B: Backend>(
-    h: Tensor<B, 2>,
-    weight: Tensor<B, 2>,
-    bias: Tensor<B, 1>,
-    targets: Tensor<B, 1, Int>,
+    inputs: DecoderLossInputs<B>,
     precision: Precision,
 ) -> (Tensor<B, 1>, DecoderLossSaved<B>) {
+    let DecoderLossInputs { h, weight, bias, targets } = inputs;
     let logits = super::linear::forward(h.clone(), weight.clone(), bias, precision);
     let log_probs = log_softmax(logits, 1);
     let loss = log_probs.clone().gather(1, targets.clone().unsqueeze_dim(1)).mean().neg();

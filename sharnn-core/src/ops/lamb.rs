@@ -18,9 +18,9 @@ use super::Backend;
 /// The weight norm in the trust ratio is clamped to this.
 pub(super) const MAX_WEIGHT_NORM: f64 = 10.0;
 
-/// What all parameters share in one step.
-#[derive(Clone, Debug)]
-pub struct LambStep<B: Backend> {
+/// Options of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LambOptions {
     /// Learning rate.
     pub lr: f64,
     /// Decay of the first moment.
@@ -33,10 +33,46 @@ pub struct LambStep<B: Backend> {
     pub weight_decay: f64,
     /// Floor of the trust ratio.
     pub min_trust: Option<f64>,
-    /// What gradients are multiplied by, `[1]`; finite where the step counts.
+}
+
+/// What all parameters share in one step: the options, the clip, and whether the step counts at all.
+///
+/// A step that does not count multiplies the moments by exactly 1 and adds -0, which leaves every float as it is, and
+/// subtracts +0 from the parameter: only the gradient has to be masked for that.
+#[derive(Clone, Debug)]
+pub struct LambStep<B: Backend> {
+    /// The options.
+    pub options: LambOptions,
+    /// What gradients are multiplied by, 0 where the step does not count, `[1]`.
     pub scale: Tensor<B, 1>,
-    /// Whether the step counts, `[1]`; where not, parameter and moments stay as they are, bit for bit.
+    /// Whether the step counts, `[1]`.
     pub finite: Tensor<B, 1, Bool>,
+    keep_first: Tensor<B, 1>,
+    keep_second: Tensor<B, 1>,
+    add_first: Tensor<B, 1>,
+    add_second: Tensor<B, 1>,
+}
+
+impl<B: Backend> LambStep<B> {
+    /// From what gradients are multiplied by, and whether the step counts; where it does not, parameters and moments stay as
+    /// they are, bit for bit.
+    ///
+    /// # Shapes
+    /// - `scale` and `finite`: `[1]`
+    pub fn new(options: LambOptions, scale: Tensor<B, 1>, finite: Tensor<B, 1, Bool>) -> Self {
+        let skip = finite.clone().bool_not();
+        let scale = scale.mask_fill(skip.clone(), 0.0);
+        let keep = |beta: f64| scale.full_like(beta).mask_fill(skip.clone(), 1.0);
+        Self {
+            options,
+            finite,
+            keep_first: keep(options.beta1),
+            keep_second: keep(options.beta2),
+            add_first: scale.clone() * (1.0 - options.beta1),
+            add_second: scale.clone() * scale.clone() * (1.0 - options.beta2),
+            scale,
+        }
+    }
 }
 
 /// One parameter after a step, and what the step was scaled by. All on the device.
@@ -56,37 +92,34 @@ pub struct LambUpdate<B: Backend> {
     pub trust_ratio: Tensor<B, 1>,
 }
 
-/// A step that does not count multiplies the moments by exactly 1 and adds -0, which leaves every float as it is, and
-/// subtracts +0 from the parameter: only the gradient has to be masked for that.
+/// The step on one parameter.
 pub(super) fn update<B: Backend>(
     step: &LambStep<B>,
     param: Tensor<B, 1>,
     grad: Tensor<B, 1>,
     moments: Option<(Tensor<B, 1>, Tensor<B, 1>)>,
 ) -> LambUpdate<B> {
-    let skip = step.finite.clone().bool_not();
-    let scale = step.scale.clone().mask_fill(skip.clone(), 0.0);
-    let keep = |beta: f64| scale.full_like(beta).mask_fill(skip.clone(), 1.0);
-    let skip = skip.clone().expand([param.dims()[0]]);
+    let LambOptions { lr, eps, weight_decay, min_trust, .. } = step.options;
+    let skip = step.finite.clone().expand([param.dims()[0]]).bool_not();
     let (first, second) = moments.unwrap_or_else(|| (param.zeros_like(), param.zeros_like()));
 
     // x + (-0) is x for every x, -0 included; x + 0 is not.
     let grad = grad.mask_fill(skip.clone(), -0.0);
-    let first = first * keep(step.beta1) + grad.clone() * (scale.clone() * (1.0 - step.beta1));
-    let second = second * keep(step.beta2) + grad.clone() * grad * (scale.clone() * scale.clone() * (1.0 - step.beta2));
+    let first = first * step.keep_first.clone() + grad.clone() * step.add_first.clone();
+    let second = second * step.keep_second.clone() + grad.clone() * grad * step.add_second.clone();
 
-    let mut update = first.clone() / (second.clone().sqrt() + step.eps);
-    if step.weight_decay != 0.0 {
-        update = update + param.clone() * step.weight_decay;
+    let mut update = first.clone() / (second.clone().sqrt() + eps);
+    if weight_decay != 0.0 {
+        update = update + param.clone() * weight_decay;
     }
     let weight_norm = squared_norm(param.clone()).sqrt().clamp_max(MAX_WEIGHT_NORM);
     let adam_norm = squared_norm(update.clone()).sqrt();
     let no_ratio = weight_norm.clone().equal_elem(0.0).bool_or(adam_norm.clone().equal_elem(0.0));
     let mut trust_ratio = (weight_norm.clone() / adam_norm.clone()).mask_fill(no_ratio, 1.0);
-    if let Some(min_trust) = step.min_trust {
+    if let Some(min_trust) = min_trust {
         trust_ratio = trust_ratio.clamp_min(min_trust);
     }
-    let taken = (update * (trust_ratio.clone() * step.lr)).mask_fill(skip, 0.0);
+    let taken = (update * (trust_ratio.clone() * lr)).mask_fill(skip, 0.0);
     LambUpdate { param: param - taken, first, second, weight_norm, adam_norm, trust_ratio }
 }
 

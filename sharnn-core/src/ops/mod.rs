@@ -22,13 +22,13 @@ mod linear;
 mod lstm;
 mod precision;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 
 pub use attention::{AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved};
-pub use boom::{BoomGrads, BoomSaved};
-pub use decoder_loss::DecoderLossSaved;
+pub use boom::{BoomGrads, BoomInputs, BoomSaved};
+pub use decoder_loss::{DecoderLossInputs, DecoderLossSaved};
 pub use dropout::{Dropout, DropoutKey, DropoutSite, DropoutStream, LaneAxis};
-pub use lamb::{LambStep, LambUpdate};
+pub use lamb::{LambOptions, LambStep, LambUpdate};
 pub use layer_norm::LAYER_NORM_EPS;
 pub use linear::LinearGrads;
 pub use lstm::{LstmGrads, LstmInputs, LstmSaved, LstmWanted};
@@ -134,26 +134,15 @@ pub trait Backend: burn::tensor::backend::Backend {
     /// The Boom feed-forward.
     ///
     /// # Shapes
-    /// - `x` and result: `[seq_len, batch_size, d_model]`, `weight`: `[d_ff, d_model]`, `bias`: `[d_ff]`
-    fn boom(
-        x: Tensor<Self, 3>,
-        weight: Tensor<Self, 2>,
-        bias: Tensor<Self, 1>,
-        dropout: Option<Dropout>,
-        precision: Precision,
-    ) -> Tensor<Self, 3> {
-        boom::forward(x, weight, bias, dropout, precision).0
+    /// - inputs: see [`BoomInputs`]
+    /// - result: `[seq_len, batch_size, d_model]`
+    fn boom(inputs: BoomInputs<Self>, precision: Precision) -> Tensor<Self, 3> {
+        boom::forward(inputs, precision).0
     }
 
     /// [`boom`](Self::boom), and what its backward needs.
-    fn boom_forward(
-        x: Tensor<Self, 3>,
-        weight: Tensor<Self, 2>,
-        bias: Tensor<Self, 1>,
-        dropout: Option<Dropout>,
-        precision: Precision,
-    ) -> (Tensor<Self, 3>, BoomSaved<Self>) {
-        boom::forward(x, weight, bias, dropout, precision)
+    fn boom_forward(inputs: BoomInputs<Self>, precision: Precision) -> (Tensor<Self, 3>, BoomSaved<Self>) {
+        boom::forward(inputs, precision)
     }
 
     /// Gradients of [`boom`](Self::boom).
@@ -164,27 +153,18 @@ pub trait Backend: burn::tensor::backend::Backend {
     /// Decoder and softmax cross-entropy: the mean negative log-likelihood in nats.
     ///
     /// # Shapes
-    /// - `h`: `[rows, d_model]`, `weight`: `[vocab_size, d_model]`, `bias`: `[vocab_size]`, `targets`: `[rows]`
+    /// - inputs: see [`DecoderLossInputs`]
     /// - result: `[1]`
-    fn decoder_loss(
-        h: Tensor<Self, 2>,
-        weight: Tensor<Self, 2>,
-        bias: Tensor<Self, 1>,
-        targets: Tensor<Self, 1, Int>,
-        precision: Precision,
-    ) -> Tensor<Self, 1> {
-        decoder_loss::forward(h, weight, bias, targets, precision).0
+    fn decoder_loss(inputs: DecoderLossInputs<Self>, precision: Precision) -> Tensor<Self, 1> {
+        decoder_loss::forward(inputs, precision).0
     }
 
     /// [`decoder_loss`](Self::decoder_loss), and what its backward needs.
     fn decoder_loss_forward(
-        h: Tensor<Self, 2>,
-        weight: Tensor<Self, 2>,
-        bias: Tensor<Self, 1>,
-        targets: Tensor<Self, 1, Int>,
+        inputs: DecoderLossInputs<Self>,
         precision: Precision,
     ) -> (Tensor<Self, 1>, DecoderLossSaved<Self>) {
-        decoder_loss::forward(h, weight, bias, targets, precision)
+        decoder_loss::forward(inputs, precision)
     }
 
     /// Gradients of [`decoder_loss`](Self::decoder_loss) for the wanted ones of `h`, `weight` and `bias`.

@@ -6,7 +6,7 @@ use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Bool, Distribution, Element, Int, Tensor, TensorData};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sharnn_core::ops::{AttentionInputs, LAYER_NORM_EPS, LaneAxis, LstmInputs};
+use sharnn_core::ops::{AttentionInputs, BoomInputs, DecoderLossInputs, LAYER_NORM_EPS, LaneAxis, LstmInputs};
 use sharnn_core::{AutodiffBackend, Backend, Dropout, DropoutSite, DropoutStream, Precision};
 
 type Flat<B> = Tensor<B, 1>;
@@ -355,7 +355,7 @@ fn boom_op<B: Backend>((t, b, d, f): BoomDims, drop: bool, fused: bool) -> impl 
         let bias = x[2].clone();
         let drop = drop.then(|| dropout(DropoutSite::BoomInner));
         let y = match fused {
-            true => B::boom(input, weight, bias, drop, Precision::F32),
+            true => B::boom(BoomInputs { x: input, weight, bias, dropout: drop }, Precision::F32),
             false => {
                 let z = input.reshape([t * b, d]).matmul(weight.transpose()) + bias.unsqueeze();
                 let mut u = (z.clone() * sigmoid(z * 1.702)).reshape([t, b, f]);
@@ -389,7 +389,7 @@ fn decoder_op<B: Backend>(rows: usize, d: usize, vocab: usize, fused: bool) -> i
         let targets: Vec<i64> = (0..rows).map(|i| (i * 7 % vocab) as i64).collect();
         let targets = Tensor::<B, 1, Int>::from_data(TensorData::new(targets, [rows]), &B::Device::default());
         match fused {
-            true => B::decoder_loss(h, weight, bias, targets, Precision::F32),
+            true => B::decoder_loss(DecoderLossInputs { h, weight, bias, targets }, Precision::F32),
             false => {
                 let logits = h.matmul(weight.transpose()) + bias.unsqueeze();
                 log_softmax(logits, 1).gather(1, targets.unsqueeze_dim(1)).mean().neg()

@@ -274,7 +274,7 @@ impl Backward<'_> {
     }
 }
 
-/// One step of some units, backward; pointers as in [`CellForward`].
+/// One step of some units, backward; pointers as in the forward pass.
 struct CellBackward {
     lanes: usize,
     d: usize,

@@ -5,7 +5,7 @@ use burn_flex::Flex;
 use sharnn_kernels::{Buffer, LambStep as Kernel};
 
 use super::memory::{Owned, Values, is_f32, scalar, tensor};
-use crate::ops::{LambStep, LambUpdate, lamb as generic};
+use crate::ops::{LambOptions, LambStep, LambUpdate, lamb as generic};
 
 type Flex1 = Tensor<Flex, 1>;
 
@@ -24,13 +24,8 @@ pub(super) fn update(
         return generic::update(step, param, grad, moments);
     }
     let n = param.dims()[0];
-    let kernel = Kernel {
-        scale: Values::of(&step.scale)[0].into(),
-        beta1: step.beta1,
-        beta2: step.beta2,
-        eps: step.eps,
-        weight_decay: step.weight_decay,
-    };
+    let LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust } = step.options;
+    let kernel = Kernel { scale: Values::of(&step.scale)[0].into(), beta1, beta2, eps, weight_decay };
     let fresh = || tensor(Buffer::zeros(n), [n]);
     let (first, second) = moments.unwrap_or_else(|| (fresh(), fresh()));
     let [mut param, mut first, mut second] = [param, first, second].map(Owned::of);
@@ -38,10 +33,10 @@ pub(super) fn update(
     let weight_norm = norms.param.sqrt().min(generic::MAX_WEIGHT_NORM);
     let adam_norm = norms.update.sqrt();
     let mut trust_ratio = if weight_norm == 0.0 || adam_norm == 0.0 { 1.0 } else { weight_norm / adam_norm };
-    if let Some(min_trust) = step.min_trust {
+    if let Some(min_trust) = min_trust {
         trust_ratio = trust_ratio.max(min_trust);
     }
-    kernel.apply(step.lr * trust_ratio, param.values(), first.values(), second.values());
+    kernel.apply(lr * trust_ratio, param.values(), first.values(), second.values());
     LambUpdate {
         param: param.tensor(),
         first: first.tensor(),

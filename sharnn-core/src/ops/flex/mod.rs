@@ -7,13 +7,14 @@ mod lstm;
 mod memory;
 mod rowwise;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 use burn_flex::Flex;
 use sharnn_kernels::{Mask, Operands};
 
 use super::{
-    AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomSaved, DecoderLossSaved, Dropout,
-    LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted, Precision,
+    AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomInputs, BoomSaved, DecoderLossInputs,
+    DecoderLossSaved, Dropout, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted,
+    Precision,
 };
 
 impl From<Precision> for Operands {
@@ -99,24 +100,12 @@ impl Backend for Flex {
         attention::backward(saved, grad, memory_wanted)
     }
 
-    fn boom(
-        x: Tensor<Self, 3>,
-        weight: Tensor<Self, 2>,
-        bias: Tensor<Self, 1>,
-        dropout: Option<Dropout>,
-        precision: Precision,
-    ) -> Tensor<Self, 3> {
-        rowwise::boom(x, weight, bias, dropout, precision, false).0
+    fn boom(inputs: BoomInputs<Self>, precision: Precision) -> Tensor<Self, 3> {
+        rowwise::boom(inputs, precision, false).0
     }
 
-    fn boom_forward(
-        x: Tensor<Self, 3>,
-        weight: Tensor<Self, 2>,
-        bias: Tensor<Self, 1>,
-        dropout: Option<Dropout>,
-        precision: Precision,
-    ) -> (Tensor<Self, 3>, BoomSaved<Self>) {
-        match rowwise::boom(x, weight, bias, dropout, precision, true) {
+    fn boom_forward(inputs: BoomInputs<Self>, precision: Precision) -> (Tensor<Self, 3>, BoomSaved<Self>) {
+        match rowwise::boom(inputs, precision, true) {
             (y, Some(saved)) => (y, saved),
             (_, None) => unreachable!("it was to be kept"),
         }
@@ -126,24 +115,15 @@ impl Backend for Flex {
         rowwise::boom_backward(saved, grad)
     }
 
-    fn decoder_loss(
-        h: Tensor<Self, 2>,
-        weight: Tensor<Self, 2>,
-        bias: Tensor<Self, 1>,
-        targets: Tensor<Self, 1, Int>,
-        precision: Precision,
-    ) -> Tensor<Self, 1> {
-        rowwise::decoder_loss(h, weight, bias, targets, precision).0
+    fn decoder_loss(inputs: DecoderLossInputs<Self>, precision: Precision) -> Tensor<Self, 1> {
+        rowwise::decoder_loss(inputs, precision).0
     }
 
     fn decoder_loss_forward(
-        h: Tensor<Self, 2>,
-        weight: Tensor<Self, 2>,
-        bias: Tensor<Self, 1>,
-        targets: Tensor<Self, 1, Int>,
+        inputs: DecoderLossInputs<Self>,
         precision: Precision,
     ) -> (Tensor<Self, 1>, DecoderLossSaved<Self>) {
-        rowwise::decoder_loss(h, weight, bias, targets, precision)
+        rowwise::decoder_loss(inputs, precision)
     }
 
     fn decoder_loss_backward(

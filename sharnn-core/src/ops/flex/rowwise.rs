@@ -6,8 +6,9 @@ use sharnn_kernels::{Boom, BoomGrads as BoomOutputs, Buffer, DecoderLoss, Decode
 
 use super::memory::{Owned, Values, is_f32, scalar, tensor};
 use crate::ops::{
-    BoomGrads, BoomSaved, DecoderLossSaved, Dropout, LAYER_NORM_EPS, LinearGrads, Precision, boom as generic_boom,
-    decoder_loss as generic_loss, dropout as generic_dropout, layer_norm as generic_norm, linear as generic_linear,
+    BoomGrads, BoomInputs, BoomSaved, DecoderLossInputs, DecoderLossSaved, Dropout, LAYER_NORM_EPS, LinearGrads,
+    Precision, boom as generic_boom, decoder_loss as generic_loss, dropout as generic_dropout,
+    layer_norm as generic_norm, linear as generic_linear,
 };
 
 type Flex1 = Tensor<Flex, 1>;
@@ -111,18 +112,12 @@ pub(super) fn dropout(x: Flex3, dropout: Dropout) -> Flex3 {
 }
 
 /// The Boom, and `z` where it is kept.
-pub(super) fn boom(
-    x: Flex3,
-    weight: Flex2,
-    bias: Flex1,
-    dropout: Option<Dropout>,
-    precision: Precision,
-    keep: bool,
-) -> (Flex3, Option<BoomSaved<Flex>>) {
-    if !(is_f32(&x) && is_f32(&weight) && is_f32(&bias)) {
-        let (y, saved) = generic_boom::forward(x, weight, bias, dropout, precision);
+pub(super) fn boom(inputs: BoomInputs<Flex>, precision: Precision, keep: bool) -> (Flex3, Option<BoomSaved<Flex>>) {
+    if !(is_f32(&inputs.x) && is_f32(&inputs.weight) && is_f32(&inputs.bias)) {
+        let (y, saved) = generic_boom::forward(inputs, precision);
         return (y, Some(saved));
     }
+    let BoomInputs { x, weight, bias, dropout } = inputs;
     let ([seq_len, lanes, d], weight_dims) = (x.dims(), weight.dims());
     let mut z = room(keep, seq_len * lanes * weight_dims[0]);
     let mut y = Buffer::room(seq_len * lanes * d);
@@ -177,16 +172,11 @@ fn host_targets(targets: &Tensor<Flex, 1, Int>) -> Vec<i64> {
     targets.to_data().iter::<i64>().collect()
 }
 
-pub(super) fn decoder_loss(
-    h: Flex2,
-    weight: Flex2,
-    bias: Flex1,
-    targets: Tensor<Flex, 1, Int>,
-    precision: Precision,
-) -> (Flex1, DecoderLossSaved<Flex>) {
-    if !(is_f32(&h) && is_f32(&weight) && is_f32(&bias)) {
-        return generic_loss::forward(h, weight, bias, targets, precision);
+pub(super) fn decoder_loss(inputs: DecoderLossInputs<Flex>, precision: Precision) -> (Flex1, DecoderLossSaved<Flex>) {
+    if !(is_f32(&inputs.h) && is_f32(&inputs.weight) && is_f32(&inputs.bias)) {
+        return generic_loss::forward(inputs, precision);
     }
+    let DecoderLossInputs { h, weight, bias, targets } = inputs;
     let (rows, weight_dims) = (h.dims()[0], weight.dims());
     let mut log_probs = Buffer::room(rows * weight_dims[0]);
     let (h_values, weight_values) = (Values::of(&h), Values::of(&weight));
