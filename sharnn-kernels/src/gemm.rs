@@ -99,6 +99,15 @@ pub enum Operands {
     Bf16,
 }
 
+impl Operands {
+    /// Those whose products are fastest with the instructions in use.
+    pub fn fastest() -> Self {
+        match Isa::current() {
+            Isa::Portable | Isa::Avx2 | Isa::Avx512 => Self::F32,
+        }
+    }
+}
+
 /// Rounds to bfloat16, to nearest with ties to even.
 #[inline(always)]
 pub fn round_bf16(x: f32) -> f32 {
