@@ -18,15 +18,18 @@ mod tests;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::buffer::{Buffer, Shared};
+use crate::buffer::Buffer;
 use crate::dropout::Mask;
-use crate::gemm::{Operands, Packed, Product, Start, panel_width, round_bf16};
+use crate::gemm::{Mat, Operands, Panels};
 use crate::rows::Rows;
 use crate::simd::{Vector, kernel};
 use crate::team::Member;
 
 /// Columns that a mask draws at once: those that it is asked for begin at a multiple of it.
 const MASK_GROUP: usize = 8;
+
+/// Keys whose values are masked at once, and of which members pack whole numbers: a multiple of every panel's width.
+const VALUES: usize = 32;
 
 /// Scores of a block of query rows, about: a MiB, which is in the cache still when it is used next.
 const BLOCK_SCORES: usize = 262_144;
@@ -85,6 +88,12 @@ impl Sizes {
         most.min(self.queries.div_ceil(2 * members)).next_multiple_of(12)
     }
 
+    /// A member's share of the keys, in whole panels however wide these are.
+    fn share_of_keys(self, member: &Member) -> Range<usize> {
+        let share = member.share(self.keys.div_ceil(VALUES));
+        (share.start * VALUES).min(self.keys)..(share.end * VALUES).min(self.keys)
+    }
+
     /// The keys that some of the queries before `end` see.
     fn visible(self, end: usize) -> usize {
         self.memory + end
@@ -125,26 +134,68 @@ impl<'a> Attention<'a> {
         Sizes { lanes, queries, memory: memory[1], keys: memory[1] + queries, heads, d_head: d / heads }
     }
 
-    /// A head's part of a key.
-    fn key(&self, Place { lane, head }: Place, key: usize) -> &'a [f32] {
-        let row = match self.memory {
-            Some(memory) if key < memory.shape()[1] => memory.row(lane, key),
-            Some(memory) => self.current.row(lane, key - memory.shape()[1]),
-            None => self.current.row(lane, key),
-        };
-        let d_head = row.len() / self.heads;
-        &row[head * d_head..][..d_head]
+    /// A head's part of some keys: first those of the memory, then the current ones.
+    fn keys(&self, Place { lane, head }: Place, keys: Range<usize>) -> [Mat<'a>; 2] {
+        let [_, queries, d] = self.current.shape();
+        let (mem_len, d_head) = (self.memory.map_or(0, |memory| memory.shape()[1]), d / self.heads);
+        debug_assert!(keys.end <= mem_len + queries);
+        let cols = head * d_head..(head + 1) * d_head;
+        let current = keys.start.saturating_sub(mem_len)..keys.end.saturating_sub(mem_len);
+        let memory = keys.start.min(mem_len)..keys.end.min(mem_len);
+        let empty = Mat::row_major(&[], 0, d_head);
+        [
+            self.memory.map_or(empty, |rows| rows.mat(lane, memory, cols.clone())),
+            self.current.mat(lane, current, cols.clone()),
+        ]
     }
 
-    /// Writes the values of some keys, which are masked, to `values`, one after another.
-    fn mask_values(&self, mask: Mask, place: Place, keys: Range<usize>, values: &mut [f32]) {
-        for (i, key) in keys.enumerate() {
-            let from = self.key(place, key);
-            let out = &mut values[i * from.len()..][..from.len()];
-            out.copy_from_slice(from);
-            let mask = RowMask { mask, lane: place.lane, row: key };
-            // SAFETY: as many values as are given.
-            unsafe { multiply(mask, place.head * from.len(), out.as_mut_ptr(), out.len()) };
+    /// Packs keys as rows.
+    ///
+    /// # Safety
+    /// No one else uses them in the panels.
+    unsafe fn pack_rows(&self, place: Place, keys: Range<usize>, panels: Panels) {
+        let [memory, current] = self.keys(place, keys.clone());
+        // SAFETY: the caller's.
+        unsafe {
+            panels.set(memory, [keys.start, 0]);
+            panels.set(current, [keys.start + memory.rows(), 0]);
+        }
+    }
+
+    /// Packs keys as columns.
+    ///
+    /// # Safety
+    /// No one else uses them in the panels.
+    unsafe fn pack_columns(&self, place: Place, keys: Range<usize>, panels: Panels) {
+        let [memory, current] = self.keys(place, keys.clone());
+        // SAFETY: the caller's.
+        unsafe {
+            panels.set(memory.t(), [0, keys.start]);
+            panels.set(current.t(), [0, keys.start + memory.rows()]);
+        }
+    }
+
+    /// Calls `pack` with a few keys after the other and their values, which are masked; what it needs for that is in `values`.
+    fn for_masked_values(
+        &self,
+        mask: Mask,
+        place: Place,
+        keys: Range<usize>,
+        values: &mut [f32],
+        mut pack: impl FnMut(usize, Mat),
+    ) {
+        let d_head = self.sizes().d_head;
+        for first in keys.clone().step_by(VALUES) {
+            let keys = first..keys.end.min(first + VALUES);
+            let mats = self.keys(place, keys.clone());
+            let rows = mats.into_iter().flat_map(|mat| (0..mat.rows()).map(move |i| mat.row(i)));
+            for ((out, from), row) in values.chunks_exact_mut(d_head).zip(rows).zip(keys.clone()) {
+                out.copy_from_slice(from);
+                let mask = RowMask { mask, lane: place.lane, row };
+                // SAFETY: as many values as are given.
+                unsafe { multiply(mask, place.head * d_head, out.as_mut_ptr(), d_head) };
+            }
+            pack(first, Mat::row_major(values, keys.len(), d_head));
         }
     }
 }
@@ -205,91 +256,11 @@ unsafe fn without_traces<V: Vector>(x: V) -> V {
     }
 }
 
-/// A right operand of one lane and head, which the members of a team pack together.
-#[derive(Clone, Copy)]
-struct Panels {
-    data: Shared<f32>,
-    k: usize,
-    n: usize,
-    operands: Operands,
-}
-
-impl Panels {
-    fn new(packed: &mut Packed) -> Self {
-        let (k, n, operands) = (packed.k(), packed.n(), packed.operands());
-        Self { data: Shared::new(packed.panels_mut()), k, n, operands }
-    }
-
-    /// Packs `count` rows from `first` on: `row` of 0 and so on.
-    ///
-    /// # Safety
-    /// There are such rows, they are `n` long, and no one else uses them in the panels.
-    unsafe fn set_rows<'r>(self, first: usize, count: usize, row: impl Fn(usize) -> &'r [f32]) {
-        let width = panel_width();
-        for i in 0..count {
-            let row = row(i);
-            debug_assert!(first + i < self.k && row.len() == self.n);
-            for (panel, part) in row.chunks(width).enumerate() {
-                // SAFETY: a row of the panel; the caller's.
-                let out = unsafe { self.data.slice((panel * self.k + first + i) * width, part.len()) };
-                match self.operands {
-                    Operands::F32 => out.copy_from_slice(part),
-                    Operands::Bf16 => out.iter_mut().zip(part).for_each(|(out, &x)| *out = round_bf16(x)),
-                }
-            }
-        }
-    }
-
-    /// Packs `count` columns of one panel from `first` on, its first: `column` of 0 and so on.
-    ///
-    /// # Safety
-    /// There are such columns, they are `k` long, and no one else uses the panel.
-    unsafe fn set_columns<'r>(self, first: usize, count: usize, column: impl Fn(usize) -> &'r [f32]) {
-        let width = panel_width();
-        debug_assert!(first.is_multiple_of(width) && count <= width && first + count <= self.n);
-        // SAFETY: one panel; the caller's.
-        let panel = unsafe { self.data.slice(first * self.k, width * self.k) };
-        // Blocks of a cache line, so that one is used up while it is there.
-        for start in (0..self.k).step_by(16) {
-            let end = self.k.min(start + 16);
-            for j in 0..count {
-                let rows = panel[start * width..end * width].chunks_exact_mut(width);
-                for (row, &x) in rows.zip(&column(j)[start..end]) {
-                    row[j] = match self.operands {
-                        Operands::F32 => x,
-                        Operands::Bf16 => round_bf16(x),
-                    };
-                }
-            }
-        }
-    }
-
-    /// A product with the first `cols` columns of rows `rows`. The left operand and the result are left open.
-    fn product(self, rows: Range<usize>, cols: usize) -> Product {
-        debug_assert!(rows.end <= self.k && cols <= self.n);
-        Product {
-            a: std::ptr::null(),
-            a_row: 0,
-            a_col: 1,
-            rows: 0,
-            k: rows.len(),
-            // SAFETY: inside of the first panel.
-            panels: unsafe { self.data.at(rows.start * panel_width()) },
-            panel_rows: self.k,
-            operands: self.operands,
-            cols,
-            c: std::ptr::null_mut(),
-            c_row: 0,
-            start: Start::Zero,
-        }
-    }
-}
-
 /// What one member keeps for itself.
 struct Scratch {
     /// For products.
     left: Buffer,
-    /// Masked values of a panel of keys.
+    /// Masked values of a few keys.
     values: Buffer,
     /// Distance of the rows of blocks.
     stride: usize,
@@ -297,10 +268,6 @@ struct Scratch {
 
 impl Scratch {
     fn new(sizes: Sizes) -> Self {
-        Self {
-            left: crate::gemm::scratch(),
-            values: Buffer::room(panel_width() * sizes.d_head),
-            stride: padded(sizes.keys),
-        }
+        Self { left: crate::gemm::scratch(), values: Buffer::room(VALUES * sizes.d_head), stride: padded(sizes.keys) }
     }
 }

@@ -184,7 +184,7 @@ impl Boom<'_> {
                     }
                     if fused {
                         let dz = Mat::row_major(dz_shared.slice(first_row * d_ff, rows * d_ff), rows, d_ff);
-                        product(&Product { c: dx_shared.at(first_row * d), c_row: d, ..weight.with(dz, 0) }, scratch);
+                        product(&Product { c: dx_shared.at(first_row * d), c_row: d, ..weight.product(dz) }, scratch);
                     }
                 }
             },

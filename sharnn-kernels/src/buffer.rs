@@ -137,6 +137,11 @@ impl<T> Shared<T> {
         Self(slice.as_mut_ptr())
     }
 
+    /// For those who only read.
+    pub(crate) fn read_only(slice: &[T]) -> Self {
+        Self(slice.as_ptr().cast_mut())
+    }
+
     /// The pointer to element `i`.
     ///
     /// # Safety

@@ -143,7 +143,7 @@ impl<T: Copy + Display + Sync + TryInto<usize>> DecoderLoss<'_, T> {
                     }
                     if let (Some(dh), Some(weight), Some(scratch)) = (shared_dh, &weight, scratch) {
                         let block = Mat::row_major(block, n, vocab_size);
-                        product(&Product { c: dh.at(row * d), c_row: d, ..weight.with(block, 0) }, scratch);
+                        product(&Product { c: dh.at(row * d), c_row: d, ..weight.product(block) }, scratch);
                     }
                 }
             },

@@ -12,35 +12,73 @@ pub enum Isa {
     Portable,
     /// AVX2 and FMA: 8 lanes of f32.
     Avx2,
-    /// AVX-512 F: 16 lanes of f32. Chosen by [`ISA_VARIABLE`] only.
+    /// The best of the two for f32, and bfloat16 products on matrix tiles in plain Rust: slow, for tests of what
+    /// surrounds the tiles.
+    Tiles,
+    /// AVX-512 F: 16 lanes of f32.
     Avx512,
+    /// AVX-512 F, and its dot products of pairs of bfloat16.
+    Avx512Bf16,
+    /// AVX-512 F, and the matrix tiles of AMX for bfloat16 (Linux).
+    Amx,
+}
+
+/// What computes on f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vectors {
+    Portable,
+    Avx2,
+    Avx512,
+}
+
+/// What multiplies bfloat16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bf16Unit {
+    /// The vectors, on f32 that were rounded.
+    Vectors,
+    /// Tiles in plain Rust.
+    Software,
+    /// Dot products of pairs.
+    Avx512,
+    /// Tiles.
+    Amx,
 }
 
 impl Isa {
     /// Every set, and its name for [`ISA_VARIABLE`].
-    pub const ALL: [(Self, &'static str); 3] =
-        [(Self::Portable, "portable"), (Self::Avx2, "avx2"), (Self::Avx512, "avx512")];
+    pub const ALL: [(Self, &'static str); 6] = [
+        (Self::Portable, "portable"),
+        (Self::Avx2, "avx2"),
+        (Self::Tiles, "tiles"),
+        (Self::Avx512, "avx512"),
+        (Self::Avx512Bf16, "avx512-bf16"),
+        (Self::Amx, "amx"),
+    ];
 
     /// The name for [`ISA_VARIABLE`].
     pub fn name(self) -> &'static str {
         Self::ALL[self as usize].1
     }
 
-    /// Whether this CPU has the instructions.
+    /// Whether this CPU has the instructions, and the system lets this process use them.
     pub fn is_available(self) -> bool {
         match self {
-            Self::Portable => true,
+            Self::Portable | Self::Tiles => true,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => Self::Avx2.is_available() && is_x86_feature_detected!("avx512f"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512.is_available() && crate::gemm::amx_is_granted(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
     }
 
     /// The set that all kernels of this process use: the one that [`ISA_VARIABLE`] names, or AVX2 where the CPU has it.
-    /// AVX-512 has not been tested on such a CPU yet and is never chosen by itself.
+    /// No set with AVX-512 or AMX has been tested on such a CPU yet, and none is ever chosen by itself.
     ///
     /// # Panics
     /// If the variable names a set that there is not, or that this CPU does not have.
@@ -53,9 +91,31 @@ impl Isa {
         })
     }
 
+    /// What computes on f32.
+    pub(crate) fn vectors(self) -> Vectors {
+        match self {
+            Self::Portable => Vectors::Portable,
+            Self::Avx2 => Vectors::Avx2,
+            Self::Tiles if Self::Avx2.is_available() => Vectors::Avx2,
+            Self::Tiles => Vectors::Portable,
+            Self::Avx512 | Self::Avx512Bf16 | Self::Amx => Vectors::Avx512,
+        }
+    }
+
+    /// What multiplies bfloat16.
+    pub(crate) fn bf16_unit(self) -> Bf16Unit {
+        match self {
+            Self::Portable | Self::Avx2 | Self::Avx512 => Bf16Unit::Vectors,
+            Self::Tiles => Bf16Unit::Software,
+            Self::Avx512Bf16 => Bf16Unit::Avx512,
+            Self::Amx => Bf16Unit::Amx,
+        }
+    }
+
     fn named(name: &str) -> Result<Self, String> {
         let Some(&(isa, _)) = Self::ALL.iter().find(|(_, known)| *known == name) else {
-            return Err(format!("{ISA_VARIABLE} = {name:?} is not known: use portable, avx2 or avx512"));
+            let names = Self::ALL.map(|(_, name)| name).join(", ");
+            return Err(format!("{ISA_VARIABLE} = {name:?} is not known: use one of {names}"));
         };
         match isa.is_available() {
             true => Ok(isa),
@@ -74,6 +134,6 @@ mod tests {
             assert_eq!(isa.name(), name);
             assert_eq!(Isa::named(name).is_ok(), isa.is_available());
         }
-        assert!(Isa::named("sse9").unwrap_err().contains("portable, avx2 or avx512"));
+        assert!(Isa::named("sse9").unwrap_err().contains("portable, avx2, tiles, avx512, avx512-bf16, amx"));
     }
 }

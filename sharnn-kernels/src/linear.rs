@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::blocks::{ColumnSums, add_rows, for_each_block};
 use crate::buffer::Buffer;
-use crate::gemm::{Mat, Operands, Packed, Product, Start, gemm, on_all_threads, product};
+use crate::gemm::{Left, Mat, Operands, Packed, Product, Start, gemm, on_all_threads, product};
 
 /// `out = x Wᵀ + b`.
 ///
@@ -42,13 +42,12 @@ pub(crate) unsafe fn affine_into(
     out_row: usize,
     scratch: &mut Buffer,
 ) {
-    let bias = &bias[cols.clone()];
+    let start = Start::Row(bias[cols.clone()].as_ptr());
+    let of_weight = weight.panels().product(0..weight.k(), cols);
     // SAFETY: the caller's.
     unsafe {
-        let start = Start::Row(bias.as_ptr());
-        let part = Product { cols: cols.len(), c: out, c_row: out_row, start, ..weight.with(x, cols.start) };
-        product(&part, scratch);
-    }
+        product(&Product { left: Left::of(x), rows: x.rows(), c: out, c_row: out_row, start, ..of_weight }, scratch)
+    };
 }
 
 /// Gradients of [`affine`] given that of its result, those that are wanted: `dx = grad W`, `dweight = gradᵀ x`,

@@ -15,9 +15,8 @@ mod forward;
 #[cfg(test)]
 mod tests;
 
-use crate::buffer::{Buffer, Shared};
-use crate::gemm::{Mat, Operands, Packed, pack_panel, panel_width, round_bf16};
-use crate::team;
+use crate::gemm::{LeftCopy, Mat, Operands, Packed};
+use crate::{blocks, team};
 
 /// Multiplications of a recurrent step that are worth a member: some microseconds.
 const STEP_SHARE: usize = 1 << 17;
@@ -98,7 +97,7 @@ impl Lstm<'_> {
 
     /// Members that a step is worth.
     fn members(&self) -> usize {
-        (self.lanes * 4 * self.d * self.d / STEP_SHARE).clamp(1, self.d.div_ceil(panel_width()))
+        (self.lanes * 4 * self.d * self.d / STEP_SHARE).clamp(1, self.groups())
     }
 
     /// Steps of a chunk.
@@ -106,38 +105,44 @@ impl Lstm<'_> {
         (CHUNK_ROWS / self.lanes).clamp(1, self.seq_len)
     }
 
+    /// Width of a panel: units whose gates are computed together.
+    fn width(&self) -> usize {
+        self.operands.format().width()
+    }
+
+    /// Groups of so many units.
+    fn groups(&self) -> usize {
+        self.d.div_ceil(self.width())
+    }
+
     /// The transpose of a weight `[4 d, k]` in panels: the four gates of one panel's width of units lie next to each other.
     fn pack_by_unit(&self, weight: &[f32], k: usize) -> Packed {
-        let (d, width) = (self.d, panel_width());
-        let groups = d.div_ceil(width);
-        let mut packed = Packed::room(k, 4 * groups * width, self.operands);
-        let panels = Shared::new(packed.panels_mut());
+        let (d, width) = (self.d, self.width());
+        let mut packed = Packed::room(k, 4 * self.groups() * width, self.operands);
+        let panels = packed.share();
         let weight = Mat::row_major(weight, 4 * d, k);
-        team::for_each(groups, |group| {
+        team::for_each(self.groups(), |group| {
+            let (first, units) = (group * width, width.min(d - group * width));
             for gate in 0..4 {
+                let rows = weight.narrow_rows(gate * d + first, units);
                 // SAFETY: each panel is written by one task.
-                let panel = unsafe { panels.slice((4 * group + gate) * k * width, k * width) };
-                pack_panel(weight.narrow_rows(gate * d, d).t(), group * width, panel, self.operands);
+                unsafe { panels.set(rows.t(), [0, (4 * group + gate) * width]) };
             }
         });
         packed
     }
 
-    /// Two copies, of which one holds `first`, for the left operands of a recurrent product, where they are rounded.
-    fn two_rounded(&self, first: &[f32], len: usize) -> Option<Buffer> {
-        (self.operands == Operands::Bf16).then(|| {
-            let mut rounded = Buffer::zeros(2 * len);
-            rounded[..first.len()].iter_mut().zip(first).for_each(|(out, &x)| *out = round_bf16(x));
-            rounded
-        })
+    /// A copy of some rows that is the left operand of many products, where these want one.
+    fn copy(&self, rows: Mat) -> Option<LeftCopy> {
+        let mut copy = LeftCopy::room(rows.rows(), rows.cols(), self.operands.format())?;
+        let (shared, n) = (copy.share(), rows.rows());
+        let task = |(): &mut (), task: usize| {
+            let first = task * CHUNK_ROWS;
+            let rows = rows.narrow_rows(first, CHUNK_ROWS.min(n - first));
+            // SAFETY: each row is written by one task.
+            unsafe { shared.put_rows(first, rows) };
+        };
+        blocks::for_each_with(n.div_ceil(CHUNK_ROWS), n * rows.cols(), || (), task);
+        Some(copy)
     }
-}
-
-/// A rounded copy, where operands are rounded.
-fn rounded(x: &[f32], operands: Operands) -> Option<Buffer> {
-    (operands == Operands::Bf16).then(|| {
-        let mut rounded = Buffer::room(x.len());
-        rounded.iter_mut().zip(x).for_each(|(out, &x)| *out = round_bf16(x));
-        rounded
-    })
 }

@@ -61,6 +61,24 @@ pub unsafe fn tanh<V: Vector>(x: V) -> V {
     }
 }
 
+/// Rounded to bfloat16, to nearest with ties to even, as f32. NaN stays NaN.
+///
+/// # Safety
+/// As [`Vector`]'s.
+#[inline(always)]
+pub unsafe fn round_bf16<V: Vector>(x: V) -> V {
+    // SAFETY: the caller's.
+    unsafe {
+        let high = V::splat_bits(0xFFFF_0000);
+        let odd = x.high_half().and_bits(V::splat_bits(1));
+        let rounded = x.add_bits(V::splat_bits(0x7FFF)).add_bits(odd).and_bits(high);
+        // In a NaN the sum may have carried: truncated, with a bit that stays, it is one still.
+        let magnitude = x.and_bits(V::splat_bits(0x7FFF_FFFF));
+        let quiet = x.and_bits(V::splat_bits(0xFFBF_0000)).xor_bits(V::splat_bits(0x0040_0000));
+        magnitude.select_if_bits_below(V::splat_bits(0x7F80_0001), rounded, quiet)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,7 +92,7 @@ mod tests {
             // SAFETY: chunks are LANES long; the instructions are the caller's.
             unsafe {
                 let v = V::load(x.as_ptr());
-                [exp(v), sigmoid(v), tanh(v)][which].store(y.as_mut_ptr());
+                [exp(v), sigmoid(v), tanh(v), round_bf16(v)][which].store(y.as_mut_ptr());
             }
         }
     }
@@ -120,5 +138,20 @@ mod tests {
         let tanh = apply(&x, 2);
         assert!(tanh[0] == 1.0 && tanh[1] == -1.0 && tanh[4].is_nan() && tanh[5] == 0.0, "{tanh:?}");
         assert!(apply(&x, 0)[4].is_nan());
+    }
+
+    #[test]
+    fn bfloat16_rounds_to_nearest_even() {
+        let step = if cfg!(miri) { 80_000_003 } else { 4001 };
+        let mut x: Vec<f32> = (0..=u32::MAX).step_by(step).map(f32::from_bits).collect();
+        // Ties to both sides, the largest number, which becomes infinite, infinities and NaN with all kinds of bits.
+        x.extend([0x3F80_8000, 0x3F81_8000, 0x7F7F_FFFF, 0x7F80_0000, 0xFF80_0000].map(f32::from_bits));
+        x.extend([0x7FFF_FFFF, 0xFFFF_FFFF, 0x7F80_0001, 0xFFC0_0000].map(f32::from_bits));
+        x.resize(x.len().next_multiple_of(16), 0.0);
+        for (&x, y) in x.iter().zip(apply(&x, 3)) {
+            let want = half::bf16::from_f32(x).to_f32();
+            assert!(y.to_bits() == want.to_bits() || x.is_nan() && y.is_nan(), "{x} = {y}, not {want}");
+            assert_eq!(y.to_bits() & 0xFFFF, 0);
+        }
     }
 }

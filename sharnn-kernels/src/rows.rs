@@ -1,6 +1,9 @@
 //! Rows of `d` contiguous values for each lane of a batch, in whatever order lanes and rows lie.
 
+use std::ops::Range;
+
 use crate::buffer::Shared;
+use crate::gemm::Mat;
 
 /// `[lanes, rows, d]` with any strides of lanes and rows; time-major and batch-first tensors alike.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +45,19 @@ impl<'a> Rows<'a> {
     /// Distance of neighbouring rows of a lane.
     pub fn row_stride(&self) -> usize {
         self.strides[1]
+    }
+
+    /// Some rows and columns of a lane.
+    ///
+    /// # Panics
+    /// If there are none such.
+    pub(crate) fn mat(&self, lane: usize, rows: Range<usize>, cols: Range<usize>) -> Mat<'a> {
+        let [lane_stride, row_stride] = self.strides;
+        let data = match rows.is_empty() || cols.is_empty() {
+            true => &[],
+            false => &self.data[lane * lane_stride + rows.start * row_stride + cols.start..],
+        };
+        Mat::new(data, [rows.len(), cols.len()], [row_stride, 1])
     }
 
     /// What begins with the row; at least `d` values.

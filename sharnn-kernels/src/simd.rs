@@ -641,11 +641,11 @@ macro_rules! kernel {
             }
             // SAFETY: the instructions were detected; everything else is the caller's.
             unsafe {
-                match crate::Isa::current() {
+                match crate::Isa::current().vectors() {
                     #[cfg(target_arch = "x86_64")]
-                    crate::Isa::Avx2 => avx2($($arg),*),
+                    crate::isa::Vectors::Avx2 => avx2($($arg),*),
                     #[cfg(target_arch = "x86_64")]
-                    crate::Isa::Avx512 => avx512($($arg),*),
+                    crate::isa::Vectors::Avx512 => avx512($($arg),*),
                     _ => $body::<crate::simd::Portable>($($arg),*),
                 }
             }

@@ -6,9 +6,9 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use super::{Attention, Panels, Place, RowMask, Run, Scratch, Sizes, multiply, padded, take, without_traces};
+use super::{Attention, Place, RowMask, Run, Scratch, Sizes, multiply, padded, take, without_traces};
 use crate::buffer::{Buffer, Shared};
-use crate::gemm::{Packed, Product, Start, panel_width, product};
+use crate::gemm::{Left, Packed, Panels, Product, Start, product};
 use crate::math;
 use crate::rows::{Rows, RowsMut, SharedRows};
 use crate::simd::{Vector, kernel};
@@ -77,11 +77,11 @@ impl Attention<'_> {
             sizes,
             log_sum_exp,
             grad,
-            keys_by_column: Panels::new(&mut keys_by_column),
-            keys_by_row: Panels::new(&mut keys_by_row),
-            values_by_column: values_by_column.as_mut().map(Panels::new),
-            query: Panels::new(&mut query),
-            cotangent: Panels::new(&mut cotangent),
+            keys_by_column: keys_by_column.share(),
+            keys_by_row: keys_by_row.share(),
+            values_by_column: values_by_column.as_mut().map(Packed::share),
+            query: query.share(),
+            cotangent: cotangent.share(),
             first_wanted,
             stride,
             d_scores: Shared::new(&mut d_scores),
@@ -177,27 +177,20 @@ impl Backward<'_> {
 
     fn pack(&self, member: &Member, place: Place, scratch: &mut Scratch) {
         let Self { attention, sizes, .. } = self;
-        let (width, d_head) = (panel_width(), sizes.d_head);
-        for panel in member.share(sizes.keys.div_ceil(width)) {
-            let first = panel * width;
-            let count = width.min(sizes.keys - first);
-            let key = |i| attention.key(place, first + i);
-            // SAFETY: keys of this member's share.
-            unsafe {
-                self.keys_by_column.set_columns(first, count, key);
-                self.keys_by_row.set_rows(first, count, key);
-            }
+        let share = sizes.share_of_keys(member);
+        // SAFETY: keys and queries of this member's share.
+        unsafe {
+            attention.pack_columns(place, share.clone(), self.keys_by_column);
+            attention.pack_rows(place, share.clone(), self.keys_by_row);
             if let (Some(values), Some(mask)) = (self.values_by_column, attention.value_dropout) {
-                attention.mask_values(mask, place, first..first + count, &mut scratch.values);
-                // SAFETY: as above.
-                unsafe { values.set_columns(first, count, |i| &scratch.values[i * d_head..][..d_head]) };
+                let room = &mut scratch.values;
+                attention.for_masked_values(mask, place, share, room, |key, rows| values.set(rows.t(), [0, key]));
             }
-        }
-        let queries = member.share(sizes.queries);
-        for (panels, rows) in [(self.query, attention.query), (self.cotangent, self.grad)] {
-            let row = |i| &rows.row(place.lane, queries.start + i)[place.head * d_head..][..d_head];
-            // SAFETY: queries of this member's share.
-            unsafe { panels.set_rows(queries.start, queries.len(), row) };
+            let queries = member.share(sizes.queries);
+            let cols = place.head * sizes.d_head..(place.head + 1) * sizes.d_head;
+            for (panels, rows) in [(self.query, attention.query), (self.cotangent, self.grad)] {
+                panels.set(rows.mat(place.lane, queries.clone(), cols.clone()), [queries.start, 0]);
+            }
         }
     }
 
@@ -211,12 +204,12 @@ impl Backward<'_> {
         for (left, right, out) in
             [(attention.query, self.keys_by_column, &mut block.scores), (self.grad, values, &mut block.d_weights)]
         {
-            let (a, a_row) = (left.from_row(lane, queries.start)[head * d_head..].as_ptr(), left.row_stride());
+            let left = Left::rows(left.from_row(lane, queries.start)[head * d_head..].as_ptr(), left.row_stride());
             let (c, c_row) = (out.as_mut_ptr(), stride);
             // SAFETY: rows and columns of the block and head; `out` has `rows` rows, and the panels are packed.
             unsafe {
-                let right = right.product(0..d_head, visible);
-                product(&Product { a, a_row, rows, c, c_row, ..right }, &mut scratch.left);
+                let right = right.product(0..d_head, 0..visible);
+                product(&Product { left, rows, c, c_row, ..right }, &mut scratch.left);
             }
         }
         for (i, query) in queries.clone().enumerate() {
@@ -240,9 +233,9 @@ impl Backward<'_> {
         // SAFETY: as above; no one else writes these queries' gradients.
         unsafe {
             let c = self.d_query.row(lane, queries.start).add(head * d_head);
-            let (a, a_row, c_row) = (block.scores.as_ptr(), stride, self.d_query.row_stride());
-            let right = self.keys_by_row.product(0..visible, d_head);
-            product(&Product { a, a_row, rows, c, c_row, ..right }, &mut scratch.left);
+            let (left, c_row) = (Left::rows(block.scores.as_ptr(), stride), self.d_query.row_stride());
+            let right = self.keys_by_row.product(0..visible, 0..d_head);
+            product(&Product { left, rows, c, c_row, ..right }, &mut scratch.left);
         }
     }
 
@@ -262,10 +255,10 @@ impl Backward<'_> {
         unsafe {
             let c = out.row(lane, first).add(first_col);
             let mut add = |left: Shared<f32>, right: Panels, start: Start| {
-                let a = left.at(queries.start * self.stride + keys.start - self.first_wanted);
-                let right = right.product(queries.clone(), d_head);
-                let transposed = Product { a, a_row: 1, a_col: self.stride, rows, c, c_row, start, ..right };
-                product(&transposed, &mut scratch.left);
+                let at = left.at(queries.start * self.stride + keys.start - self.first_wanted);
+                let left = Left::columns(at, self.stride);
+                let right = right.product(queries.clone(), 0..d_head);
+                product(&Product { left, rows, c, c_row, start, ..right }, &mut scratch.left);
             };
             add(self.weights, self.cotangent, Start::Zero);
             if let Some(mask) = attention.value_dropout {

@@ -3,9 +3,9 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use super::{Attention, Panels, Place, RowMask, Run, Scratch, Sizes, take, without_traces};
+use super::{Attention, Place, RowMask, Run, Scratch, Sizes, take, without_traces};
 use crate::buffer::{Buffer, Shared};
-use crate::gemm::{Packed, Product, panel_width, product};
+use crate::gemm::{Left, Packed, Panels, Product, product};
 use crate::math;
 use crate::rows::{RowsMut, SharedRows};
 use crate::simd::{Vector, kernel};
@@ -38,8 +38,8 @@ impl Attention<'_> {
         let pass = Forward {
             attention: self,
             sizes,
-            keys: Panels::new(&mut keys),
-            values: Panels::new(&mut values),
+            keys: keys.share(),
+            values: values.share(),
             out: out.share(),
             log_sum_exp: log_sum_exp.map(Shared::new),
             next: AtomicUsize::new(0),
@@ -83,22 +83,18 @@ impl Forward<'_> {
     }
 
     fn pack(&self, member: &Member, place: Place, scratch: &mut Scratch) {
-        let Self { attention, sizes, .. } = self;
-        let width = panel_width();
-        for panel in member.share(sizes.keys.div_ceil(width)) {
-            let first = panel * width;
-            let count = width.min(sizes.keys - first);
-            let key = |i| attention.key(place, first + i);
-            // SAFETY: keys of this member's share.
-            unsafe { self.keys.set_columns(first, count, key) };
-            let Some(mask) = attention.value_dropout else {
-                // SAFETY: as above.
-                unsafe { self.values.set_rows(first, count, key) };
-                continue;
-            };
-            attention.mask_values(mask, place, first..first + count, &mut scratch.values);
-            // SAFETY: as above.
-            unsafe { self.values.set_rows(first, count, |i| &scratch.values[i * sizes.d_head..][..sizes.d_head]) };
+        let &Self { attention, sizes, keys, values, .. } = self;
+        let share = sizes.share_of_keys(member);
+        // SAFETY: keys of this member's share.
+        unsafe {
+            attention.pack_columns(place, share.clone(), keys);
+            match attention.value_dropout {
+                None => attention.pack_rows(place, share, values),
+                Some(mask) => {
+                    let room = &mut scratch.values;
+                    attention.for_masked_values(mask, place, share, room, |key, rows| values.set(rows, [key, 0]));
+                }
+            }
         }
     }
 
@@ -112,9 +108,10 @@ impl Forward<'_> {
         // SAFETY: rows and columns of the queries' block and head; `scores` has `rows` rows, and the panels are packed.
         // No one else writes these rows of the output, or these sums.
         unsafe {
-            let (a, a_row, c, c_row) = (query.as_ptr(), attention.query.row_stride(), scores.as_mut_ptr(), stride);
-            let of_keys = self.keys.product(0..sizes.d_head, visible);
-            product(&Product { a, a_row, rows, c, c_row, ..of_keys }, &mut scratch.left);
+            let left = Left::rows(query.as_ptr(), attention.query.row_stride());
+            let (c, c_row) = (scores.as_mut_ptr(), stride);
+            let of_keys = self.keys.product(0..sizes.d_head, 0..visible);
+            product(&Product { left, rows, c, c_row, ..of_keys }, &mut scratch.left);
             for (i, query) in queries.clone().enumerate() {
                 let row = head * sizes.queries + query;
                 let mask = attention.weight_dropout.map(|mask| RowMask { mask, lane, row });
@@ -124,9 +121,9 @@ impl Forward<'_> {
                 }
             }
             let c = self.out.row(lane, queries.start).add(head * sizes.d_head);
-            let (a, a_row, c_row) = (scores.as_ptr(), stride, self.out.row_stride());
-            let of_values = self.values.product(0..visible, sizes.d_head);
-            product(&Product { a, a_row, rows, c, c_row, ..of_values }, &mut scratch.left);
+            let (left, c_row) = (Left::rows(scores.as_ptr(), stride), self.out.row_stride());
+            let of_values = self.values.product(0..visible, 0..sizes.d_head);
+            product(&Product { left, rows, c, c_row, ..of_values }, &mut scratch.left);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::backward::Gradients;
 use super::*;
+use crate::round_bf16;
 use crate::rows::RowsMut;
 use crate::team::{self, Team};
 use crate::testing::{assert_near, random};

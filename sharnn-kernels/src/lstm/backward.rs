@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Lstm, LstmGrads};
 use crate::buffer::{Buffer, Shared};
-use crate::gemm::{Mat, Operands, Packed, Product, Start, pack_panel, panel_width, product, round_bf16, scratch};
+use crate::gemm::{Left, LeftCopy, Mat, Packed, Panels, Product, SharedCopy, Start, product, scratch};
 use crate::math::tanh;
 use crate::simd::{Vector, kernel};
 use crate::team::{self, Member};
@@ -41,24 +41,26 @@ impl Lstm<'_> {
         }
 
         // What the gates' gradients of a chunk are multiplied with: inputs and hidden states side by side.
-        let width = panel_width();
+        let width = self.width();
         let mut right = Packed::room(self.chunk() * lanes, d_in.next_multiple_of(width) + d, operands);
-        let gate_row = 4 * d + width;
-        let chunk_len = self.chunk() * lanes * gate_row;
-        let mut dgates = Buffer::room(2 * chunk_len);
-        let mut rounded = (operands == Operands::Bf16).then(|| Buffer::room(2 * chunk_len));
+        let gate_row = 4 * d + 16;
+        let chunk_rows = self.chunk() * lanes;
+        let mut dgates = Buffer::room(2 * chunk_rows * gate_row);
+        let mut copy = LeftCopy::room(2 * chunk_rows, 4 * d, operands.format());
+        let recurrent = Packed::new(Mat::row_major(self.weight_hh, 4 * d, d), operands);
+        let input = Packed::new(Mat::row_major(self.weight_ih, 4 * d, d_in), operands);
         let pass = Backward {
             lstm: self,
-            recurrent: &Packed::new(Mat::row_major(self.weight_hh, 4 * d, d), operands),
-            input: &Packed::new(Mat::row_major(self.weight_ih, 4 * d, d_in), operands),
+            recurrent: recurrent.panels(),
+            input: input.panels(),
             output,
             gates,
             cells,
             grad,
             gate_row,
             dgates: Shared::new(&mut dgates),
-            rounded: rounded.as_mut().map(|rounded| Shared::new(rounded)),
-            right: Shared::new(right.panels_mut()),
+            copy: copy.as_mut().map(LeftCopy::share),
+            right: right.share(),
             dh: Shared::new(h0),
             dc: Shared::new(c0),
             dx: x.map(Shared::new),
@@ -73,8 +75,8 @@ impl Lstm<'_> {
 /// The backward pass, as all members see it.
 struct Backward<'a> {
     lstm: &'a Lstm<'a>,
-    recurrent: &'a Packed,
-    input: &'a Packed,
+    recurrent: Panels,
+    input: Panels,
     output: &'a [f32],
     gates: &'a [f32],
     cells: &'a [f32],
@@ -83,10 +85,10 @@ struct Backward<'a> {
     gate_row: usize,
     /// The gates' gradients of a chunk and of the one before it, by turns.
     dgates: Shared<f32>,
-    /// The same rounded, where operands are.
-    rounded: Option<Shared<f32>>,
-    /// Panels of a chunk's inputs, then of its hidden states.
-    right: Shared<f32>,
+    /// A copy of the same, where products want one.
+    copy: Option<SharedCopy>,
+    /// A chunk's inputs, then from a panel on its hidden states.
+    right: Panels,
     /// Gradients of h and c as they come from the step after.
     dh: Shared<f32>,
     dc: Shared<f32>,
@@ -98,9 +100,9 @@ struct Backward<'a> {
 
 impl Backward<'_> {
     fn work(&self, member: &Member) {
-        let &Lstm { seq_len, d, .. } = self.lstm;
+        let seq_len = self.lstm.seq_len;
         let chunk = self.lstm.chunk();
-        let groups = member.share(d.div_ceil(panel_width()));
+        let groups = member.share(self.lstm.groups());
         let mut scratch = scratch();
         for index in (0..seq_len.div_ceil(chunk)).rev() {
             let steps = index * chunk..seq_len.min((index + 1) * chunk);
@@ -128,21 +130,27 @@ impl Backward<'_> {
         }
     }
 
-    /// Where the gates' gradients of step `t` begin.
-    fn place(&self, t: usize) -> usize {
+    /// The row of the gates' gradients at which step `t` begins.
+    fn row(&self, t: usize) -> usize {
         let (chunk, lanes) = (self.lstm.chunk(), self.lstm.lanes);
-        (t / chunk % 2 * chunk + t % chunk) * lanes * self.gate_row
+        (t / chunk % 2 * chunk + t % chunk) * lanes
     }
 
-    /// The gates' gradients as left operands see them.
-    fn left(&self) -> Shared<f32> {
-        self.rounded.unwrap_or(self.dgates)
+    /// The gates' gradients from a row on, as a left operand.
+    unsafe fn left(&self, row: usize) -> Left {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.copy {
+                Some(copy) => copy.left(row),
+                None => Left::rows(self.dgates.at(row * self.gate_row), self.gate_row),
+            }
+        }
     }
 
     /// One step of some units.
     unsafe fn step(&self, t: usize, group: usize) {
         let &Lstm { lanes, d, c0, .. } = self.lstm;
-        let (width, state) = (panel_width(), lanes * d);
+        let (width, state, row) = (self.lstm.width(), lanes * d, self.row(t));
         let first = group * width;
         let before = if t == 0 { c0 } else { &self.cells[(t - 1) * state..] };
         // SAFETY: the caller's.
@@ -158,8 +166,8 @@ impl Backward<'_> {
                 dh: self.dh.at(first),
                 dc: self.dc.at(first),
                 gate_row: self.gate_row,
-                dgates: self.dgates.at(self.place(t) + first),
-                rounded: self.rounded.map(|rounded| rounded.at(self.place(t) + first)),
+                dgates: self.dgates.at(row * self.gate_row + first),
+                copy: self.copy.map(|copy| (copy, row, first)),
             });
         }
     }
@@ -167,31 +175,26 @@ impl Backward<'_> {
     /// The gradient of these units' hidden state of the step before `t`.
     unsafe fn pull_back(&self, t: usize, group: usize) {
         let &Lstm { lanes, d, .. } = self.lstm;
-        let width = panel_width();
+        let first = group * self.lstm.width();
+        let units = first..d.min(first + self.lstm.width());
         // SAFETY: the caller's: the gates' gradients of step `t` are complete, and the units are this member's own.
         unsafe {
-            let part = Product {
-                a: self.left().at(self.place(t)),
-                a_row: self.gate_row,
-                a_col: 1,
-                rows: lanes,
-                k: 4 * d,
-                panels: self.recurrent.panels()[group * width * 4 * d..].as_ptr(),
-                panel_rows: 4 * d,
-                operands: Operands::F32,
-                cols: width.min(d - group * width),
-                c: self.dh.at(group * width),
-                c_row: d,
-                start: Start::Zero,
-            };
-            product(&part, &mut []);
+            let (left, c) = (self.left(self.row(t)), self.dh.at(first));
+            let of_weight = self.recurrent.product(0..4 * d, units);
+            product(&Product { left, rows: lanes, c, c_row: d, ..of_weight }, &mut []);
         }
+    }
+
+    /// The right operand of a chunk of so many rows.
+    fn right(&self, rows: usize) -> Panels {
+        self.right.with_rows(rows)
     }
 
     /// Packs this member's share of the inputs and hidden states that led to `steps`.
     fn pack_right(&self, member: &Member, steps: Range<usize>) {
-        let &Lstm { lanes, d_in, d, x, h0, operands, .. } = self.lstm;
-        let (width, rows) = (panel_width(), steps.len() * lanes);
+        let &Lstm { lanes, d_in, d, x, h0, .. } = self.lstm;
+        let (width, rows) = (self.lstm.width(), steps.len() * lanes);
+        let right = self.right(rows);
         let x_panels = d_in.div_ceil(width);
         let x = Mat::row_major(&x[steps.start * lanes * d_in..], rows, d_in);
         // h_0 is no part of the output.
@@ -200,16 +203,18 @@ impl Backward<'_> {
         let hidden = Mat::row_major(&self.output[from..], rows - head, d);
         for panel in member.share(x_panels + d.div_ceil(width)) {
             // SAFETY: each panel is written by one member.
-            let out = unsafe { self.right.slice(panel * rows * width, rows * width) };
-            if panel < x_panels {
-                pack_panel(x, panel * width, out, operands);
-            } else {
-                let col = (panel - x_panels) * width;
-                let (first, rest) = out.split_at_mut(head * width);
-                if head > 0 {
-                    pack_panel(Mat::row_major(h0, lanes, d), col, first, operands);
+            unsafe {
+                if panel < x_panels {
+                    let col = panel * width;
+                    right.set(x.narrow_cols(col, width.min(d_in - col)), [0, col]);
+                } else {
+                    let col = (panel - x_panels) * width;
+                    let n = width.min(d - col);
+                    if head > 0 {
+                        right.set(Mat::row_major(h0, lanes, d).narrow_cols(col, n), [0, panel * width]);
+                    }
+                    right.set(hidden.narrow_cols(col, n), [head, panel * width]);
                 }
-                pack_panel(hidden, col, rest, operands);
             }
         }
     }
@@ -218,57 +223,33 @@ impl Backward<'_> {
     /// input. Chunks come in a fixed order, so that sums do not depend on the members.
     unsafe fn add_up(&self, member: &Member, steps: Range<usize>, scratch: &mut [f32]) {
         let &Lstm { seq_len, lanes, d_in, d, .. } = self.lstm;
-        let (width, rows) = (panel_width(), steps.len() * lanes);
+        let rows = steps.len() * lanes;
         let start = if steps.end == seq_len { Start::Zero } else { Start::Result };
         let units = member.share(4 * d);
+        let first_row = self.row(steps.start);
         // SAFETY: the caller's.
         unsafe {
-            let left = self.left().at(self.place(steps.start)).cast_const();
-            let x_panels = d_in.div_ceil(width);
-            let targets = [(self.dweight_ih, 0, d_in), (self.dweight_hh, x_panels, d)];
-            for (out, panel, cols) in targets {
-                let Some(out) = out else { continue };
-                let part = Product {
-                    a: left.add(units.start),
-                    a_row: 1,
-                    a_col: self.gate_row,
-                    rows: units.len(),
-                    k: rows,
-                    panels: self.right.at(panel * rows * width),
-                    panel_rows: rows,
-                    operands: Operands::F32,
-                    cols,
-                    c: out.at(units.start * cols),
-                    c_row: cols,
-                    start,
-                };
-                product(&part, scratch);
+            let left = Left::columns(self.dgates.at(first_row * self.gate_row + units.start), self.gate_row);
+            let hidden = d_in.next_multiple_of(self.lstm.width());
+            for (out, cols) in [(self.dweight_ih, 0..d_in), (self.dweight_hh, hidden..hidden + d)] {
+                let (Some(out), n) = (out, cols.len()) else { continue };
+                let c = out.at(units.start * n);
+                let of_right = self.right(rows).product(0..rows, cols);
+                product(&Product { left, rows: units.len(), c, c_row: n, start, ..of_right }, scratch);
             }
             if let Some(dbias) = self.dbias {
                 let sums = dbias.slice(units.start, units.len());
                 for row in 0..rows {
-                    let at = self.place(steps.start) + row * self.gate_row + units.start;
-                    let row = self.dgates.slice(at, units.len());
+                    let row = self.dgates.slice((first_row + row) * self.gate_row + units.start, units.len());
                     sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += *x);
                 }
             }
             if let Some(dx) = self.dx {
                 let share = member.share(rows);
-                let part = Product {
-                    a: left.add(share.start * self.gate_row),
-                    a_row: self.gate_row,
-                    a_col: 1,
-                    rows: share.len(),
-                    k: 4 * d,
-                    panels: self.input.panels().as_ptr(),
-                    panel_rows: 4 * d,
-                    operands: Operands::F32,
-                    cols: d_in,
-                    c: dx.at((steps.start * lanes + share.start) * d_in),
-                    c_row: d_in,
-                    start: Start::Zero,
-                };
-                product(&part, scratch);
+                let left = self.left(first_row + share.start);
+                let c = dx.at((steps.start * lanes + share.start) * d_in);
+                let of_weight = self.input.product(0..4 * d, 0..d_in);
+                product(&Product { left, rows: share.len(), c, c_row: d_in, ..of_weight }, scratch);
             }
         }
     }
@@ -288,7 +269,8 @@ struct CellBackward {
     /// Distance of the rows of `dgates`.
     gate_row: usize,
     dgates: *mut f32,
-    rounded: Option<*mut f32>,
+    /// A copy of these, and where the units are in it.
+    copy: Option<(SharedCopy, usize, usize)>,
 }
 
 #[inline(always)]
@@ -326,10 +308,8 @@ unsafe fn cell_backward_body<V: Vector>(step: &CellBackward) {
                 for (k, dz) in dz.into_iter().enumerate() {
                     let at = lane * step.gate_row + k * d + unit;
                     dz.store_up_to(step.dgates.add(at), n);
-                    if let Some(rounded) = step.rounded {
-                        for e in at..at + n {
-                            *rounded.add(e) = round_bf16(*step.dgates.add(e));
-                        }
+                    if let Some((copy, row, col)) = step.copy {
+                        copy.put(row + lane, col + k * d + unit, dz, n);
                     }
                 }
             }

@@ -1,8 +1,8 @@
 //! The forward pass.
 
-use super::{Lstm, LstmTrace, rounded};
+use super::{Lstm, LstmTrace};
 use crate::buffer::{Buffer, Shared};
-use crate::gemm::{Operands, Packed, Product, Start, panel_width, product, round_bf16};
+use crate::gemm::{Columns, Left, LeftCopy, Mat, Panels, Product, SharedCopy, Start, product};
 use crate::math::{sigmoid, tanh};
 use crate::simd::{Vector, kernel};
 use crate::team::{self, Member};
@@ -30,19 +30,25 @@ impl Lstm<'_> {
         assert_eq!(cells.len(), rows * d, "size of cells");
 
         let bias: Vec<f32> = self.bias_ih.iter().zip(self.bias_hh).map(|(a, b)| a + b).collect();
-        let rounded_x = rounded(self.x, operands);
-        let mut rounded_h = self.two_rounded(self.h0, state);
+        let (input, recurrent) = (self.pack_by_unit(self.weight_ih, d_in), self.pack_by_unit(self.weight_hh, d));
+        let mut x = self.copy(Mat::row_major(self.x, rows, d_in));
+        let mut h = LeftCopy::room(2 * lanes, d, operands.format());
+        let h = h.as_mut().map(LeftCopy::share);
+        if let Some(h) = h {
+            // SAFETY: there are as many rows, and no one else is there yet.
+            unsafe { h.put_rows(0, Mat::row_major(self.h0, lanes, d)) };
+        }
         let pass = Forward {
             lstm: self,
-            x: rounded_x.as_deref().unwrap_or(self.x),
-            input: &self.pack_by_unit(self.weight_ih, d_in),
-            recurrent: &self.pack_by_unit(self.weight_hh, d),
+            x: x.as_mut().map(LeftCopy::share),
+            input: input.panels(),
+            recurrent: recurrent.panels(),
             bias: &bias,
             gates: Shared::new(gates),
             keeps_gates,
             cells: Shared::new(cells),
             output: Shared::new(output),
-            rounded: rounded_h.as_mut().map(|rounded| Shared::new(rounded)),
+            h,
         };
         team::run(self.members(), |member| pass.work(member));
         // The last row is c_T.
@@ -53,44 +59,50 @@ impl Lstm<'_> {
 /// The forward pass, as all members see it.
 struct Forward<'a> {
     lstm: &'a Lstm<'a>,
-    /// The input, rounded where operands are.
-    x: &'a [f32],
-    input: &'a Packed,
-    recurrent: &'a Packed,
+    /// A copy of the input, where products want one.
+    x: Option<SharedCopy>,
+    input: Panels,
+    recurrent: Panels,
     bias: &'a [f32],
     gates: Shared<f32>,
     /// Whether `gates` has room for the segment, or for a chunk that is overwritten by the next.
     keeps_gates: bool,
     cells: Shared<f32>,
     output: Shared<f32>,
-    /// Two copies of h, rounded: the one of the step before is read while the other is written.
-    rounded: Option<Shared<f32>>,
+    /// Two copies of h likewise: the one of the step before is read while the other is written.
+    h: Option<SharedCopy>,
 }
 
 impl Forward<'_> {
     fn work(&self, member: &Member) {
         let &Lstm { seq_len, lanes, d_in, d, h0, c0, .. } = self.lstm;
-        let (width, state) = (panel_width(), lanes * d);
-        let groups = member.share(d.div_ceil(width));
+        let (width, state) = (self.lstm.width(), lanes * d);
+        let groups = member.share(self.lstm.groups());
         for start in (0..seq_len).step_by(self.lstm.chunk()) {
             let end = seq_len.min(start + self.lstm.chunk());
             let gates = |t: usize| if self.keeps_gates { t * 4 * state } else { (t - start) * 4 * state };
             for group in groups.clone() {
-                let x = &self.x[start * lanes * d_in..];
                 // SAFETY: a member writes the gates of its own units only, here and below.
-                unsafe { self.add_to_gates(group, x, self.input, (end - start) * lanes, gates(start), true) };
+                unsafe {
+                    let x = match self.x {
+                        Some(copy) => copy.left(start * lanes),
+                        None => Left::rows(self.lstm.x[start * lanes * d_in..].as_ptr(), d_in),
+                    };
+                    let bias = Start::Row(self.bias[group * width..].as_ptr());
+                    self.add_to_gates(group, x, self.input, (end - start) * lanes, gates(start), bias);
+                }
             }
             for t in start..end {
                 for group in groups.clone() {
                     let first = group * width;
                     // SAFETY: a member reads the hidden states of the step before, which the barrier has published.
                     unsafe {
-                        let h = match (self.rounded, t) {
-                            (Some(rounded), _) => rounded.slice(t % 2 * state, state),
-                            (None, 0) => h0,
-                            (None, _) => self.output.slice((t - 1) * state, state),
+                        let h = match (self.h, t) {
+                            (Some(copy), _) => copy.left(t % 2 * lanes),
+                            (None, 0) => Left::rows(h0.as_ptr(), d),
+                            (None, _) => Left::rows(self.output.at((t - 1) * state), d),
                         };
-                        self.add_to_gates(group, h, self.recurrent, lanes, gates(t), false);
+                        self.add_to_gates(group, h, self.recurrent, lanes, gates(t), Start::Result);
                         let before = match t {
                             0 => c0.as_ptr(),
                             _ => self.cells.at((t - 1) * state).cast_const(),
@@ -103,7 +115,7 @@ impl Forward<'_> {
                             before: before.add(first),
                             cell: self.cells.at(t * state + first),
                             hidden: self.output.at(t * state + first),
-                            rounded: self.rounded.map(|rounded| rounded.at((t + 1) % 2 * state + first)),
+                            copy: self.h.map(|copy| (copy, (t + 1) % 2 * lanes, first)),
                         });
                     }
                 }
@@ -112,31 +124,16 @@ impl Forward<'_> {
         }
     }
 
-    /// Adds `rows` of a left operand times the weight of some units to their gates, which begin at `at`; to the bias where
-    /// they are the first terms.
-    unsafe fn add_to_gates(&self, group: usize, left: &[f32], weight: &Packed, rows: usize, at: usize, first: bool) {
-        let (d, width, k) = (self.lstm.d, panel_width(), weight.k());
-        debug_assert!(left.len() >= rows * k);
-        for gate in 0..4 {
-            let unit = gate * d + group * width;
-            // SAFETY: the caller's for the gates; all else is in bounds.
-            unsafe {
-                let part = Product {
-                    a: left.as_ptr(),
-                    a_row: k,
-                    a_col: 1,
-                    rows,
-                    k,
-                    panels: weight.panels()[(4 * group + gate) * width * k..].as_ptr(),
-                    panel_rows: k,
-                    operands: Operands::F32,
-                    cols: width.min(d - group * width),
-                    c: self.gates.at(at + unit),
-                    c_row: 4 * d,
-                    start: if first { Start::Row(self.bias[unit..].as_ptr()) } else { Start::Result },
-                };
-                product(&part, &mut []);
-            }
+    /// Some rows times the weight of some units: their gates of as many rows, which begin at `at`, added to `start`.
+    unsafe fn add_to_gates(&self, group: usize, left: Left, weight: Panels, rows: usize, at: usize, start: Start) {
+        let (d, width) = (self.lstm.d, self.lstm.width());
+        let (first, panels) = (group * width, 4 * group * width..4 * (group + 1) * width);
+        let cols = Columns::Gates { units: width.min(d - first), distance: d };
+        // SAFETY: the caller's for the gates; all else is in bounds.
+        unsafe {
+            let c = self.gates.at(at + first);
+            let of_weight = weight.product(0..weight.k(), panels);
+            product(&Product { left, rows, cols, c, c_row: 4 * d, start, ..of_weight }, &mut []);
         }
     }
 }
@@ -150,7 +147,8 @@ struct CellForward {
     before: *const f32,
     cell: *mut f32,
     hidden: *mut f32,
-    rounded: Option<*mut f32>,
+    /// A copy of h, and where these units are in it.
+    copy: Option<(SharedCopy, usize, usize)>,
 }
 
 #[inline(always)]
@@ -179,10 +177,8 @@ unsafe fn cell_forward_body<V: Vector>(step: &CellForward) {
                 o.store_up_to(gate(3), n);
                 c.store_up_to(step.cell.add(at), n);
                 h.store_up_to(step.hidden.add(at), n);
-                if let Some(rounded) = step.rounded {
-                    for k in at..at + n {
-                        *rounded.add(k) = round_bf16(*step.hidden.add(k));
-                    }
+                if let Some((copy, row, col)) = step.copy {
+                    copy.put(row + lane, col + unit, h, n);
                 }
             }
         }

@@ -1,6 +1,7 @@
 //! Both passes against the equations in double precision.
 
 use super::*;
+use crate::round_bf16;
 use crate::testing::{assert_near, random};
 
 struct Case {
