@@ -231,7 +231,7 @@ pub(crate) enum Start {
 impl Start {
     /// For the columns from `offset` on.
     #[inline(always)]
-    unsafe fn from_col(self, offset: usize) -> Self {
+    unsafe fn at_col(self, offset: usize) -> Self {
         match self {
             // SAFETY: the caller's.
             Self::Row(row) => Self::Row(unsafe { row.add(offset) }),
@@ -271,7 +271,7 @@ unsafe fn without_terms(&Product { rows, format, cols, c, c_row, start, .. }: &P
             // SAFETY: the caller's.
             unsafe {
                 let c = std::slice::from_raw_parts_mut(c.add(row * c_row + offset), n);
-                match start.from_col(offset) {
+                match start.at_col(offset) {
                     Start::Zero => c.fill(0.0),
                     Start::Result => {}
                     Start::Row(start) => c.copy_from_slice(std::slice::from_raw_parts(start, n)),

@@ -138,7 +138,7 @@ pub(super) unsafe fn on_tiles<V: Vector, U: TileUnit>(product: &Product, scratch
                             c_row,
                             rows: (2 * TILE).min(rows - i),
                             cols,
-                            start: start.from_col(offset),
+                            start: start.at_col(offset),
                         }
                         .compute(&mut unit);
                     }

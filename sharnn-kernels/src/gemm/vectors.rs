@@ -57,7 +57,7 @@ unsafe fn product_body<V: Vector>(product: &Product, scratch: &mut [f32]) {
                 };
                 for panel in 0..n_panels {
                     let (offset, cols) = product.cols.of_panel(panel, width);
-                    let start = start.from_col(offset);
+                    let start = start.at_col(offset);
                     let panel = product.panels.add(panel * product.panel_len + first_term * width);
                     // The block after this one: weights may lie in a far cache.
                     let next = panel.wrapping_add(if n_panels > 1 { product.panel_len } else { terms * width });
