@@ -21,7 +21,7 @@ mod weights;
 
 pub use backend::{BackendError, BackendJob, BackendKind};
 pub use checkpoint::{
-    BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, FORMAT, FileDigest, Manifest, Position,
+    BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, FORMAT, FileDigest, Manifest, Moved, Position,
     latest_manifest, load_best,
 };
 pub use evaluate::{EvalConfig, EvalError, Evaluation, evaluate};
