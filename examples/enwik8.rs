@@ -25,8 +25,12 @@ use anyhow::{Context, Result};
 use burn::module::AutodiffModule;
 use clap::Parser;
 use sharnn::burn;
-use sharnn::train::{Interrupt, Progress, Stop, Trainer, load_best, load_weights};
-use sharnn::{AutodiffBackend, BackendJob, Splits};
+#[cfg(feature = "flex")]
+use sharnn::core::DecodeEngine;
+#[cfg(feature = "flex")]
+use sharnn::train::evaluate_packed;
+use sharnn::train::{EvalError, Interrupt, Progress, Stop, Trainer, load_best, load_weights};
+use sharnn::{AutodiffBackend, BackendJob, EvalConfig, Splits};
 
 use args::{Args, Plan};
 use data::DataChoice;
@@ -105,11 +109,32 @@ impl Job {
             None => load_best::<B::InnerBackend>(&plan.options.run_dir, device)?.0,
         };
         let model = model.with_mem_len(plan.config.mem_len);
-        let score = |bytes: &[u8], config: &sharnn::EvalConfig| -> Result<f64> {
-            Ok(sharnn::evaluate(&model, bytes, config, device, |_, _| {})?.bpc())
+        eprintln!("{}", plan.describe_scoring());
+        #[cfg(feature = "flex")]
+        let packed = match plan.weights {
+            Some((format, _)) => Some((DecodeEngine::new(&model, format), Interrupt::on_ctrl_c()?)),
+            None => None,
         };
-        let valid = score(&splits.valid, &plan.recipe.valid).context("cannot score the valid split")?;
-        let test = score(&splits.test, &plan.recipe.test).context("cannot score the test split")?;
+        let evaluate = |bytes: &[u8], config: &EvalConfig| {
+            #[cfg(feature = "flex")]
+            if let Some((engine, interrupt)) = &packed {
+                return evaluate_packed(engine, bytes, config.lanes, interrupt, |_, _| {});
+            }
+            sharnn::evaluate(&model, bytes, config, device, |_, _| {})
+        };
+        let score = |name: &str, bytes: &[u8], config: &EvalConfig| {
+            let evaluation = evaluate(bytes, config).with_context(|| format!("cannot score the {name} split"))?;
+            anyhow::Ok(evaluation.bpc())
+        };
+        let scores = score("valid", &splits.valid, &plan.recipe.valid)
+            .and_then(|valid| Ok((valid, score("test", &splits.test, &plan.recipe.test)?)));
+        let (valid, test) = match scores {
+            Err(error) if matches!(error.downcast_ref(), Some(EvalError::Interrupted { .. })) => {
+                eprintln!("{error:#}");
+                return Ok(ExitCode::from(130));
+            }
+            scores => scores?,
+        };
         report::scores(&splits, valid, test, args.full_eval);
         report::sample(model, &splits, args.seed())?;
         Ok(ExitCode::SUCCESS)

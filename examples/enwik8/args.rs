@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use clap::Parser;
+#[cfg(feature = "flex")]
+use sharnn::core::{WeightFormat, kernels::Operands};
 use sharnn::train::{Limits, Phase, Schedule, TrainError, latest_manifest};
-use sharnn::{Attend, BackendKind, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions};
+use sharnn::{Attend, BackendKind, Precision, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions};
 
 /// Train a SHA-RNN language model on enwik8 (or on any file) and score it in bits per byte.
 ///
@@ -64,6 +66,10 @@ pub struct Args {
     /// Learning rate after the warm-up: constant, linear (to zero at --steps or --epochs) or cosine
     #[arg(long, value_name = "KIND", help_heading = "Recipe")]
     pub schedule: Option<String>,
+    /// Precision of matrix products in training and scoring: f32, bf16, or auto, the fastest on this CPU where backend flex
+    /// knows it and f32 elsewhere; a run that exists keeps its own with auto [default: auto]
+    #[arg(long, value_name = "NAME", help_heading = "Recipe")]
+    pub precision: Option<String>,
     /// Seed of weights, segment lengths and dropout
     #[arg(long, value_name = "N", help_heading = "Recipe")]
     pub seed: Option<u64>,
@@ -90,6 +96,9 @@ pub struct Args {
     /// Train nothing; score the best weights of the run in --out, or --init-weights
     #[arg(long, help_heading = "Run")]
     pub eval_only: bool,
+    /// With --eval-only: score with weights packed for decoding, in f32, bf16 or int8 (backend flex)
+    #[arg(long, value_name = "FORMAT", help_heading = "Run", requires = "eval_only", conflicts_with = "precision")]
+    pub weights: Option<String>,
     /// Start from these weights: safetensors under the published PyTorch model's names
     #[arg(long, value_name = "PATH", help_heading = "Run")]
     pub init_weights: Option<PathBuf>,
@@ -116,6 +125,20 @@ pub struct Plan {
     pub recipe: Recipe,
     pub limits: Limits,
     pub options: TrainOptions,
+    /// Whether the precision was chosen here, and neither by the user nor by the run.
+    pub auto_precision: bool,
+    /// The packed weights to score with, and their name.
+    pub weights: Option<(WeightFormat, &'static str)>,
+}
+
+/// Without flex there are no packed weights.
+#[cfg(not(feature = "flex"))]
+#[derive(Clone, Copy)]
+pub enum WeightFormat {}
+
+#[cfg(not(feature = "flex"))]
+impl WeightFormat {
+    const ALL: [(Self, &'static str); 0] = [];
 }
 
 /// The model and the recipe of a preset. Sizes but `paper` train by the paper's recipe with short segments and a short
@@ -160,6 +183,25 @@ fn schedule(kind: &str) -> Result<Schedule> {
     })
 }
 
+/// The precision of that name; `None` for `auto`.
+fn precision(name: &str) -> Result<Option<Precision>> {
+    let known = Precision::ALL.into_iter().find(|(_, known)| *known == name);
+    match known {
+        Some((precision, _)) => Ok(Some(precision)),
+        None if name == "auto" => Ok(None),
+        None => bail!("--precision {name:?} cannot be used: use auto, f32 or bf16"),
+    }
+}
+
+/// The precision that a backend computes fastest in on this machine, as far as that is known.
+fn fastest(backend: BackendKind) -> Precision {
+    match backend {
+        #[cfg(feature = "flex")]
+        BackendKind::Flex => Operands::fastest().into(),
+        _ => Precision::F32,
+    }
+}
+
 impl Args {
     /// The backend that was asked for, or the first that is compiled in.
     pub fn backend(&self) -> Result<BackendKind> {
@@ -188,19 +230,21 @@ impl Args {
         if self.continues() && stored.is_none() {
             bail!("there is no run in {}: leave out --resume to start one, or name another --out", run_dir.display());
         }
-        let (mut config, mut recipe) = match (&self.preset, stored) {
+        let (mut config, mut recipe) = match (&self.preset, &stored) {
             (Some(name), _) => preset(name)?,
-            (None, Some(stored)) => stored,
+            (None, Some(stored)) => stored.clone(),
             (None, None) => preset("quick")?,
         };
         self.change_model(&mut config)?;
         self.change_recipe(&mut recipe, splits)?;
+        let auto_precision = self.change_precision(&mut recipe, stored.as_ref().map(|(_, recipe)| recipe))?;
         if let Some(minutes) = self.minutes {
             ensure!(minutes.is_finite() && minutes > 0.0, "--minutes {minutes} cannot be used: use a number above 0");
         }
         ensure!(self.steps != Some(0), "--steps 0 cannot be used: use at least 1, or --eval-only to score alone");
         ensure!(self.epochs != Some(0), "--epochs 0 cannot be used: use at least 1, or --eval-only to score alone");
-        Ok(Plan { config, recipe, limits: self.limits(), options: self.options(run_dir) })
+        let (limits, options, weights) = (self.limits(), self.options(run_dir), self.weights()?);
+        Ok(Plan { config, recipe, limits, options, auto_precision, weights })
     }
 
     fn change_model(&self, config: &mut ShaRnnConfig) -> Result<()> {
@@ -260,6 +304,31 @@ impl Args {
         Ok(())
     }
 
+    /// Sets what was asked for, or what the run has, or what is fastest, and returns whether it was the last.
+    fn change_precision(&self, recipe: &mut Recipe, run: Option<&Recipe>) -> Result<bool> {
+        let given = self.precision.as_deref().map(precision).transpose()?.flatten();
+        let precisions = match (given, run) {
+            (Some(precision), _) => [precision; 3],
+            (None, Some(run)) => [run.precision, run.valid.precision, run.test.precision],
+            (None, None) => [fastest(self.backend()?); 3],
+        };
+        [recipe.precision, recipe.valid.precision, recipe.test.precision] = precisions;
+        Ok(given.is_none() && run.is_none())
+    }
+
+    /// The packed weights that were asked for.
+    fn weights(&self) -> Result<Option<(WeightFormat, &'static str)>> {
+        let Some(name) = &self.weights else { return Ok(None) };
+        let backend = self.backend()?;
+        ensure!(
+            backend == BackendKind::Flex,
+            "--weights needs --backend flex, not {backend}: name it, or leave out --weights"
+        );
+        let known = WeightFormat::ALL.into_iter().find(|(_, known)| known == name);
+        let Some(weights) = known else { bail!("--weights {name:?} cannot be used: use f32, bf16 or int8") };
+        Ok(Some(weights))
+    }
+
     fn limits(&self) -> Limits {
         let unlimited = self.steps.is_none() && self.minutes.is_none() && self.epochs.is_none();
         let paper = self.preset.as_deref() == Some("paper");
@@ -287,7 +356,7 @@ impl Args {
 impl Plan {
     /// One line of what will be trained, on what, for how long.
     pub fn describe(&self, splits: &Splits) -> String {
-        let Self { config, recipe, limits, options } = self;
+        let Self { config, recipe, limits, options, .. } = self;
         let stop = match limits {
             Limits { max_time: Some(time), .. } => format!("{:.1} minutes", time.as_secs_f64() / 60.0),
             Limits { max_steps: Some(steps), .. } => format!("{steps} steps"),
@@ -295,16 +364,30 @@ impl Plan {
             _ => "the whole recipe".into(),
         };
         format!(
-            "{} wide, {} blocks, memory {}; batches of {} x up to {} bytes of {} ({} bytes); {stop}; into {}",
+            "{} wide, {} blocks, memory {}; matrix products in {}; batches of {} x up to {} bytes of {} ({} bytes); {stop}; into {}",
             config.d_model,
             config.n_layers,
             config.mem_len,
+            self.precision(recipe.precision),
             recipe.batch_size,
             recipe.segments.max(),
             splits.name,
             splits.train.len(),
             options.run_dir.display()
         )
+    }
+
+    /// One line of how the model will be scored.
+    pub fn describe_scoring(&self) -> String {
+        match self.weights {
+            Some((_, name)) => format!("scoring byte by byte with {name} weights, packed for decoding"),
+            None => format!("scoring with matrix products in {}", self.precision(self.recipe.valid.precision)),
+        }
+    }
+
+    fn precision(&self, precision: Precision) -> String {
+        let by = if self.auto_precision { " (--precision auto)" } else { "" };
+        format!("{}{by}", precision.name())
     }
 }
 
@@ -316,5 +399,85 @@ pub fn explain(error: TrainError) -> anyhow::Error {
             anyhow::anyhow!("there is a run in {dir} already: go on with it with --resume, or name another --out")
         }
         _ => error.into(),
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use sharnn::data::enwik8;
+
+    use super::*;
+
+    fn args(options: &[&str]) -> Args {
+        Args::try_parse_from([&["enwik8"], options].concat()).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn plan(options: &[&str]) -> Result<Plan> {
+        args(options).plan(Path::new("nowhere"), &enwik8::sample())
+    }
+
+    fn precisions(recipe: &Recipe) -> [Precision; 3] {
+        [recipe.precision, recipe.valid.precision, recipe.test.precision]
+    }
+
+    #[test]
+    fn a_new_run_takes_the_fastest_precision_and_says_who_chose() {
+        for options in [&[][..], &["--precision", "auto"]] {
+            let plan = plan(options).unwrap();
+            let fastest = Precision::from(Operands::fastest());
+            assert_eq!(precisions(&plan.recipe), [fastest; 3]);
+            let said = format!("matrix products in {} (--precision auto)", fastest.name());
+            assert!(plan.describe(&enwik8::sample()).contains(&said), "{}", plan.describe(&enwik8::sample()));
+        }
+        assert_eq!(fastest(BackendKind::NdArray), Precision::F32);
+        for (precision, name) in Precision::ALL {
+            let plan = plan(&["--precision", name]).unwrap();
+            assert_eq!(precisions(&plan.recipe), [precision; 3]);
+            assert!(plan.describe(&enwik8::sample()).contains(&format!("products in {name};")));
+            assert_eq!(plan.describe_scoring(), format!("scoring with matrix products in {name}"));
+        }
+        let error = plan(&["--precision", "f16"]).err().unwrap().to_string();
+        assert_eq!(error, "--precision \"f16\" cannot be used: use auto, f32 or bf16");
+    }
+
+    /// What a run was started with stays, even if it is no longer the fastest or differs in scoring.
+    #[test]
+    fn a_run_that_exists_keeps_its_precision_unless_another_is_asked_for() {
+        let mut run = Recipe { precision: Precision::Bf16, ..Recipe::paper() };
+        run.test.precision = Precision::Bf16;
+        for options in [&["--resume"][..], &["--resume", "--precision", "auto"], &["--resume", "--preset", "xs"]] {
+            let mut recipe = Recipe::paper();
+            assert!(!args(options).change_precision(&mut recipe, Some(&run)).unwrap());
+            assert_eq!(precisions(&recipe), [Precision::Bf16, Precision::F32, Precision::Bf16]);
+        }
+        let mut recipe = run.clone();
+        args(&["--resume", "--precision", "f32"]).change_precision(&mut recipe, Some(&run)).unwrap();
+        assert_eq!(precisions(&recipe), [Precision::F32; 3]);
+    }
+
+    #[test]
+    fn packed_weights_are_for_scoring_on_flex() {
+        let options = |weights| ["--eval-only", "--init-weights", "w", "--weights", weights];
+        for (format, name) in WeightFormat::ALL {
+            let plan = plan(&options(name)).unwrap();
+            assert_eq!(plan.weights, Some((format, name)));
+            assert!(plan.describe_scoring().contains(&format!("{name} weights")));
+        }
+        let error = plan(&options("int4")).err().unwrap().to_string();
+        assert_eq!(error, "--weights \"int4\" cannot be used: use f32, bf16 or int8");
+        let refused = |options: &[&str]| Args::try_parse_from([&["enwik8"], options].concat()).unwrap_err().to_string();
+        assert!(refused(&["--weights", "bf16"]).contains("--eval-only"));
+        assert!(refused(&["--eval-only", "--weights", "bf16", "--precision", "f32"]).contains("cannot be used with"));
+        // Of another backend it is refused by name, where that is compiled in.
+        let other = Args { backend: Some("ndarray".into()), ..args(&options("bf16")) };
+        let error = other.weights().unwrap_err().to_string();
+        assert!(error.contains("ndarray") && (error.contains("flex") || error.contains("not compiled in")), "{error}");
+    }
+
+    #[test]
+    fn a_precision_that_the_device_lacks_is_explained() {
+        let error = TrainError::Precision { precision: Precision::Bf16, backend: "wgpu".into() };
+        let expected = "wgpu does not compute in bf16 on this device: use precision f32, or another backend";
+        assert_eq!(explain(error).to_string(), expected);
     }
 }

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use sharnn_core::{AutodiffBackend, BlockState, LstmState, ShaRnn, ShaRnnConfig, ShaRnnState};
 
 pub use error::CheckpointError;
-pub use manifest::{Best, CorpusIdentity, FORMAT, FileDigest, Manifest, Position};
+pub use manifest::{Best, CorpusIdentity, FORMAT, FileDigest, Manifest, Moved, Position};
 use manifest::{MANIFEST, read_json, verify, write_json};
 
 use crate::params::{VisitFloat, host_values, visit_params};

@@ -4,12 +4,18 @@
 //! byte is never scored, and state and memory are carried through to its end. What a byte can see depends on the segment
 //! length, since the memory is cut so that a segment fits in: results state theirs.
 
+#[cfg(feature = "flex")]
+mod packed;
+
 use std::time::Instant;
 
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use sharnn_core::{Backend, Pass, Precision, ShaRnn};
 use sharnn_data::{DataError, Lanes};
+
+#[cfg(feature = "flex")]
+pub use packed::evaluate_packed;
 
 /// How to evaluate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,7 +58,7 @@ pub enum EvalError {
         mem_len: usize,
     },
     /// The device cannot compute in this precision.
-    #[error("the device does not compute in {precision:?}: use Precision::F32")]
+    #[error("the device does not compute in {}: use precision f32", precision.name())]
     Precision {
         /// The precision.
         precision: Precision,
@@ -77,6 +83,14 @@ pub enum EvalError {
         offset: usize,
         /// The mean loss of the segment.
         nats: f64,
+    },
+    /// Somebody asked to stop.
+    #[error("scoring was interrupted after {done} of {total} bytes")]
+    Interrupted {
+        /// Bytes scored so far.
+        done: u64,
+        /// Bytes to score.
+        total: u64,
     },
 }
 
@@ -118,14 +132,12 @@ pub fn evaluate<B: Backend>(
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Evaluation, EvalError> {
     check(model, config, device)?;
-    let lanes = Lanes::new(data, config.lanes)?;
-    check_vocabulary(&lanes, model.vocab_size())?;
-    let started = Instant::now();
+    let lanes = cut(data, config.lanes, model.vocab_size())?;
     let targets = lanes.lane_len() - 1;
     let total = lanes.n_targets() as u64;
     let pass = Pass { precision: config.precision, dropout: None };
 
-    let mut sum = LossSum { nats: 0.0, bytes: 0 };
+    let mut sum = LossSum::new();
     let mut state = model.empty_state();
     let mut pending: Option<Segment<B>> = None;
     for start in (0..targets).step_by(config.seq_len) {
@@ -137,15 +149,15 @@ pub fn evaluate<B: Backend>(
         // The loss before is read only now, so that the device has work while the host waits for it.
         let done = pending.replace(Segment { loss, offset: start, bytes: (config.lanes * (end - start)) as u64 });
         if let Some(done) = done {
-            sum.add(done)?;
+            done.read(&mut sum)?;
             progress(sum.bytes, total);
         }
     }
     if let Some(done) = pending {
-        sum.add(done)?;
+        done.read(&mut sum)?;
         progress(sum.bytes, total);
     }
-    Ok(Evaluation { nats: sum.nats, bytes_scored: sum.bytes, seconds: started.elapsed().as_secs_f64() })
+    Ok(sum.evaluation())
 }
 
 /// A segment whose loss has not been read yet.
@@ -155,20 +167,36 @@ struct Segment<B: Backend> {
     bytes: u64,
 }
 
+impl<B: Backend> Segment<B> {
+    fn read(self, sum: &mut LossSum) -> Result<(), EvalError> {
+        sum.add(self.offset, f64::from(crate::params::host_values(self.loss)[0]), self.bytes)
+    }
+}
+
+/// What was scored so far.
 struct LossSum {
     nats: f64,
     bytes: u64,
+    started: Instant,
 }
 
 impl LossSum {
-    fn add<B: Backend>(&mut self, segment: Segment<B>) -> Result<(), EvalError> {
-        let nats = f64::from(crate::params::host_values(segment.loss)[0]);
+    fn new() -> Self {
+        Self { nats: 0.0, bytes: 0, started: Instant::now() }
+    }
+
+    /// Adds `bytes` bytes with a mean loss of `nats`, which begin at `offset` of every lane.
+    fn add(&mut self, offset: usize, nats: f64, bytes: u64) -> Result<(), EvalError> {
         if !nats.is_finite() {
-            return Err(EvalError::NotFinite { offset: segment.offset, nats });
+            return Err(EvalError::NotFinite { offset, nats });
         }
-        self.nats += nats * segment.bytes as f64;
-        self.bytes += segment.bytes;
+        self.nats += nats * bytes as f64;
+        self.bytes += bytes;
         Ok(())
+    }
+
+    fn evaluation(self) -> Evaluation {
+        Evaluation { nats: self.nats, bytes_scored: self.bytes, seconds: self.started.elapsed().as_secs_f64() }
     }
 }
 
@@ -186,10 +214,12 @@ fn check<B: Backend>(model: &ShaRnn<B>, config: &EvalConfig, device: &B::Device)
     Ok(())
 }
 
-fn check_vocabulary(lanes: &Lanes<&[u8]>, vocab_size: usize) -> Result<(), EvalError> {
-    let used = &lanes.data()[..lanes.n_lanes() * lanes.lane_len()];
+/// Cuts the bytes into lanes, all of whose bytes are in the vocabulary.
+fn cut(data: &[u8], n_lanes: usize, vocab_size: usize) -> Result<Lanes<&[u8]>, EvalError> {
+    let lanes = Lanes::new(data, n_lanes)?;
+    let used = &data[..n_lanes * lanes.lane_len()];
     match used.iter().position(|&byte| usize::from(byte) >= vocab_size) {
-        None => Ok(()),
+        None => Ok(lanes),
         Some(offset) => Err(EvalError::OutsideVocabulary { byte: used[offset], offset, vocab_size }),
     }
 }

@@ -21,9 +21,11 @@ mod weights;
 
 pub use backend::{BackendError, BackendJob, BackendKind};
 pub use checkpoint::{
-    BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, FORMAT, FileDigest, Manifest, Position,
+    BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, FORMAT, FileDigest, Manifest, Moved, Position,
     latest_manifest, load_best,
 };
+#[cfg(feature = "flex")]
+pub use evaluate::evaluate_packed;
 pub use evaluate::{EvalConfig, EvalError, Evaluation, evaluate};
 pub use generate::{GenerateError, Generator, Sampling, SamplingError};
 pub use interrupt::{EXIT_STATUS, Interrupt, InterruptError};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::{Best, EvalRecord, TrainRecord};
+use crate::{Best, EvalRecord, Moved, TrainRecord};
 
 /// Something that happened in a run.
 #[derive(Clone, Debug)]
@@ -17,6 +17,9 @@ pub enum Event<'a> {
         /// Name of the backend.
         backend: &'a str,
     },
+    /// A run goes on with another backend, or with other instructions, than what computed its checkpoint. It is then not
+    /// bit for bit the run that never stopped.
+    Moved(&'a Moved),
     /// Some steps were measured.
     Train {
         /// What was measured; it is in the metrics file too.

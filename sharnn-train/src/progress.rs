@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::{EvalRecord, Event, Observer, TrainRecord};
+use crate::{EvalRecord, Event, Moved, Observer, TrainRecord};
 
 /// Writes a run's progress to standard error.
 ///
@@ -77,6 +77,12 @@ impl Observer for Progress {
             Event::Started { step, parameters, backend } => {
                 let from = if step > 0 { format!("resuming after step {step}") } else { "starting".into() };
                 self.line(&format!("{from}: {} parameters on {backend}", HumanCount(parameters as u64)));
+            }
+            Event::Moved(Moved { what, from, to }) => {
+                self.line(&format!(
+                    "the run goes on, but no longer bit for bit as if it had never stopped: its {what} changed from \
+                     {from} to {to}"
+                ));
             }
             Event::Train { record, smoothed_bpc, epoch_done, remaining_seconds } => {
                 self.update(train_line(record, smoothed_bpc, epoch_done, remaining_seconds), true);
@@ -184,6 +190,19 @@ mod tests {
             "step 120 | epoch 3 25.6 % | 50.00 KiB/s | train 2.3457 bpc | lr 2.00e-3 | grad 0.123 | ETA 2 hours"
         );
         assert!(lines.len() == 2 && lines[1].starts_with("step 121 was skipped (2 in a row)"), "{text}");
+    }
+
+    #[test]
+    fn a_run_that_goes_on_elsewhere_says_what_changed() {
+        let buffer = Buffer::default();
+        let moved = Moved { what: "instructions", from: "avx512".into(), to: "avx2".into() };
+        Progress::plain(buffer.clone()).on(Event::Moved(&moved));
+        let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(
+            text,
+            "the run goes on, but no longer bit for bit as if it had never stopped: its instructions changed from \
+             avx512 to avx2\n"
+        );
     }
 
     #[test]

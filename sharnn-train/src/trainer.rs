@@ -22,8 +22,8 @@ use crate::checkpoint::load_best;
 use crate::run_dir::RunDir;
 use crate::step_log::{PendingStep, StepLog};
 use crate::{
-    Best, CorpusIdentity, Evaluation, Event, FileDigest, Interrupt, Metrics, MinTrustLamb, Observer, Phase, Position,
-    Recipe, Smoothed, Window, select_state,
+    Best, CorpusIdentity, Evaluation, Event, FileDigest, Interrupt, Metrics, MinTrustLamb, Moved, Observer, Phase,
+    Position, Recipe, Smoothed, Window, select_state,
 };
 
 /// A training run: a model, and everything that it takes to train it and to go on after an interruption.
@@ -70,6 +70,8 @@ pub struct Trainer<B: AutodiffBackend> {
     clock: Clock,
     limits: Limits,
     metrics: Metrics,
+    /// What to say of a checkpoint that was computed otherwise, until it was said.
+    moved: Option<Moved>,
     /// The position of the newest checkpoint.
     saved: Option<Position>,
     save_due: bool,

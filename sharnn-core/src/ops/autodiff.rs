@@ -147,6 +147,10 @@ impl<B: Backend> Saved<B, 3> for DecoderLossSaved<B> {
 }
 
 impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
+    fn instructions() -> Option<&'static str> {
+        B::instructions()
+    }
+
     fn affine(
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 2>,

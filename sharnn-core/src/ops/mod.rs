@@ -36,6 +36,12 @@ pub use precision::Precision;
 
 /// A Burn backend with SHA-RNN's fused operations. All have a default body in plain Burn operations.
 pub trait Backend: burn::tensor::backend::Backend {
+    /// Name of the instructions that these operations are computed with, where they are chosen here: others differ in the
+    /// last bits.
+    fn instructions() -> Option<&'static str> {
+        None
+    }
+
     /// `y = x Wᵀ + b`.
     ///
     /// # Shapes

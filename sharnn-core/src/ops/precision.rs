@@ -17,6 +17,14 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Every precision, and its name.
+    pub const ALL: [(Self, &'static str); 2] = [(Self::F32, "f32"), (Self::Bf16, "bf16")];
+
+    /// The name, which is that in a recipe too.
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].1
+    }
+
     /// Whether backend `B` can compute in this precision on `device`.
     pub fn is_supported<B: Backend>(self, device: &B::Device) -> bool {
         match self {
@@ -39,5 +47,31 @@ impl Precision {
     /// A matrix product of rounded operands.
     pub(super) fn matmul<B: Backend, const D: usize>(self, a: Tensor<B, D>, b: Tensor<B, D>) -> Tensor<B, D> {
         self.round(a).matmul(self.round(b))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_a_recipe() {
+        for (precision, name) in Precision::ALL {
+            assert_eq!(precision.name(), name);
+            assert_eq!(serde_json::to_string(&precision).unwrap(), format!("{name:?}"));
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "flex")]
+    fn flex_computes_in_every_precision_under_autodiff_too() {
+        use burn::backend::{Autodiff, Flex};
+        for (precision, name) in Precision::ALL {
+            let supported = [
+                precision.is_supported::<Flex>(&Default::default()),
+                precision.is_supported::<Autodiff<Flex>>(&Default::default()),
+            ];
+            assert_eq!(supported, [true; 2], "{name}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use sharnn_core::ShaRnnConfig;
+use sharnn_core::{Backend, ShaRnnConfig};
 use sharnn_data::{SegmentsState, Split, Splits};
 
 use super::CheckpointError;
@@ -31,6 +31,9 @@ pub struct Manifest {
     pub corpus: CorpusIdentity,
     /// Name of the backend that computed it. Another one may resume it, and then differs in the last bits.
     pub backend: String,
+    /// Name of the instructions that computed it, where the backend says so. Others may resume it in the same way.
+    #[serde(default)]
+    pub instructions: Option<String>,
     /// Where the run stands.
     pub position: Position,
     /// Where the stream of segments stands.
@@ -83,6 +86,17 @@ pub struct Best {
     pub epoch: u64,
     /// Phase of the recipe, from 0.
     pub phase: usize,
+}
+
+/// A run goes on with something else than what computed its checkpoint, and so differs in the last bits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// "backend" or "instructions".
+    pub what: &'static str,
+    /// Name of what computed the checkpoint.
+    pub from: String,
+    /// Name of what goes on.
+    pub to: String,
 }
 
 /// Which data a run is trained, validated and tested on.
@@ -152,6 +166,16 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+
+    /// What `B` computes with in place of what computed this checkpoint; `None` where that is the same. A checkpoint that
+    /// does not say its instructions passes for one of these.
+    pub(crate) fn moved_to<B: Backend>(&self, device: &B::Device) -> Option<Moved> {
+        let moved = |what, from: &str, to: &str| (from != to).then(|| Moved { what, from: from.into(), to: to.into() });
+        moved("backend", &self.backend, &B::name(device)).or_else(|| {
+            let (from, to) = self.instructions.as_deref().zip(B::instructions())?;
+            moved("instructions", from, to)
+        })
     }
 
     /// Writes `checkpoint.json`, and its checksum beside it in the format of `sha256sum`.

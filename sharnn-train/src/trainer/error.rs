@@ -50,7 +50,7 @@ pub enum TrainError {
     },
 
     /// The backend does not compute in the recipe's precision on this device.
-    #[error("{backend} does not compute in {precision:?} on this device: use precision f32, or another backend")]
+    #[error("{backend} does not compute in {} on this device: use precision f32, or another backend", precision.name())]
     Precision {
         /// The recipe's.
         precision: Precision,

@@ -53,6 +53,7 @@ impl<B: AutodiffBackend> Trainer<B> {
             clock: Clock::at(0.0),
             limits: Limits::default(),
             metrics: Metrics::open(run_dir.path(), 0, 0)?,
+            moved: None,
             saved: None,
             save_due: false,
             device: device.clone(),
@@ -102,6 +103,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         let manifest = checkpoint.manifest.clone();
         let corpus = CorpusIdentity::of(&splits);
         manifest.check(&checkpoint.dir, expected, &corpus)?;
+        let moved = manifest.moved_to::<B>(device);
         let (config, recipe) = (manifest.config, manifest.recipe);
         check::<B>(&config, &recipe, &splits, &options, device)?;
 
@@ -123,6 +125,7 @@ impl<B: AutodiffBackend> Trainer<B> {
             limits: Limits::default(),
             save_due: false,
             device: device.clone(),
+            moved,
             optimizer,
             corpus,
             best,

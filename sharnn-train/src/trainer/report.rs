@@ -13,9 +13,12 @@ use crate::{
 };
 
 impl<B: AutodiffBackend> Trainer<B> {
-    pub(super) fn announce(&self, observer: &mut dyn Observer) {
+    pub(super) fn announce(&mut self, observer: &mut dyn Observer) {
         let (step, parameters, backend) = (self.position.step, self.config.num_params(), B::name(&self.device));
         observer.on(Event::Started { step, parameters, backend: &backend });
+        if let Some(moved) = self.moved.take() {
+            observer.on(Event::Moved(&moved));
+        }
     }
 
     /// Waits for the device and takes in what the steps left there.
@@ -178,6 +181,7 @@ impl<B: AutodiffBackend> Trainer<B> {
             recipe: self.recipe.clone(),
             corpus: self.corpus.clone(),
             backend: B::name(&self.device),
+            instructions: B::instructions().map(Into::into),
             position: self.position.clone(),
             segments: self.segments.state(),
             best: self.best.as_ref().map(|(best, _)| best.clone()),

@@ -1,11 +1,11 @@
-//! Evaluation counts every byte once and sums what the model says of it.
+//! Evaluation counts every byte once and sums what the model says of it, with packed weights too.
 
 use burn::backend::Flex;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
-use sharnn_core::{Attend, Precision, ShaRnn, ShaRnnConfig};
+use sharnn_core::{Attend, DecodeEngine, Precision, ShaRnn, ShaRnnConfig, WeightFormat};
 use sharnn_data::DataError;
-use sharnn_train::{EvalConfig, EvalError, evaluate};
+use sharnn_train::{EvalConfig, EvalError, Evaluation, Interrupt, MapFloat, evaluate, evaluate_packed, map_params};
 
 fn config() -> ShaRnnConfig {
     ShaRnnConfig { d_model: 8, d_ff: 16, n_layers: 2, mem_len: 6, vocab_size: 32, ..ShaRnnConfig::xs() }
@@ -99,4 +99,78 @@ fn a_diverged_model_is_an_error_and_not_a_score() {
     model.decoder.bias = model.decoder.bias.map(|bias| bias * f32::NAN);
     let error = evaluate(&model, &bytes(40), &options(2, 6), &Default::default(), |_, _| {}).unwrap_err();
     assert!(matches!(error, EvalError::NotFinite { offset: 0, .. }), "{error}");
+}
+
+/// Weights large enough that the model is sure of something.
+fn loud(config: &ShaRnnConfig) -> ShaRnn<Flex> {
+    struct Louder;
+    impl MapFloat<Flex> for Louder {
+        fn map<const D: usize>(&mut self, _path: &str, tensor: Tensor<Flex, D>) -> Tensor<Flex, D> {
+            tensor * 4
+        }
+    }
+    map_params(model(config), &mut Louder)
+}
+
+fn packed(model: &ShaRnn<Flex>, format: WeightFormat, data: &[u8], lanes: usize) -> Result<Evaluation, EvalError> {
+    evaluate_packed(&DecodeEngine::new(model, format), data, lanes, &Interrupt::default(), |_, _| {})
+}
+
+#[test]
+fn packed_f32_weights_score_as_segments_of_one_byte_do() {
+    for (len, lanes, mem_len) in [(40, 1, 6), (43, 4, 6), (61, 3, 0), (6, 3, 6), (80, 2, 1)] {
+        let (model, data) = (loud(&config().with_mem_len(mem_len)), bytes(len));
+        let want = evaluate(&model, &data, &options(lanes, 1), &Default::default(), |_, _| {}).unwrap();
+        let got = packed(&model, WeightFormat::F32, &data, lanes).unwrap();
+        assert_eq!(got.bytes_scored, want.bytes_scored, "{len} bytes in {lanes} lanes");
+        // Sums of f32 products in another order.
+        assert!((got.bpc() - want.bpc()).abs() < 1e-5, "{} and {}", got.bpc(), want.bpc());
+    }
+    // Any segments do while the memory holds the lane.
+    let (model, data) = (loud(&config().with_mem_len(50)), bytes(100));
+    let want = evaluate(&model, &data, &options(2, 16), &Default::default(), |_, _| {}).unwrap();
+    let got = packed(&model, WeightFormat::F32, &data, 2).unwrap();
+    assert!((got.bpc() - want.bpc()).abs() < 1e-5, "{} and {}", got.bpc(), want.bpc());
+}
+
+#[test]
+fn narrow_weights_score_close_to_f32_and_not_the_same() {
+    let (model, data) = (loud(&config()), bytes(600));
+    let bpc = |format| packed(&model, format, &data, 3).unwrap().bpc();
+    let full = bpc(WeightFormat::F32);
+    assert!((full - 5.0).abs() > 0.5, "the model says nothing: {full}");
+    for format in [WeightFormat::Bf16, WeightFormat::Int8] {
+        let cost = (bpc(format) - full).abs();
+        assert!(cost > 1e-6 && cost < 1e-2 * full, "{format:?} costs {cost} of {full}");
+    }
+}
+
+#[test]
+fn what_cannot_be_scored_with_packed_weights_is_refused() {
+    let model = model(&config());
+    let refused = |data: &[u8], lanes| packed(&model, WeightFormat::Bf16, data, lanes).unwrap_err();
+    for (len, lanes) in [(40, 0), (7, 4), (0, 1)] {
+        let error = refused(&bytes(len), lanes);
+        assert!(matches!(&error, EvalError::Lanes(DataError::Lanes { n_lanes, .. }) if *n_lanes == lanes), "{error:?}");
+    }
+    let mut data = bytes(40);
+    data[33] = 200;
+    let error = refused(&data, 2);
+    let expected = matches!(error, EvalError::OutsideVocabulary { byte: 200, offset: 33, vocab_size: 32 });
+    assert!(expected, "{error:?}");
+    let mut diverged = model;
+    diverged.decoder.bias = diverged.decoder.bias.map(|bias| bias * f32::NAN);
+    let error = packed(&diverged, WeightFormat::F32, &bytes(40), 2).unwrap_err();
+    assert!(matches!(error, EvalError::NotFinite { offset: 0, .. }), "{error}");
+}
+
+#[test]
+fn scoring_with_packed_weights_is_watched_and_interrupted() {
+    let engine = DecodeEngine::new(&model(&config()), WeightFormat::Bf16);
+    let (data, interrupt) = (bytes(2 * 2500), Interrupt::default());
+    let mut calls = Vec::new();
+    evaluate_packed(&engine, &data, 2, &interrupt, |done, total| calls.push((done, total))).unwrap();
+    assert_eq!(calls, [(2048, 4998), (4096, 4998), (4998, 4998)]);
+    let error = evaluate_packed(&engine, &data, 2, &interrupt, |_, _| interrupt.raise()).unwrap_err();
+    assert!(matches!(error, EvalError::Interrupted { done: 2048, total: 4998 }), "{error}");
 }

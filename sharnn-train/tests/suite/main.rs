@@ -9,6 +9,7 @@ mod evaluate;
 mod generate;
 mod golden;
 mod interrupt;
+mod moved;
 mod optimizer;
 mod phases;
 mod refused;

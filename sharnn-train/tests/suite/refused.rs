@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::common::*;
-use sharnn_core::ShaRnnConfig;
+use sharnn_core::{Precision, ShaRnnConfig};
 use sharnn_data::Splits;
 use sharnn_train::{CheckpointError, Interrupt, Recipe, RecipeError, TrainError, TrainOptions, Trainer, load_best};
 
@@ -29,7 +29,9 @@ fn another_model_recipe_or_corpus_is_refused_by_the_field() {
     let dir = twelve_steps();
     let mut other_recipe = recipe();
     other_recipe.phases[1].lr = 0.5;
+    let in_bf16 = Recipe { precision: Precision::Bf16, ..recipe() };
     let cases = [
+        (open_as(config(), in_bf16, splits(), dir.path()), ("recipe.precision", "\"f32\"", "\"bf16\"")),
         (open_as(config().with_mem_len(30), recipe(), splits(), dir.path()), ("model.mem_len", "24", "30")),
         (open_as(config(), other_recipe, splits(), dir.path()), ("recipe.phases[1].lr", "0.005", "0.5")),
         (open_as(config(), recipe().with_batch_size(5), splits(), dir.path()), ("recipe.batch_size", "4", "5")),
@@ -159,13 +161,6 @@ fn hostile_manifests_are_errors() {
     assert!(Trainer::<B>::resume(splits(), options(dir.path()), &Default::default()).is_err());
 }
 
-fn write_with_checksum(manifest: &Path, json: &str) {
-    use sha2::{Digest, Sha256};
-    fs::write(manifest, json).unwrap();
-    let sum = format!("{:x}  checkpoint.json\n", Sha256::digest(json));
-    fs::write(manifest.with_extension("json.sha256"), sum).unwrap();
-}
-
 #[test]
 fn damaged_best_weights_are_not_loaded_and_resuming_mends_them() {
     let dir = twelve_steps();
@@ -209,4 +204,18 @@ fn settings_and_data_that_cannot_work_are_refused_before_training() {
     let missing = TrainOptions { initial_weights: Some("no/such/file".into()), ..options(dir.path()) };
     assert!(open(missing).err().unwrap().to_string().contains("no/such/file"));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the lock");
+}
+
+#[cfg(feature = "ndarray")]
+#[test]
+fn a_precision_that_the_backend_lacks_is_refused_before_training() {
+    type B = burn::backend::Autodiff<burn::backend::NdArray<f32>>;
+    let dir = tempfile::tempdir().unwrap();
+    let error = open_in::<B>(Precision::Bf16, options(dir.path())).err().unwrap();
+    assert!(matches!(error, TrainError::Precision { precision: Precision::Bf16, .. }), "{error}");
+    assert!(
+        error.to_string().contains("ndarray> does not compute in bf16 on this device: use precision f32"),
+        "{error}"
+    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }

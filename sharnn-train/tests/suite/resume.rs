@@ -1,6 +1,7 @@
 //! A run that is stopped, interrupted or killed at any moment and resumed is the run that never stopped, bit for bit.
 
 use crate::common::*;
+use sharnn_core::{AutodiffBackend, Precision};
 use sharnn_train::{Event, Interrupt, Limits, Record, Stop, TrainOptions, latest_manifest};
 
 /// The reference itself: all steps once, a memory that is full, a loss that falls, several validations.
@@ -23,22 +24,32 @@ fn the_uninterrupted_run_is_a_real_one() {
     assert!(position.epoch >= 2 && position.phase == 2 && position.skipped == 0, "{position:?}");
 }
 
+/// The run that is stopped at these steps, and resumed after each.
+fn stopped_at<B: AutodiffBackend>(precision: Precision, stops: &[u64]) -> Trace {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || open_in::<B>(precision, options(dir.path())).unwrap();
+    for &stop in stops {
+        let mut trainer = open();
+        let stopped = trainer.run(&steps(stop), &mut silent, &Interrupt::default()).unwrap();
+        assert_eq!((stopped, trainer.position().step), (Stop::Steps, stop));
+    }
+    let mut trainer = open();
+    assert_eq!(trainer.position().step, stops.last().copied().unwrap_or(0));
+    complete(&mut trainer);
+    trace(&trainer, dir.path())
+}
+
 #[test]
-fn stopping_and_resuming_changes_nothing() {
-    let reference = uninterrupted(options);
+fn stopping_and_resuming_changes_nothing_in_either_precision() {
+    let references = Precision::ALL.map(|(precision, _)| (precision, stopped_at::<B>(precision, &[])));
+    assert!(references[0].1 != references[1].1, "both precisions compute the same");
     // A single stop at each, and all of them in one run: early, at a validation, between checkpoints, in phase two.
     let one_each = [1, 9, 13, 20, 40, 41, 57].map(|stop| vec![stop]);
     for stops in one_each.into_iter().chain([vec![1, 9, 13, 20, 40, 41, 57]]) {
-        let dir = tempfile::tempdir().unwrap();
-        for &stop in &stops {
-            let mut trainer = open(options(dir.path())).unwrap();
-            let stopped = trainer.run(&steps(stop), &mut silent, &Interrupt::default()).unwrap();
-            assert_eq!((stopped, trainer.position().step), (Stop::Steps, stop));
+        for (precision, reference) in &references {
+            let trace = stopped_at::<B>(*precision, &stops);
+            assert!(trace == *reference, "{} stopped at {stops:?}", precision.name());
         }
-        let mut trainer = open(options(dir.path())).unwrap();
-        assert_eq!(trainer.position().step, *stops.last().unwrap());
-        complete(&mut trainer);
-        assert!(trace(&trainer, dir.path()) == reference, "stopped at {stops:?}");
     }
 }
 
@@ -46,18 +57,9 @@ fn stopping_and_resuming_changes_nothing() {
 #[test]
 fn stopping_and_resuming_changes_nothing_on_ndarray() {
     type B = burn::backend::Autodiff<burn::backend::NdArray<f32>>;
-    let run = |stops: &[u64]| {
-        let dir = tempfile::tempdir().unwrap();
-        for &stop in stops {
-            open_on::<B>(options(dir.path())).unwrap().run(&steps(stop), &mut silent, &Interrupt::default()).unwrap();
-        }
-        let mut trainer = open_on::<B>(options(dir.path())).unwrap();
-        complete(&mut trainer);
-        trace(&trainer, dir.path())
-    };
-    let reference = run(&[]);
+    let reference = stopped_at::<B>(Precision::F32, &[]);
     for stops in [[13, 20], [38, 41]] {
-        assert!(run(&stops) == reference, "stopped at {stops:?}");
+        assert!(stopped_at::<B>(Precision::F32, &stops) == reference, "stopped at {stops:?}");
     }
 }
 

@@ -9,7 +9,7 @@ mod rowwise;
 
 use burn::tensor::Tensor;
 use burn_flex::Flex;
-use sharnn_kernels::{Mask, Operands};
+use sharnn_kernels::{Isa, Mask, Operands};
 
 use super::{
     AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomInputs, BoomSaved, DecoderLossInputs,
@@ -26,6 +26,15 @@ impl From<Precision> for Operands {
     }
 }
 
+impl From<Operands> for Precision {
+    fn from(operands: Operands) -> Self {
+        match operands {
+            Operands::F32 => Self::F32,
+            Operands::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 impl Dropout {
     fn kernel_mask(&self) -> Mask {
         let (key, step) = self.key.philox_key();
@@ -34,6 +43,10 @@ impl Dropout {
 }
 
 impl Backend for Flex {
+    fn instructions() -> Option<&'static str> {
+        Some(Isa::current().name())
+    }
+
     fn affine(
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 2>,

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use burn::backend::{Autodiff, Flex};
-use sharnn_core::{AutodiffBackend, ShaRnnConfig};
+use sharnn_core::{AutodiffBackend, Precision, ShaRnnConfig};
 use sharnn_data::{Corpus, SegmentLengths, Splits};
 use sharnn_train::{
     Event, Interrupt, Limits, Metrics, NamedTensor, Observer, Phase, Recipe, Record, Schedule, Stop, TrainError,
@@ -59,11 +59,22 @@ pub fn options(run_dir: &Path) -> TrainOptions {
 }
 
 pub fn open(options: TrainOptions) -> Result<Trainer<B>, TrainError> {
-    open_on(options)
+    open_in(Precision::F32, options)
 }
 
-pub fn open_on<B: AutodiffBackend>(options: TrainOptions) -> Result<Trainer<B>, TrainError> {
-    Trainer::open(config(), recipe(), splits(), options, &Default::default())
+/// Trained and scored in this precision.
+pub fn open_in<B: AutodiffBackend>(precision: Precision, options: TrainOptions) -> Result<Trainer<B>, TrainError> {
+    let mut recipe = recipe();
+    [recipe.precision, recipe.valid.precision, recipe.test.precision] = [precision; 3];
+    Trainer::open(config(), recipe, splits(), options, &Default::default())
+}
+
+/// Writes a manifest anew, as if a run had written it.
+pub fn write_with_checksum(manifest: &Path, json: &str) {
+    use sha2::{Digest, Sha256};
+    std::fs::write(manifest, json).unwrap();
+    let sum = format!("{:x}  checkpoint.json\n", Sha256::digest(json));
+    std::fs::write(manifest.with_extension("json.sha256"), sum).unwrap();
 }
 
 pub fn silent(_: Event<'_>) {}
