@@ -182,7 +182,7 @@ pub(crate) struct Product {
     pub panel_len: usize,
     pub format: Format,
     pub cols: Columns,
-    /// Element `(i, j)` of the result is at `c + i * c_row + j`, where [`Columns`] says no other.
+    /// Element `(i, j)` of the result is at `c + i * c_row + j`.
     pub c: *mut f32,
     pub c_row: usize,
     pub start: Start,
@@ -193,8 +193,8 @@ pub(crate) struct Product {
 pub(crate) enum Columns {
     /// So many from the first panel on.
     Dense(usize),
-    /// So many from each of four panels; in the result, and in the row it may begin with, they begin this far apart.
-    Gates { units: usize, distance: usize },
+    /// So many from each of four panels.
+    Gates(usize),
 }
 
 impl Columns {
@@ -203,7 +203,7 @@ impl Columns {
     fn panels(self, width: usize) -> usize {
         match self {
             Self::Dense(cols) => cols.div_ceil(width),
-            Self::Gates { .. } => 4,
+            Self::Gates(_) => 4,
         }
     }
 
@@ -212,7 +212,7 @@ impl Columns {
     fn of_panel(self, panel: usize, width: usize) -> (usize, usize) {
         match self {
             Self::Dense(cols) => (panel * width, width.min(cols - panel * width)),
-            Self::Gates { units, distance } => (panel * distance, units),
+            Self::Gates(units) => (panel * units, units),
         }
     }
 }

@@ -15,6 +15,8 @@ mod forward;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
+
 use crate::gemm::{LeftCopy, Mat, Operands, Packed};
 use crate::{blocks, team};
 
@@ -53,11 +55,12 @@ pub struct Lstm<'a> {
     pub operands: Operands,
 }
 
-/// What the forward pass keeps for the backward.
+/// What the forward pass keeps for the backward, in an order of its own: all steps of some units lie together, so that who
+/// computes them goes straight through the memory.
 pub struct LstmTrace<'a> {
-    /// Activated gates, `[seq_len, lanes, 4 d]`.
+    /// Activated gates, `seq_len * lanes * 4 d` values.
     pub gates: &'a mut [f32],
-    /// `c_1 .. c_T`, `[seq_len, lanes, d]`.
+    /// `c_1 .. c_T`, `seq_len * lanes * d` values.
     pub cells: &'a mut [f32],
 }
 
@@ -115,6 +118,32 @@ impl Lstm<'_> {
         self.d.div_ceil(self.width())
     }
 
+    /// The units of a group.
+    fn units(&self, group: usize) -> Range<usize> {
+        let first = group * self.width();
+        first..self.d.min(first + self.width())
+    }
+
+    /// Where step `t` of a group begins in what holds so many steps, `[groups, steps, lanes, units]`. Of gates,
+    /// `[groups, steps, lanes, 4, units]`, it is four times as far.
+    fn place(&self, group: usize, t: usize, steps: usize) -> usize {
+        let units = self.units(group);
+        self.lanes * (steps * units.start + t * units.len())
+    }
+
+    /// The sum of both biases, `[groups, 4, units]`.
+    fn bias_by_unit(&self) -> Vec<f32> {
+        let mut bias = Vec::with_capacity(4 * self.d);
+        for group in 0..self.groups() {
+            for gate in 0..4 {
+                bias.extend(
+                    self.units(group).map(|unit| gate * self.d + unit).map(|i| self.bias_ih[i] + self.bias_hh[i]),
+                );
+            }
+        }
+        bias
+    }
+
     /// The transpose of a weight `[4 d, k]` in panels: the four gates of one panel's width of units lie next to each other.
     fn pack_by_unit(&self, weight: &[f32], k: usize) -> Packed {
         let (d, width) = (self.d, self.width());
@@ -122,9 +151,9 @@ impl Lstm<'_> {
         let panels = packed.share();
         let weight = Mat::row_major(weight, 4 * d, k);
         team::for_each(self.groups(), |group| {
-            let (first, units) = (group * width, width.min(d - group * width));
+            let units = self.units(group);
             for gate in 0..4 {
-                let rows = weight.narrow_rows(gate * d + first, units);
+                let rows = weight.narrow_rows(gate * d + units.start, units.len());
                 // SAFETY: each panel is written by one task.
                 unsafe { panels.set(rows.t(), [0, (4 * group + gate) * width]) };
             }

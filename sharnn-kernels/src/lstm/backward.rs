@@ -149,25 +149,29 @@ impl Backward<'_> {
 
     /// One step of some units.
     unsafe fn step(&self, t: usize, group: usize) {
-        let &Lstm { lanes, d, c0, .. } = self.lstm;
-        let (width, state, row) = (self.lstm.width(), lanes * d, self.row(t));
-        let first = group * width;
-        let before = if t == 0 { c0 } else { &self.cells[(t - 1) * state..] };
+        let &Lstm { seq_len, lanes, d, c0, .. } = self.lstm;
+        let (units, row) = (self.lstm.units(group), self.row(t));
+        let cells = |t: usize| self.cells[self.lstm.place(group, t, seq_len)..].as_ptr();
+        let (before, before_row) = match t {
+            0 => (c0[units.start..].as_ptr(), d),
+            _ => (cells(t - 1), units.len()),
+        };
         // SAFETY: the caller's.
         unsafe {
             cell_backward(&CellBackward {
                 lanes,
                 d,
-                units: width.min(d - first),
-                gates: self.gates[t * 4 * state + first..].as_ptr(),
-                before: before[first..].as_ptr(),
-                cell: self.cells[t * state + first..].as_ptr(),
-                grad: self.grad[t * state + first..].as_ptr(),
-                dh: self.dh.at(first),
-                dc: self.dc.at(first),
+                units: units.len(),
+                gates: self.gates[4 * self.lstm.place(group, t, seq_len)..].as_ptr(),
+                before,
+                before_row,
+                cell: cells(t),
+                grad: self.grad[t * lanes * d + units.start..].as_ptr(),
+                dh: self.dh.at(units.start),
+                dc: self.dc.at(units.start),
                 gate_row: self.gate_row,
-                dgates: self.dgates.at(row * self.gate_row + first),
-                copy: self.copy.map(|copy| (copy, row, first)),
+                dgates: self.dgates.at(row * self.gate_row + units.start),
+                copy: self.copy.map(|copy| (copy, row, units.start)),
             });
         }
     }
@@ -175,11 +179,10 @@ impl Backward<'_> {
     /// The gradient of these units' hidden state of the step before `t`.
     unsafe fn pull_back(&self, t: usize, group: usize) {
         let &Lstm { lanes, d, .. } = self.lstm;
-        let first = group * self.lstm.width();
-        let units = first..d.min(first + self.lstm.width());
+        let units = self.lstm.units(group);
         // SAFETY: the caller's: the gates' gradients of step `t` are complete, and the units are this member's own.
         unsafe {
-            let (left, c) = (self.left(self.row(t)), self.dh.at(first));
+            let (left, c) = (self.left(self.row(t)), self.dh.at(units.start));
             let of_weight = self.recurrent.product(0..4 * d, units);
             product(&Product { left, rows: lanes, c, c_row: d, ..of_weight }, &mut []);
         }
@@ -255,13 +258,17 @@ impl Backward<'_> {
     }
 }
 
-/// One step of some units, backward; pointers as in the forward pass.
+/// One step of some units, backward: rows of `d`, but for what the forward pass left.
 struct CellBackward {
     lanes: usize,
     d: usize,
     units: usize,
+    /// `[lanes, 4, units]`
     gates: *const f32,
+    /// The cells of the step before, in rows so far apart.
     before: *const f32,
+    before_row: usize,
+    /// `[lanes, units]`
     cell: *const f32,
     grad: *const f32,
     dh: *const f32,
@@ -275,45 +282,61 @@ struct CellBackward {
 
 #[inline(always)]
 unsafe fn cell_backward_body<V: Vector>(step: &CellBackward) {
-    let &CellBackward { lanes, d, units, .. } = step;
+    let &CellBackward { lanes, units, .. } = step;
     // SAFETY: the caller's, for `units` values of every row.
     unsafe {
-        let one = V::splat(1.0);
         for lane in 0..lanes {
-            for unit in (0..units).step_by(V::LANES) {
-                let n = V::LANES.min(units - unit);
-                let gate_at = |k: usize| lane * 4 * d + k * d + unit;
-                let at = lane * d + unit;
-                for k in 0..4 {
-                    V::prefetch(step.gates.wrapping_add(gate_at(k)).wrapping_sub(lanes * 4 * d));
-                }
-                V::prefetch(step.grad.wrapping_add(at).wrapping_sub(lanes * d));
-                V::prefetch(step.cell.wrapping_add(at).wrapping_sub(2 * lanes * d));
-                let i = V::load_up_to(step.gates.add(gate_at(0)), n);
-                let f = V::load_up_to(step.gates.add(gate_at(1)), n);
-                let g = V::load_up_to(step.gates.add(gate_at(2)), n);
-                let o = V::load_up_to(step.gates.add(gate_at(3)), n);
-                let tanh_c = tanh(V::load_up_to(step.cell.add(at), n));
-                let dh = V::load_up_to(step.dh.add(at), n).add(V::load_up_to(step.grad.add(at), n));
-                let through_c = dh.mul(o).mul(one.sub(tanh_c.mul(tanh_c)));
-                let dc = V::load_up_to(step.dc.add(at), n).add(through_c);
-                let before = V::load_up_to(step.before.add(at), n);
-                let dz = [
-                    dc.mul(g).mul(i).mul(one.sub(i)),
-                    dc.mul(before).mul(f).mul(one.sub(f)),
-                    dc.mul(i).mul(one.sub(g.mul(g))),
-                    dh.mul(tanh_c).mul(o).mul(one.sub(o)),
-                ];
-                dc.mul(f).store_up_to(step.dc.add(at), n);
-                for (k, dz) in dz.into_iter().enumerate() {
-                    let at = lane * step.gate_row + k * d + unit;
-                    dz.store_up_to(step.dgates.add(at), n);
-                    if let Some((copy, row, col)) = step.copy {
-                        copy.put(row + lane, col + k * d + unit, dz, n);
-                    }
-                }
+            let mut unit = 0;
+            // Two vectors at once, which need not wait for each other.
+            while unit + 2 * V::LANES <= units {
+                some_cells_backward::<V, 2>(step, lane, unit, V::LANES);
+                unit += 2 * V::LANES;
+            }
+            while unit < units {
+                some_cells_backward::<V, 1>(step, lane, unit, units - unit);
+                unit += V::LANES;
             }
         }
     }
 }
 kernel!(unsafe fn cell_backward(step: &CellBackward) => cell_backward_body);
+
+/// `N` vectors, of each of which `n` values count.
+#[inline(always)]
+unsafe fn some_cells_backward<V: Vector, const N: usize>(step: &CellBackward, lane: usize, unit: usize, n: usize) {
+    let &CellBackward { d, units, .. } = step;
+    // SAFETY: the caller's.
+    unsafe {
+        let one = V::splat(1.0);
+        let at = lane * d + unit;
+        // The step before, to which the processor does not foresee that we go.
+        V::prefetch(step.grad.wrapping_add(at).wrapping_sub(step.lanes * d));
+        let load = |from: *const f32, v: usize| V::load_up_to(from.add(v * V::LANES), n);
+        let gate = |k: usize| step.gates.add((lane * 4 + k) * units + unit);
+        let mut tanh_c = [V::splat(0.0); N];
+        for (v, tanh_c) in tanh_c.iter_mut().enumerate() {
+            *tanh_c = tanh(load(step.cell.add(lane * units + unit), v));
+        }
+        for (v, &tanh_c) in tanh_c.iter().enumerate() {
+            let [i, f, g, o] = [load(gate(0), v), load(gate(1), v), load(gate(2), v), load(gate(3), v)];
+            let dh = load(step.dh.add(at), v).add(load(step.grad.add(at), v));
+            let through_c = dh.mul(o).mul(one.sub(tanh_c.mul(tanh_c)));
+            let dc = load(step.dc.add(at), v).add(through_c);
+            let before = load(step.before.add(lane * step.before_row + unit), v);
+            let dz = [
+                dc.mul(g).mul(i).mul(one.sub(i)),
+                dc.mul(before).mul(f).mul(one.sub(f)),
+                dc.mul(i).mul(one.sub(g.mul(g))),
+                dh.mul(tanh_c).mul(o).mul(one.sub(o)),
+            ];
+            let unit = unit + v * V::LANES;
+            dc.mul(f).store_up_to(step.dc.add(lane * d + unit), n);
+            for (k, dz) in dz.into_iter().enumerate() {
+                dz.store_up_to(step.dgates.add(lane * step.gate_row + k * d + unit), n);
+                if let Some((copy, row, col)) = step.copy {
+                    copy.put(row + lane, col + k * d + unit, dz, n);
+                }
+            }
+        }
+    }
+}

@@ -26,10 +26,10 @@ impl Lstm<'_> {
                 LstmTrace { gates: &mut own.0, cells: &mut own.1 }
             }
         };
-        assert_eq!(gates.len(), if keeps_gates { seq_len } else { self.chunk() } * 4 * state, "size of gates");
+        let kept_steps = if keeps_gates { seq_len } else { self.chunk() };
+        assert_eq!(gates.len(), kept_steps * 4 * state, "size of gates");
         assert_eq!(cells.len(), rows * d, "size of cells");
 
-        let bias: Vec<f32> = self.bias_ih.iter().zip(self.bias_hh).map(|(a, b)| a + b).collect();
         let (input, recurrent) = (self.pack_by_unit(self.weight_ih, d_in), self.pack_by_unit(self.weight_hh, d));
         let mut x = self.copy(Mat::row_major(self.x, rows, d_in));
         let mut h = LeftCopy::room(2 * lanes, d, operands.format());
@@ -43,16 +43,22 @@ impl Lstm<'_> {
             x: x.as_mut().map(LeftCopy::share),
             input: input.panels(),
             recurrent: recurrent.panels(),
-            bias: &bias,
+            bias: &self.bias_by_unit(),
             gates: Shared::new(gates),
-            keeps_gates,
+            kept_steps,
             cells: Shared::new(cells),
             output: Shared::new(output),
             h,
         };
         team::run(self.members(), |member| pass.work(member));
         // The last row is c_T.
-        output[seq_len * state..].copy_from_slice(&cells[(seq_len - 1) * state..]);
+        for group in 0..self.groups() {
+            let (units, from) = (self.units(group), self.place(group, seq_len - 1, seq_len));
+            for lane in 0..lanes {
+                let c = &cells[from + lane * units.len()..][..units.len()];
+                output[seq_len * state + lane * d..][units.clone()].copy_from_slice(c);
+            }
+        }
     }
 }
 
@@ -63,10 +69,11 @@ struct Forward<'a> {
     x: Option<SharedCopy>,
     input: Panels,
     recurrent: Panels,
+    /// In the order of the gates.
     bias: &'a [f32],
     gates: Shared<f32>,
-    /// Whether `gates` has room for the segment, or for a chunk that is overwritten by the next.
-    keeps_gates: bool,
+    /// Steps that `gates` has room for: those of the segment, or of a chunk that is overwritten by the next.
+    kept_steps: usize,
     cells: Shared<f32>,
     output: Shared<f32>,
     /// Two copies of h likewise: the one of the step before is read while the other is written.
@@ -76,11 +83,14 @@ struct Forward<'a> {
 impl Forward<'_> {
     fn work(&self, member: &Member) {
         let &Lstm { seq_len, lanes, d_in, d, h0, c0, .. } = self.lstm;
-        let (width, state) = (self.lstm.width(), lanes * d);
+        let state = lanes * d;
         let groups = member.share(self.lstm.groups());
         for start in (0..seq_len).step_by(self.lstm.chunk()) {
             let end = seq_len.min(start + self.lstm.chunk());
-            let gates = |t: usize| if self.keeps_gates { t * 4 * state } else { (t - start) * 4 * state };
+            let gates = |group: usize, t: usize| {
+                let t = if self.kept_steps == seq_len { t } else { t - start };
+                4 * self.lstm.place(group, t, self.kept_steps)
+            };
             for group in groups.clone() {
                 // SAFETY: a member writes the gates of its own units only, here and below.
                 unsafe {
@@ -88,13 +98,13 @@ impl Forward<'_> {
                         Some(copy) => copy.left(start * lanes),
                         None => Left::rows(self.lstm.x[start * lanes * d_in..].as_ptr(), d_in),
                     };
-                    let bias = Start::Row(self.bias[group * width..].as_ptr());
-                    self.add_to_gates(group, x, self.input, (end - start) * lanes, gates(start), bias);
+                    let bias = Start::Row(self.bias[4 * self.lstm.units(group).start..].as_ptr());
+                    self.add_to_gates(group, x, self.input, (end - start) * lanes, gates(group, start), bias);
                 }
             }
             for t in start..end {
                 for group in groups.clone() {
-                    let first = group * width;
+                    let units = self.lstm.units(group);
                     // SAFETY: a member reads the hidden states of the step before, which the barrier has published.
                     unsafe {
                         let h = match (self.h, t) {
@@ -102,20 +112,21 @@ impl Forward<'_> {
                             (None, 0) => Left::rows(h0.as_ptr(), d),
                             (None, _) => Left::rows(self.output.at((t - 1) * state), d),
                         };
-                        self.add_to_gates(group, h, self.recurrent, lanes, gates(t), Start::Result);
-                        let before = match t {
-                            0 => c0.as_ptr(),
-                            _ => self.cells.at((t - 1) * state).cast_const(),
+                        self.add_to_gates(group, h, self.recurrent, lanes, gates(group, t), Start::Result);
+                        let (before, before_row) = match t {
+                            0 => (c0[units.start..].as_ptr(), d),
+                            _ => (self.cells.at(self.lstm.place(group, t - 1, seq_len)).cast_const(), units.len()),
                         };
                         cell_forward(&CellForward {
                             lanes,
+                            units: units.len(),
+                            gates: self.gates.at(gates(group, t)),
+                            before,
+                            before_row,
+                            cell: self.cells.at(self.lstm.place(group, t, seq_len)),
+                            hidden: self.output.at(t * state + units.start),
                             d,
-                            units: width.min(d - first),
-                            gates: self.gates.at(gates(t) + first),
-                            before: before.add(first),
-                            cell: self.cells.at(t * state + first),
-                            hidden: self.output.at(t * state + first),
-                            copy: self.h.map(|copy| (copy, (t + 1) % 2 * lanes, first)),
+                            copy: self.h.map(|copy| (copy, (t + 1) % 2 * lanes, units.start)),
                         });
                     }
                 }
@@ -126,62 +137,93 @@ impl Forward<'_> {
 
     /// Some rows times the weight of some units: their gates of as many rows, which begin at `at`, added to `start`.
     unsafe fn add_to_gates(&self, group: usize, left: Left, weight: Panels, rows: usize, at: usize, start: Start) {
-        let (d, width) = (self.lstm.d, self.lstm.width());
-        let (first, panels) = (group * width, 4 * group * width..4 * (group + 1) * width);
-        let cols = Columns::Gates { units: width.min(d - first), distance: d };
+        let (units, width) = (self.lstm.units(group).len(), self.lstm.width());
         // SAFETY: the caller's for the gates; all else is in bounds.
         unsafe {
-            let c = self.gates.at(at + first);
-            let of_weight = weight.product(0..weight.k(), panels);
-            product(&Product { left, rows, cols, c, c_row: 4 * d, start, ..of_weight }, &mut []);
+            let c = self.gates.at(at);
+            let of_weight = weight.product(0..weight.k(), 4 * group * width..4 * (group + 1) * width);
+            let cols = Columns::Gates(units);
+            product(&Product { left, rows, cols, c, c_row: 4 * units, start, ..of_weight }, &mut []);
         }
     }
 }
 
-/// One step of some units: all rows of `d` (gates of `4 d`) from the first of these units on.
+/// One step of some units.
 struct CellForward {
     lanes: usize,
-    d: usize,
     units: usize,
+    /// `[lanes, 4, units]`
     gates: *mut f32,
+    /// The cells of the step before, in rows so far apart.
     before: *const f32,
+    before_row: usize,
+    /// `[lanes, units]`
     cell: *mut f32,
+    /// Rows of `d`.
     hidden: *mut f32,
+    d: usize,
     /// A copy of h, and where these units are in it.
     copy: Option<(SharedCopy, usize, usize)>,
 }
 
 #[inline(always)]
 unsafe fn cell_forward_body<V: Vector>(step: &CellForward) {
-    let &CellForward { lanes, d, units, .. } = step;
+    let &CellForward { lanes, units, .. } = step;
     // SAFETY: the caller's, for `units` values of every row.
     unsafe {
         for lane in 0..lanes {
-            for unit in (0..units).step_by(V::LANES) {
-                let n = V::LANES.min(units - unit);
-                let gate = |k: usize| step.gates.add(lane * 4 * d + k * d + unit);
-                let at = lane * d + unit;
-                // The next step's, which the processor cannot foresee: each row is a page further on.
-                for k in 0..4 {
-                    V::prefetch(gate(k).wrapping_add(lanes * 4 * d));
-                }
-                let i = sigmoid(V::load_up_to(gate(0), n));
-                let f = sigmoid(V::load_up_to(gate(1), n));
-                let g = tanh(V::load_up_to(gate(2), n));
-                let o = sigmoid(V::load_up_to(gate(3), n));
-                let c = f.mul_add(V::load_up_to(step.before.add(at), n), i.mul(g));
-                let h = o.mul(tanh(c));
-                i.store_up_to(gate(0), n);
-                f.store_up_to(gate(1), n);
-                g.store_up_to(gate(2), n);
-                o.store_up_to(gate(3), n);
-                c.store_up_to(step.cell.add(at), n);
-                h.store_up_to(step.hidden.add(at), n);
-                if let Some((copy, row, col)) = step.copy {
-                    copy.put(row + lane, col + unit, h, n);
-                }
+            let mut unit = 0;
+            // Two vectors at once, which need not wait for each other.
+            while unit + 2 * V::LANES <= units {
+                some_cells_forward::<V, 2>(step, lane, unit, V::LANES);
+                unit += 2 * V::LANES;
+            }
+            while unit < units {
+                some_cells_forward::<V, 1>(step, lane, unit, units - unit);
+                unit += V::LANES;
             }
         }
     }
 }
 kernel!(unsafe fn cell_forward(step: &CellForward) => cell_forward_body);
+
+/// `N` vectors, of each of which `n` values count.
+#[inline(always)]
+unsafe fn some_cells_forward<V: Vector, const N: usize>(step: &CellForward, lane: usize, unit: usize, n: usize) {
+    let units = step.units;
+    // SAFETY: the caller's.
+    unsafe {
+        let gates = step.gates.add(lane * 4 * units + unit);
+        let gate = |k: usize, v: usize| gates.add(k * units + v * V::LANES);
+        let before = step.before.add(lane * step.before_row + unit);
+        let [mut i, mut f, mut g, mut o, mut c, mut h] = [[V::splat(0.0); N]; 6];
+        // No closures: the compiler would not see them through.
+        for v in 0..N {
+            i[v] = sigmoid(V::load_up_to(gate(0, v), n));
+        }
+        for v in 0..N {
+            f[v] = sigmoid(V::load_up_to(gate(1, v), n));
+        }
+        for v in 0..N {
+            g[v] = tanh(V::load_up_to(gate(2, v), n));
+        }
+        for v in 0..N {
+            o[v] = sigmoid(V::load_up_to(gate(3, v), n));
+            c[v] = f[v].mul_add(V::load_up_to(before.add(v * V::LANES), n), i[v].mul(g[v]));
+        }
+        for v in 0..N {
+            h[v] = o[v].mul(tanh(c[v]));
+        }
+        for v in 0..N {
+            for (k, x) in [i, f, g, o].into_iter().enumerate() {
+                x[v].store_up_to(gate(k, v), n);
+            }
+            let unit = unit + v * V::LANES;
+            c[v].store_up_to(step.cell.add(lane * units + unit), n);
+            h[v].store_up_to(step.hidden.add(lane * step.d + unit), n);
+            if let Some((copy, row, col)) = step.copy {
+                copy.put(row + lane, col + unit, h[v], n);
+            }
+        }
+    }
+}

@@ -92,10 +92,11 @@ pub(super) fn forward(inputs: LstmInputs<Flex>, precision: Precision) -> (Tensor
 }
 
 pub(super) fn backward(saved: LstmSaved<Flex>, grad: Tensor<Flex, 3>, wanted: LstmWanted) -> LstmGrads<Flex> {
-    let memory = match Memory::of(&saved.inputs, saved.precision) {
-        Some(memory) if is_f32(&grad) => memory,
-        _ => return generic::backward(saved, grad, wanted),
+    // As the forward pass decided, whose gates and cells only its own backward can read.
+    let Some(memory) = Memory::of(&saved.inputs, saved.precision) else {
+        return generic::backward(saved, grad, wanted);
     };
+    assert!(is_f32(&grad), "the gradient of an output of f32 is {:?}", grad.dtype());
     let [seq_len, lanes, d_in, d] = memory.sizes;
     let room = |wanted: bool, len: usize| wanted.then(|| Buffer::room(len));
     let mut x = room(wanted.x, seq_len * lanes * d_in);
