@@ -22,7 +22,8 @@ impl BackendJob for Boom<'_> {
         let weight = random.floats::<B::InnerBackend, 2>([d_ff, d], &device) * scale;
         let bias = random.floats::<B::InnerBackend, 1>([d_ff], &device) * scale;
         let cotangent = random.floats::<B::InnerBackend, 3>([SEQ_LEN, BATCH, d], &device);
-        let inputs = BoomInputs { x: x.clone(), weight: weight.clone(), bias: bias.clone(), dropout: None };
+        let inputs =
+            BoomInputs { x: x.clone(), weight: weight.clone(), bias: bias.clone(), dropout: None, recompute: false };
         let forward = || B::InnerBackend::boom(inputs.clone(), Precision::F32);
 
         let (host_weight, host_bias) = (support::values(weight.clone()), support::values(bias.clone()));
@@ -38,6 +39,7 @@ impl BackendJob for Boom<'_> {
             weight: tracked_weight.clone(),
             bias: tracked_bias.clone(),
             dropout: None,
+            recompute: false,
         };
         let backward = || {
             let output = B::boom(tracked.clone(), Precision::F32);

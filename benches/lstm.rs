@@ -26,6 +26,7 @@ impl BackendJob for Lstm<'_> {
             bias_hh: floats([1, 4 * d], scale).squeeze_dim(0),
             h0: floats([BATCH, d], 0.5),
             c0: floats([BATCH, d], 1.0),
+            recompute: false,
         };
         let cotangent = floats([(SEQ_LEN + 1) * BATCH, d], 1.0).reshape([SEQ_LEN + 1, BATCH, d]);
 
@@ -57,7 +58,7 @@ impl BackendJob for Lstm<'_> {
 
 /// The inputs as a training step has them: everything but the first state wants a gradient.
 fn track<B: AutodiffBackend>(inputs: &LstmInputs<B::InnerBackend>) -> LstmInputs<B> {
-    let LstmInputs { x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0 } = inputs.clone();
+    let LstmInputs { x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, recompute } = inputs.clone();
     LstmInputs {
         x: Tensor::from_inner(x).require_grad(),
         weight_ih: Tensor::from_inner(weight_ih).require_grad(),
@@ -66,6 +67,7 @@ fn track<B: AutodiffBackend>(inputs: &LstmInputs<B::InnerBackend>) -> LstmInputs
         bias_hh: Tensor::from_inner(bias_hh).require_grad(),
         h0: Tensor::from_inner(h0),
         c0: Tensor::from_inner(c0),
+        recompute,
     }
 }
 

@@ -78,6 +78,9 @@ struct Args {
     /// All three dropouts; they act in training only [default: 0.1]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     dropout: Option<f64>,
+    /// Compute activations again in the backward pass, in place of keeping them
+    #[arg(long)]
+    recompute: bool,
     /// Runs before those that count
     #[arg(long, value_name = "N", default_value_t = 2)]
     warmup: usize,
@@ -241,13 +244,14 @@ impl Args {
             "--seq-len {seq_len} is more than --mem-len {}: use shorter segments, a longer memory, or --mem-len 0",
             self.mem_len
         );
-        let Self { mode, dtype, memory, warmup, runs, seed, backend, .. } = *self;
+        let Self { mode, dtype, memory, recompute, warmup, runs, seed, backend, .. } = *self;
+        ensure!(!recompute || mode == Mode::Train, "--recompute cannot be used: it acts in --mode train only");
         ensure!(
             dtype != Dtype::Int8 || (mode == Mode::Decode && backend.name() == "flex"),
             "--dtype int8 cannot be used: it is for --mode decode of backend flex; use f32 or bf16"
         );
         let precision = if dtype == Dtype::Bf16 { Precision::Bf16 } else { Precision::F32 };
-        Ok(Plan { backend, config, dtype, precision, mode, batch, seq_len, memory, warmup, runs, seed })
+        Ok(Plan { backend, config, dtype, precision, mode, batch, seq_len, memory, recompute, warmup, runs, seed })
     }
 }
 
@@ -262,6 +266,7 @@ struct Plan {
     batch: usize,
     seq_len: usize,
     memory: usize,
+    recompute: bool,
     warmup: usize,
     runs: usize,
     seed: u64,
@@ -301,7 +306,7 @@ impl Plan {
         let mut pass = || {
             step += 1;
             let stream = DropoutStream { seed: self.seed, step, first_lane: 0 };
-            Pass { precision: self.precision, dropout: Some(stream) }
+            Pass { precision: self.precision, dropout: Some(stream), recompute: self.recompute }
         };
         // Filled by a model without gradients, so that no graph is recorded.
         let state = tracked::<B>(self.fill(&model.valid(), self.seq_len, &mut bytes, &mut pass));
@@ -329,7 +334,7 @@ impl Plan {
 
     fn forward<B: Backend>(&self, model: &ShaRnn<B>, device: &B::Device) -> Result<Vec<f64>> {
         let mut bytes = Bytes::new(self, device);
-        let pass = Pass { precision: self.precision, dropout: None };
+        let pass = Pass { precision: self.precision, ..Pass::default() };
         let state = self.fill(model, self.seq_len, &mut bytes, || pass);
         let mut logits = None;
         let prepare = || (bytes.segment(self.seq_len), state.clone());
@@ -345,7 +350,7 @@ impl Plan {
 
     fn decode<B: Backend>(&self, model: &ShaRnn<B>, device: &B::Device) -> Result<Vec<f64>> {
         let mut bytes = Bytes::new(self, device);
-        let pass = Pass { precision: self.precision, dropout: None };
+        let pass = Pass { precision: self.precision, ..Pass::default() };
         let longest = match model.mem_len {
             0 => FILL_SEGMENT,
             mem_len => mem_len.min(FILL_SEGMENT),

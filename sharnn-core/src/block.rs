@@ -97,7 +97,7 @@ impl<B: Backend> Block<B> {
         let BlockState { lstm, memory } = state;
 
         let h = self.norm_start.forward(h);
-        let (h, lstm) = self.lstm.forward_time_major(h, lstm, pass.precision);
+        let (h, lstm) = self.lstm.forward_time_major(h, lstm, pass);
         let mut h = drop(h, dropout(DropoutSite::Lstm));
 
         let mut new_memory = None;
@@ -115,11 +115,8 @@ impl<B: Backend> Block<B> {
             new_memory = extend_memory(memory, current, mem_len);
         }
 
-        let boomed = self.boom.forward_time_major(
-            self.norm_xff.forward(h.clone()),
-            dropout(DropoutSite::BoomInner),
-            pass.precision,
-        );
+        let boomed =
+            self.boom.forward_time_major(self.norm_xff.forward(h.clone()), dropout(DropoutSite::BoomInner), pass);
         let h = self.norm_ff.forward(h) + drop(boomed, dropout(DropoutSite::BoomOutput));
         (h, BlockState { lstm: Some(lstm), memory: new_memory })
     }

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 
 use crate::init::Initializer;
 use crate::ops::LstmInputs;
-use crate::{Backend, LstmState, Precision};
+use crate::{Backend, LstmState, Pass, Precision};
 
 /// An LSTM in PyTorch's convention: gates in the order i, f, g, o and two biases.
 #[derive(Module, Debug)]
@@ -45,7 +45,8 @@ impl<B: Backend> Lstm<B> {
         state: Option<LstmState<B>>,
         precision: Precision,
     ) -> (Tensor<B, 3>, LstmState<B>) {
-        let (y, state) = self.forward_time_major(x.swap_dims(0, 1), state, precision);
+        let pass = Pass { precision, ..Pass::default() };
+        let (y, state) = self.forward_time_major(x.swap_dims(0, 1), state, &pass);
         (y.swap_dims(0, 1), state)
     }
 
@@ -54,7 +55,7 @@ impl<B: Backend> Lstm<B> {
         &self,
         x: Tensor<B, 3>,
         state: Option<LstmState<B>>,
-        precision: Precision,
+        pass: &Pass,
     ) -> (Tensor<B, 3>, LstmState<B>) {
         let [seq_len, batch_size, _] = x.dims();
         let [_, d] = self.weight_hh.dims();
@@ -77,8 +78,9 @@ impl<B: Backend> Lstm<B> {
                 bias_hh: self.bias_hh.val(),
                 h0,
                 c0,
+                recompute: pass.recompute,
             },
-            precision,
+            pass.precision,
         );
         let row = |t: usize| packed.clone().narrow(0, t, 1).reshape([batch_size, d]);
         let state = LstmState { h: row(seq_len - 1), c: row(seq_len) };

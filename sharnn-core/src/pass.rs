@@ -1,4 +1,4 @@
-//! How one forward pass is computed: precision and dropout.
+//! How one forward pass is computed: precision, dropout, and what it keeps.
 
 use burn::tensor::Tensor;
 
@@ -11,6 +11,9 @@ pub struct Pass {
     pub precision: Precision,
     /// The step's random stream; `None` drops nothing, whatever the configuration's probabilities.
     pub dropout: Option<DropoutStream>,
+    /// Whether the backward computes the gates of the LSTMs and the pre-activations of the Booms again, so that they need not
+    /// be kept: half of what training keeps, for a sixth more work. Gradients stay the same, on flex to the last bit.
+    pub recompute: bool,
 }
 
 impl Pass {

@@ -32,10 +32,8 @@ pub struct Boom<'a> {
 }
 
 /// Where the backward pass finds `z`.
-#[derive(Clone, Copy, Debug)]
-pub enum Preactivations<'a> {
-    /// The forward pass kept it, `[rows, d_ff]`.
-    Kept(&'a [f32]),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preactivations {
     /// In [`BoomGrads::z`], which is overwritten with its gradient.
     InPlace,
     /// Nowhere: it is computed again.
@@ -141,16 +139,9 @@ impl Boom<'_> {
         assert_eq!(grad.len(), rows * d, "the gradient is {rows} x {d}");
         assert_eq!(dz.len(), rows * d_ff, "the gradient of z is {rows} x {d_ff}");
         assert_eq!(dx.len(), rows * d, "the gradient of x is {rows} x {d}");
-        let kept = match z {
-            Preactivations::Kept(z) => Some(z),
-            Preactivations::InPlace | Preactivations::Recompute => None,
-        };
-        if let Some(z) = kept {
-            assert_eq!(z.len(), rows * d_ff, "z is {rows} x {d_ff}");
-        }
         let x = Mat::row_major(self.x, rows, d);
         let mut again = None;
-        if let Preactivations::Recompute = z {
+        if z == Preactivations::Recompute {
             let weight = Packed::new(self.weight.t(), self.operands);
             match fused {
                 true => again = Some(weight),
@@ -177,8 +168,8 @@ impl Boom<'_> {
                             let x = x.narrow_rows(first_row, rows);
                             affine_into(x, weight, self.bias, start..end, dz, d_ff, scratch);
                         }
-                        let z = kept.map_or(dz.cast_const(), |z| z[first_row * d_ff + start..].as_ptr());
-                        let part = Part { first_row, rows, start, end, d, chunks_end: d_ff / d * d, z, z_row: d_ff };
+                        let (z, chunks_end) = (dz.cast_const(), d_ff / d * d);
+                        let part = Part { first_row, rows, start, end, d, chunks_end, z, z_row: d_ff };
                         let grad = &grad[first_row * d..][..rows * d];
                         differentiate(&part, self.mask, self.lanes, grad, u, dz, &mut sums[start..end]);
                     }
@@ -377,9 +368,8 @@ mod tests {
             assert_near(&format!("{what} y"), &y, &y64, 1e-5);
             assert_eq!(y, forward(&boom, fused, false).1, "{what}: y without z");
 
+            let grads = backward(&boom, fused, Preactivations::InPlace, &grad, z);
             let nan = vec![f32::NAN; rows * d_ff];
-            let grads = backward(&boom, fused, Preactivations::Kept(&z), &grad, nan.clone());
-            assert_eq!(grads, backward(&boom, fused, Preactivations::InPlace, &grad, z.clone()), "{what}: in place");
             assert_eq!(grads, backward(&boom, fused, Preactivations::Recompute, &grad, nan), "{what}: again");
             let [dz, dx, dweight, dbias] = &grads;
             assert_near(&format!("{what} dz"), dz, &dz64, 1e-5);
@@ -434,7 +424,7 @@ mod tests {
         let boom = Boom { x: &x, lanes: 3, weight, bias: &bias, mask: Some(&mask), operands: Operands::F32 };
         let all = || {
             let (z, y) = forward(&boom, true, true);
-            (backward(&boom, true, Preactivations::Kept(&z), &grad, vec![0.0; rows * d_ff]), y)
+            (backward(&boom, true, Preactivations::InPlace, &grad, z), y)
         };
         assert_eq!(all(), alone(all));
     }

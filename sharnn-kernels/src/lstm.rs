@@ -12,13 +12,14 @@
 
 mod backward;
 mod forward;
+mod gates;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 
-use crate::gemm::{LeftCopy, Mat, Operands, Packed};
-use crate::{blocks, team};
+use crate::blocks;
+use crate::gemm::{LeftCopy, Mat, Operands};
 
 /// Multiplications of a recurrent step that are worth a member: some microseconds.
 const STEP_SHARE: usize = 1 << 17;
@@ -58,8 +59,8 @@ pub struct Lstm<'a> {
 /// What the forward pass keeps for the backward, in an order of its own: all steps of some units lie together, so that who
 /// computes them goes straight through the memory.
 pub struct LstmTrace<'a> {
-    /// Activated gates, `seq_len * lanes * 4 d` values.
-    pub gates: &'a mut [f32],
+    /// Activated gates, `seq_len * lanes * 4 d` values. Without them the backward computes them again, to the same bits.
+    pub gates: Option<&'a mut [f32]>,
     /// `c_1 .. c_T`, `seq_len * lanes * d` values.
     pub cells: &'a mut [f32],
 }
@@ -129,36 +130,6 @@ impl Lstm<'_> {
     fn place(&self, group: usize, t: usize, steps: usize) -> usize {
         let units = self.units(group);
         self.lanes * (steps * units.start + t * units.len())
-    }
-
-    /// The sum of both biases, `[groups, 4, units]`.
-    fn bias_by_unit(&self) -> Vec<f32> {
-        let mut bias = Vec::with_capacity(4 * self.d);
-        for group in 0..self.groups() {
-            for gate in 0..4 {
-                bias.extend(
-                    self.units(group).map(|unit| gate * self.d + unit).map(|i| self.bias_ih[i] + self.bias_hh[i]),
-                );
-            }
-        }
-        bias
-    }
-
-    /// The transpose of a weight `[4 d, k]` in panels: the four gates of one panel's width of units lie next to each other.
-    fn pack_by_unit(&self, weight: &[f32], k: usize) -> Packed {
-        let (d, width) = (self.d, self.width());
-        let mut packed = Packed::room(k, 4 * self.groups() * width, self.operands);
-        let panels = packed.share();
-        let weight = Mat::row_major(weight, 4 * d, k);
-        team::for_each(self.groups(), |group| {
-            let units = self.units(group);
-            for gate in 0..4 {
-                let rows = weight.narrow_rows(gate * d + units.start, units.len());
-                // SAFETY: each panel is written by one task.
-                unsafe { panels.set(rows.t(), [0, (4 * group + gate) * width]) };
-            }
-        });
-        packed
     }
 
     /// A copy of some rows that is the left operand of many products, where these want one.

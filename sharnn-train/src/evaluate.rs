@@ -135,7 +135,7 @@ pub fn evaluate<B: Backend>(
     let lanes = cut(data, config.lanes, model.vocab_size())?;
     let targets = lanes.lane_len() - 1;
     let total = lanes.n_targets() as u64;
-    let pass = Pass { precision: config.precision, dropout: None };
+    let pass = Pass { precision: config.precision, ..Pass::default() };
 
     let mut sum = LossSum::new();
     let mut state = model.empty_state();

@@ -135,7 +135,8 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// One step of the recipe. The host does not wait for the device.
     fn step(&mut self, segment: &Segment) {
         let lr = self.lr(segment);
-        let pass = Pass { precision: self.recipe.precision, dropout: self.dropout(segment) };
+        let (precision, recompute) = (self.recipe.precision, self.options.recompute);
+        let pass = Pass { precision, dropout: self.dropout(segment), recompute };
         let old = self.state.clone();
         let model = self.model.take().expect("a model between two steps");
 

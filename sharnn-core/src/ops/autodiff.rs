@@ -177,7 +177,7 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
     }
 
     fn lstm(inputs: LstmInputs<Self>, precision: Precision) -> Tensor<Self, 3> {
-        let LstmInputs { x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0 } = inputs;
+        let LstmInputs { x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, recompute } = inputs;
         let (x, weight_ih, weight_hh) = (lower(x), lower(weight_ih), lower(weight_hh));
         let (bias_ih, bias_hh, h0, c0) = (lower(bias_ih), lower(bias_hh), lower(h0), lower(c0));
         let inputs = LstmInputs::<B> {
@@ -188,6 +188,7 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
             bias_hh: lift(bias_hh.primitive.clone()),
             h0: lift(h0.primitive.clone()),
             c0: lift(c0.primitive.clone()),
+            recompute,
         };
         record::<B, C, _, _, _>(
             [&x, &weight_ih, &weight_hh, &bias_ih, &bias_hh, &h0, &c0],
@@ -217,13 +218,14 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
     }
 
     fn boom(inputs: BoomInputs<Self>, precision: Precision) -> Tensor<Self, 3> {
-        let BoomInputs { x, weight, bias, dropout } = inputs;
+        let BoomInputs { x, weight, bias, dropout, recompute } = inputs;
         let (x, weight, bias) = (lower(x), lower(weight), lower(bias));
         let inputs = BoomInputs::<B> {
             x: lift(x.primitive.clone()),
             weight: lift(weight.primitive.clone()),
             bias: lift(bias.primitive.clone()),
             dropout,
+            recompute,
         };
         record::<B, C, _, _, _>(
             [&x, &weight, &bias],

@@ -20,6 +20,8 @@ pub struct BoomInputs<B: Backend> {
     pub bias: Tensor<B, 1>,
     /// Dropout of the activations.
     pub dropout: Option<Dropout>,
+    /// Whether the backward computes the pre-activations again, so that they need not be kept.
+    pub recompute: bool,
 }
 
 /// Gradients of the Boom.
@@ -40,8 +42,10 @@ pub struct BoomSaved<B: Backend> {
     pub x: Tensor<B, 3>,
     /// The weight, `[d_ff, d_model]`.
     pub weight: Tensor<B, 2>,
-    /// The pre-activations, `[seq_len * batch_size, d_ff]`.
-    pub z: Tensor<B, 2>,
+    /// The bias, `[d_ff]`.
+    pub bias: Tensor<B, 1>,
+    /// The pre-activations, `[seq_len * batch_size, d_ff]`, unless they are computed again.
+    pub z: Option<Tensor<B, 2>>,
     /// The dropout that was applied.
     pub dropout: Option<Dropout>,
     /// The precision that was used.
@@ -55,24 +59,26 @@ fn mask<B: Backend>(dropout: Dropout, dims: [usize; 3], like: &Tensor<B, 3>) -> 
 }
 
 pub(super) fn forward<B: Backend>(inputs: BoomInputs<B>, precision: Precision) -> (Tensor<B, 3>, BoomSaved<B>) {
-    let BoomInputs { x, weight, bias, dropout } = inputs;
+    let BoomInputs { x, weight, bias, dropout, recompute } = inputs;
     let [seq_len, batch_size, d] = x.dims();
     let [d_ff, _] = weight.dims();
     let rows = seq_len * batch_size;
-    let z = super::linear::forward(x.clone().reshape([rows, d]), weight.clone(), bias, precision);
+    let z = super::linear::forward(x.clone().reshape([rows, d]), weight.clone(), bias.clone(), precision);
     let mut u = gelu(z.clone());
     if let Some(dropout) = dropout {
         u = u * mask(dropout, [seq_len, batch_size, d_ff], &x);
     }
     let y = (1..d_ff / d).fold(u.clone().narrow(1, 0, d), |sum, k| sum + u.clone().narrow(1, k * d, d));
-    (y.reshape([seq_len, batch_size, d]), BoomSaved { x, weight, z, dropout, precision })
+    let z = (!recompute).then_some(z);
+    (y.reshape([seq_len, batch_size, d]), BoomSaved { x, weight, bias, z, dropout, precision })
 }
 
 pub(super) fn backward<B: Backend>(saved: BoomSaved<B>, grad: Tensor<B, 3>) -> BoomGrads<B> {
-    let BoomSaved { x, weight, z, dropout, precision } = saved;
+    let BoomSaved { x, weight, bias, z, dropout, precision } = saved;
     let [seq_len, batch_size, d] = x.dims();
     let [d_ff, _] = weight.dims();
     let rows = seq_len * batch_size;
+    let z = z.unwrap_or_else(|| super::linear::forward(x.clone().reshape([rows, d]), weight.clone(), bias, precision));
     let chunks = d_ff / d;
     let mut du = grad.reshape([rows, d]).repeat_dim(1, chunks);
     if chunks * d < d_ff {

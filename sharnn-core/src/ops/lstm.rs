@@ -31,6 +31,8 @@ pub struct LstmInputs<B: Backend> {
     pub h0: Tensor<B, 2>,
     /// Cell state before the segment, `[batch_size, d]`.
     pub c0: Tensor<B, 2>,
+    /// Whether the backward computes the gates again, so that nothing but outputs and cells need be kept.
+    pub recompute: bool,
 }
 
 /// What the forward pass leaves for the backward: inputs, outputs and activated gates.
@@ -40,8 +42,9 @@ pub struct LstmSaved<B: Backend> {
     pub inputs: LstmInputs<B>,
     /// The packed output, `[seq_len + 1, batch_size, d]`.
     pub output: Tensor<B, 3>,
-    /// Activated gates i, f, g, o side by side, `[seq_len, batch_size, 4 d]`.
-    pub gates: Tensor<B, 3>,
+    /// Activated gates i, f, g, o side by side, `[seq_len, batch_size, 4 d]`, unless they are computed again. A backend with
+    /// a backward of its own may lay out gates and cells as it likes.
+    pub gates: Option<Tensor<B, 3>>,
     /// `c_1 .. c_T`, `[seq_len, batch_size, d]`.
     pub cells: Tensor<B, 3>,
     /// The precision that was used.
@@ -108,8 +111,10 @@ fn run<B: Backend>(inputs: &LstmInputs<B>, precision: Precision, keep: bool) -> 
         h = o.clone() * c.clone().tanh();
         hidden.push(h.clone());
         if keep {
-            trace.gates.push(Tensor::cat(vec![i, f, g, o], 1));
             trace.cells.push(c.clone());
+        }
+        if keep && !inputs.recompute {
+            trace.gates.push(Tensor::cat(vec![i, f, g, o], 1));
         }
     }
     hidden.push(c);
@@ -122,9 +127,32 @@ pub(super) fn infer<B: Backend>(inputs: LstmInputs<B>, precision: Precision) -> 
 
 pub(super) fn forward<B: Backend>(inputs: LstmInputs<B>, precision: Precision) -> (Tensor<B, 3>, LstmSaved<B>) {
     let (output, trace) = run(&inputs, precision, true);
-    let gates = Tensor::stack(trace.gates, 0);
+    let gates = (!inputs.recompute).then(|| Tensor::stack(trace.gates, 0));
     let cells = Tensor::stack(trace.cells, 0);
     (output.clone(), LstmSaved { inputs, output, gates, cells, precision })
+}
+
+/// Rows `first, x_1 .. x_{T-1}`: what came before each step.
+fn before<B: Backend>(first: Tensor<B, 2>, x: Tensor<B, 3>, seq_len: usize) -> Tensor<B, 3> {
+    match seq_len {
+        1 => first.unsqueeze_dim(0),
+        _ => Tensor::cat(vec![first.unsqueeze_dim(0), x.narrow(0, 0, seq_len - 1)], 0),
+    }
+}
+
+/// The activated gates of all steps at once, from what was put out.
+fn gates_again<B: Backend>(inputs: &LstmInputs<B>, output: Tensor<B, 3>, precision: Precision) -> Tensor<B, 3> {
+    let [seq_len, batch_size, d_in] = inputs.x.dims();
+    let [_, d] = inputs.h0.dims();
+    let rows = seq_len * batch_size;
+    let bias = inputs.bias_ih.clone() + inputs.bias_hh.clone();
+    let x = inputs.x.clone().reshape([rows, d_in]);
+    let h = before(inputs.h0.clone(), output, seq_len).reshape([rows, d]);
+    let z = super::linear::forward(x, inputs.weight_ih.clone(), bias, precision)
+        + precision.matmul(h, inputs.weight_hh.clone().transpose());
+    let part = |k: usize| z.clone().narrow(1, k * d, d);
+    let gates = vec![sigmoid(part(0)), sigmoid(part(1)), part(2).tanh(), sigmoid(part(3))];
+    Tensor::cat(gates, 1).reshape([seq_len, batch_size, 4 * d])
 }
 
 /// Backpropagation through time. Everything that does not depend on a later step is computed for the whole segment at
@@ -135,18 +163,15 @@ pub(super) fn backward<B: Backend>(saved: LstmSaved<B>, grad: Tensor<B, 3>, want
     let [seq_len, batch_size, d_in] = inputs.x.dims();
     let [_, d] = inputs.h0.dims();
     let rows = seq_len * batch_size;
+    let gates = gates.unwrap_or_else(|| gates_again(&inputs, output.clone(), precision));
     let [i, f, g, o] = std::array::from_fn(|k| gates.clone().narrow(2, k * d, d));
-    let before = |first: Tensor<B, 2>, all: Tensor<B, 3>| match seq_len {
-        1 => first.unsqueeze_dim(0),
-        _ => Tensor::cat(vec![first.unsqueeze_dim(0), all.narrow(0, 0, seq_len - 1)], 0),
-    };
     let one_minus = |x: Tensor<B, 3>| x.neg() + 1.0;
 
     let tanh_c = cells.clone().tanh();
     let to_o = tanh_c.clone() * o.clone() * one_minus(o.clone());
     let to_c = o * one_minus(tanh_c.clone() * tanh_c);
     let to_i = g.clone() * i.clone() * one_minus(i.clone());
-    let to_f = before(inputs.c0, cells) * f.clone() * one_minus(f.clone());
+    let to_f = before(inputs.c0, cells, seq_len) * f.clone() * one_minus(f.clone());
     let to_g = i * one_minus(g.clone() * g);
     let step = |x: &Tensor<B, 3>, t: usize| x.clone().narrow(0, t, 1).reshape([batch_size, d]);
 
@@ -181,7 +206,7 @@ pub(super) fn backward<B: Backend>(saved: LstmSaved<B>, grad: Tensor<B, 3>, want
         precision,
     );
     let weight_hh = wanted.weight_hh.then(|| {
-        let h_before = before(inputs.h0, output).reshape([rows, d]);
+        let h_before = before(inputs.h0, output, seq_len).reshape([rows, d]);
         precision.matmul(dgates.transpose(), h_before)
     });
     LstmGrads {

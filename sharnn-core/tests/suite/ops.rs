@@ -183,7 +183,14 @@ fn lstm_sizes(t: usize, b: usize, d_in: usize, d: usize) -> [usize; 7] {
     [t * b * d_in, 4 * d * d_in, 4 * d * d, 4 * d, 4 * d, b * d, b * d]
 }
 
-fn lstm_op<B: Backend>(t: usize, b: usize, d_in: usize, d: usize, fused: bool) -> impl Fn(&[Flat<B>]) -> Flat<B> {
+/// How an operation is computed: by its plain statement, or fused, with or without activations kept.
+#[derive(Clone, Copy)]
+enum How {
+    Plain,
+    Fused { recompute: bool },
+}
+
+fn lstm_op<B: Backend>([t, b, d_in, d]: [usize; 4], how: How) -> impl Fn(&[Flat<B>]) -> Flat<B> {
     move |x| {
         let inputs = LstmInputs {
             x: x[0].clone().reshape([t, b, d_in]),
@@ -193,10 +200,11 @@ fn lstm_op<B: Backend>(t: usize, b: usize, d_in: usize, d: usize, fused: bool) -
             bias_hh: x[4].clone(),
             h0: x[5].clone().reshape([b, d]),
             c0: x[6].clone().reshape([b, d]),
+            recompute: matches!(how, How::Fused { recompute: true }),
         };
-        let packed = match fused {
-            true => B::lstm(inputs, Precision::F32),
-            false => plain_lstm(inputs),
+        let packed = match how {
+            How::Fused { .. } => B::lstm(inputs, Precision::F32),
+            How::Plain => plain_lstm(inputs),
         };
         packed.reshape([(t + 1) * b * d])
     }
@@ -227,7 +235,10 @@ fn lstm<B: AutodiffBackend>() {
     for (t, b, d_in, d) in [(1, 1, 1, 1), (1, 3, 5, 4), (2, 1, 4, 7), (7, 3, 16, 17), (13, 2, 8, 32)] {
         let what = format!("lstm T {t} B {b} in {d_in} d {d}");
         let inputs = inputs(&lstm_sizes(t, b, d_in, d));
-        compare::<B>(&what, &lstm_op(t, b, d_in, d, true), &lstm_op(t, b, d_in, d, false), &inputs);
+        for recompute in [false, true] {
+            let (fused, sizes) = (How::Fused { recompute }, [t, b, d_in, d]);
+            compare::<B>(&what, &lstm_op(sizes, fused), &lstm_op(sizes, How::Plain), &inputs);
+        }
     }
 }
 
@@ -348,15 +359,17 @@ fn an_untracked_memory_gets_no_gradient() {
 
 type BoomDims = (usize, usize, usize, usize);
 
-fn boom_op<B: Backend>((t, b, d, f): BoomDims, drop: bool, fused: bool) -> impl Fn(&[Flat<B>]) -> Flat<B> {
+fn boom_op<B: Backend>((t, b, d, f): BoomDims, drop: bool, how: How) -> impl Fn(&[Flat<B>]) -> Flat<B> {
     move |x| {
         let input = x[0].clone().reshape([t, b, d]);
         let weight = x[1].clone().reshape([f, d]);
         let bias = x[2].clone();
         let drop = drop.then(|| dropout(DropoutSite::BoomInner));
-        let y = match fused {
-            true => B::boom(BoomInputs { x: input, weight, bias, dropout: drop }, Precision::F32),
-            false => {
+        let y = match how {
+            How::Fused { recompute } => {
+                B::boom(BoomInputs { x: input, weight, bias, dropout: drop, recompute }, Precision::F32)
+            }
+            How::Plain => {
                 let z = input.reshape([t * b, d]).matmul(weight.transpose()) + bias.unsqueeze();
                 let mut u = (z.clone() * sigmoid(z * 1.702)).reshape([t, b, f]);
                 if let Some(drop) = drop {
@@ -376,7 +389,10 @@ fn boom<B: AutodiffBackend>() {
         for drop in [false, true] {
             let what = format!("boom {dims:?} dropout {drop}");
             let inputs = inputs(&[t * b * d, f * d, f]);
-            compare::<B>(&what, &boom_op(dims, drop, true), &boom_op(dims, drop, false), &inputs);
+            for recompute in [false, true] {
+                let fused = How::Fused { recompute };
+                compare::<B>(&what, &boom_op(dims, drop, fused), &boom_op(dims, drop, How::Plain), &inputs);
+            }
         }
     }
 }
@@ -413,12 +429,19 @@ fn decoder_loss<B: AutodiffBackend>() {
 fn every_backward_agrees_with_finite_differences() {
     finite_differences("affine", &affine_op(3, 4, 5, true), &inputs(&[12, 20, 5]));
     finite_differences("layer norm", &layer_norm_op(3, 5, true), &inputs(&[15, 5, 5]));
-    finite_differences("lstm", &lstm_op(4, 2, 3, 5, true), &inputs(&lstm_sizes(4, 2, 3, 5)));
+    for recompute in [false, true] {
+        let fused = How::Fused { recompute };
+        finite_differences("lstm", &lstm_op([4, 2, 3, 5], fused), &inputs(&lstm_sizes(4, 2, 3, 5)));
+    }
     for case in ATTENTION_CASES {
         finite_differences(&format!("{case:?}"), &case.op(true), &inputs(&case.sizes()));
     }
     for drop in [false, true] {
-        finite_differences("boom", &boom_op((3, 2, 4, 13), drop, true), &inputs(&[24, 52, 13]));
+        finite_differences(
+            "boom",
+            &boom_op((3, 2, 4, 13), drop, How::Fused { recompute: drop }),
+            &inputs(&[24, 52, 13]),
+        );
     }
     finite_differences("decoder loss", &decoder_op(4, 3, 6, true), &inputs(&[12, 18, 6]));
 }

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use super::gates::{Gates, SharedGates};
 use super::{Lstm, LstmGrads};
 use crate::buffer::{Buffer, Shared};
 use crate::gemm::{Left, LeftCopy, Mat, Packed, Panels, Product, SharedCopy, Start, product, scratch};
-use crate::math::tanh;
+use crate::math::{sigmoid, tanh};
 use crate::simd::{Vector, kernel};
 use crate::team::{self, Member};
 
@@ -14,7 +15,7 @@ impl Lstm<'_> {
     ///
     /// # Panics
     /// If a slice has another size than its shape says.
-    pub fn backward(&self, output: &[f32], gates: &[f32], cells: &[f32], grad: &[f32], grads: LstmGrads) {
+    pub fn backward(&self, output: &[f32], gates: Option<&[f32]>, cells: &[f32], grad: &[f32], grads: LstmGrads) {
         self.check();
         let &Self { seq_len, lanes, d_in, d, operands, .. } = self;
         let (rows, state) = (seq_len * lanes, lanes * d);
@@ -22,7 +23,7 @@ impl Lstm<'_> {
         let sizes = [
             (output.len(), (seq_len + 1) * state, "output"),
             (grad.len(), (seq_len + 1) * state, "grad"),
-            (gates.len(), rows * 4 * d, "gates"),
+            (gates.map_or(rows * 4 * d, |gates| gates.len()), rows * 4 * d, "gates"),
             (cells.len(), rows * d, "cells"),
             (h0.len(), state, "the gradient of h0"),
             (c0.len(), state, "the gradient of c0"),
@@ -49,12 +50,14 @@ impl Lstm<'_> {
         let mut copy = LeftCopy::room(2 * chunk_rows, 4 * d, operands.format());
         let recurrent = Packed::new(Mat::row_major(self.weight_hh, 4 * d, d), operands);
         let input = Packed::new(Mat::row_major(self.weight_ih, 4 * d, d_in), operands);
+        let mut again = gates.is_none().then(|| Again::new(self, output));
         let pass = Backward {
             lstm: self,
             recurrent: recurrent.panels(),
             input: input.panels(),
             output,
             gates,
+            again: again.as_mut().map(Again::share),
             cells,
             grad,
             gate_row,
@@ -72,13 +75,110 @@ impl Lstm<'_> {
     }
 }
 
+/// What the gates of a chunk are computed from once more.
+struct Again<'a> {
+    products: Gates<'a>,
+    /// A copy of `h_0 .. h_{T-1}`, where products want one.
+    hidden: Option<LeftCopy>,
+    /// Of one chunk.
+    gates: Buffer,
+}
+
+impl<'a> Again<'a> {
+    fn new(lstm: &'a Lstm<'a>, output: &[f32]) -> Self {
+        let &Lstm { seq_len, lanes, d, .. } = lstm;
+        let mut hidden = LeftCopy::room(seq_len * lanes, d, lstm.operands.format());
+        if let Some(hidden) = &mut hidden {
+            let hidden = hidden.share();
+            // SAFETY: there are as many rows, and no one else is there yet.
+            unsafe {
+                hidden.put_rows(0, Mat::row_major(lstm.h0, lanes, d));
+                hidden.put_rows(lanes, Mat::row_major(output, (seq_len - 1) * lanes, d));
+            }
+        }
+        Self { products: Gates::new(lstm), hidden, gates: Buffer::room(lstm.chunk() * lanes * 4 * d) }
+    }
+
+    fn share(&mut self) -> SharedAgain<'_> {
+        let Self { products, hidden, gates } = self;
+        let lstm = products.lstm();
+        let hidden = hidden.as_mut().map(LeftCopy::share);
+        SharedAgain { lstm, products: products.share(), hidden, gates: Shared::new(gates) }
+    }
+}
+
+/// [`Again`], as all members see it.
+struct SharedAgain<'a> {
+    lstm: &'a Lstm<'a>,
+    products: SharedGates<'a>,
+    hidden: Option<SharedCopy>,
+    gates: Shared<f32>,
+}
+
+impl SharedAgain<'_> {
+    /// Where a step of a chunk begins.
+    fn place(&self, group: usize, t: usize) -> usize {
+        let chunk = self.lstm.chunk();
+        4 * self.lstm.place(group, t % chunk, chunk)
+    }
+
+    /// The gates of the steps of a chunk, as the forward pass had them.
+    ///
+    /// # Safety
+    /// No one else uses the group's.
+    unsafe fn compute(&self, output: &[f32], group: usize, steps: Range<usize>) {
+        let &Lstm { lanes, d, h0, .. } = self.lstm;
+        let units = self.lstm.units(group).len();
+        // SAFETY: there are such steps; the rest is the caller's.
+        unsafe {
+            let out = self.gates.at(self.place(group, steps.start));
+            self.products.of_input(group, steps.start, steps.len(), out);
+            let mut done = 0;
+            if self.hidden.is_none() && steps.start == 0 {
+                self.products.add_hidden(group, Left::rows(h0.as_ptr(), d), lanes, out);
+                done = 1;
+            }
+            if done < steps.len() {
+                let t = steps.start + done;
+                let hidden = match self.hidden {
+                    Some(copy) => copy.left(t * lanes),
+                    None => Left::rows(output[(t - 1) * lanes * d..].as_ptr(), d),
+                };
+                let rows = (steps.len() - done) * lanes;
+                self.products.add_hidden(group, hidden, rows, out.add(done * lanes * 4 * units));
+            }
+            activate(out, steps.len() * lanes, units);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn activate_body<V: Vector>(gates: *mut f32, rows: usize, units: usize) {
+    for row in 0..rows {
+        for gate in 0..4 {
+            for unit in (0..units).step_by(V::LANES) {
+                // SAFETY: the caller's, for `units` values of every gate.
+                unsafe {
+                    let (at, n) = (gates.add((row * 4 + gate) * units + unit), units - unit);
+                    let x = V::load_up_to(at, n);
+                    let x = if gate == 2 { tanh(x) } else { sigmoid(x) };
+                    x.store_up_to(at, n);
+                }
+            }
+        }
+    }
+}
+kernel!(unsafe fn activate(gates: *mut f32, rows: usize, units: usize) => activate_body);
+
 /// The backward pass, as all members see it.
 struct Backward<'a> {
     lstm: &'a Lstm<'a>,
     recurrent: Panels,
     input: Panels,
     output: &'a [f32],
-    gates: &'a [f32],
+    /// The gates, or what they are computed from again.
+    gates: Option<&'a [f32]>,
+    again: Option<SharedAgain<'a>>,
     cells: &'a [f32],
     grad: &'a [f32],
     /// Distance of the rows of `dgates`: not a power of two, which would crowd them into a few sets of the cache.
@@ -106,6 +206,12 @@ impl Backward<'_> {
         let mut scratch = scratch();
         for index in (0..seq_len.div_ceil(chunk)).rev() {
             let steps = index * chunk..seq_len.min((index + 1) * chunk);
+            if let Some(again) = &self.again {
+                for group in groups.clone() {
+                    // SAFETY: the member's own units.
+                    unsafe { again.compute(self.output, group, steps.clone()) };
+                }
+            }
             for t in steps.clone().rev() {
                 for group in groups.clone() {
                     // SAFETY: the member's own units; the gates' gradients of the step after are published by the barrier.
@@ -162,7 +268,11 @@ impl Backward<'_> {
                 lanes,
                 d,
                 units: units.len(),
-                gates: self.gates[4 * self.lstm.place(group, t, seq_len)..].as_ptr(),
+                gates: match (self.gates, &self.again) {
+                    (Some(gates), _) => gates[4 * self.lstm.place(group, t, seq_len)..].as_ptr(),
+                    (None, Some(again)) => again.gates.at(again.place(group, t)),
+                    (None, None) => unreachable!("there are gates, or they are computed again"),
+                },
                 before,
                 before_row,
                 cell: cells(t),

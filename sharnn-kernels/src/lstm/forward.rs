@@ -1,8 +1,9 @@
 //! The forward pass.
 
+use super::gates::{Gates, SharedGates};
 use super::{Lstm, LstmTrace};
 use crate::buffer::{Buffer, Shared};
-use crate::gemm::{Columns, Left, LeftCopy, Mat, Panels, Product, SharedCopy, Start, product};
+use crate::gemm::{Left, LeftCopy, Mat, SharedCopy};
 use crate::math::{sigmoid, tanh};
 use crate::simd::{Vector, kernel};
 use crate::team::{self, Member};
@@ -14,36 +15,42 @@ impl Lstm<'_> {
     /// If a slice has another size than its shape says.
     pub fn forward(&self, output: &mut [f32], trace: Option<LstmTrace>) {
         self.check();
-        let &Self { seq_len, lanes, d_in, d, operands, .. } = self;
+        let &Self { seq_len, lanes, d, operands, .. } = self;
         let (rows, state) = (seq_len * lanes, lanes * d);
         assert_eq!(output.len(), (seq_len + 1) * state, "size of output");
-        let keeps_gates = trace.is_some();
-        let mut own;
-        let LstmTrace { gates, cells } = match trace {
-            Some(trace) => trace,
+        let (gates, cells) = match trace {
+            Some(LstmTrace { gates, cells }) => (gates, Some(cells)),
+            None => (None, None),
+        };
+        let kept_steps = if gates.is_some() { seq_len } else { self.chunk() };
+        let (mut own_gates, mut own_cells);
+        let gates = match gates {
+            Some(gates) => gates,
             None => {
-                own = (Buffer::room(self.chunk() * 4 * state), Buffer::room(rows * d));
-                LstmTrace { gates: &mut own.0, cells: &mut own.1 }
+                own_gates = Buffer::room(kept_steps * 4 * state);
+                &mut own_gates
             }
         };
-        let kept_steps = if keeps_gates { seq_len } else { self.chunk() };
+        let cells = match cells {
+            Some(cells) => cells,
+            None => {
+                own_cells = Buffer::room(rows * d);
+                &mut own_cells
+            }
+        };
         assert_eq!(gates.len(), kept_steps * 4 * state, "size of gates");
         assert_eq!(cells.len(), rows * d, "size of cells");
 
-        let (input, recurrent) = (self.pack_by_unit(self.weight_ih, d_in), self.pack_by_unit(self.weight_hh, d));
-        let mut x = self.copy(Mat::row_major(self.x, rows, d_in));
         let mut h = LeftCopy::room(2 * lanes, d, operands.format());
         let h = h.as_mut().map(LeftCopy::share);
         if let Some(h) = h {
             // SAFETY: there are as many rows, and no one else is there yet.
             unsafe { h.put_rows(0, Mat::row_major(self.h0, lanes, d)) };
         }
+        let mut products = Gates::new(self);
         let pass = Forward {
             lstm: self,
-            x: x.as_mut().map(LeftCopy::share),
-            input: input.panels(),
-            recurrent: recurrent.panels(),
-            bias: &self.bias_by_unit(),
+            products: products.share(),
             gates: Shared::new(gates),
             kept_steps,
             cells: Shared::new(cells),
@@ -65,24 +72,19 @@ impl Lstm<'_> {
 /// The forward pass, as all members see it.
 struct Forward<'a> {
     lstm: &'a Lstm<'a>,
-    /// A copy of the input, where products want one.
-    x: Option<SharedCopy>,
-    input: Panels,
-    recurrent: Panels,
-    /// In the order of the gates.
-    bias: &'a [f32],
+    products: SharedGates<'a>,
     gates: Shared<f32>,
     /// Steps that `gates` has room for: those of the segment, or of a chunk that is overwritten by the next.
     kept_steps: usize,
     cells: Shared<f32>,
     output: Shared<f32>,
-    /// Two copies of h likewise: the one of the step before is read while the other is written.
+    /// Two copies of h, where products want them: the one of the step before is read while the other is written.
     h: Option<SharedCopy>,
 }
 
 impl Forward<'_> {
     fn work(&self, member: &Member) {
-        let &Lstm { seq_len, lanes, d_in, d, h0, c0, .. } = self.lstm;
+        let &Lstm { seq_len, lanes, d, h0, c0, .. } = self.lstm;
         let state = lanes * d;
         let groups = member.share(self.lstm.groups());
         for start in (0..seq_len).step_by(self.lstm.chunk()) {
@@ -94,12 +96,8 @@ impl Forward<'_> {
             for group in groups.clone() {
                 // SAFETY: a member writes the gates of its own units only, here and below.
                 unsafe {
-                    let x = match self.x {
-                        Some(copy) => copy.left(start * lanes),
-                        None => Left::rows(self.lstm.x[start * lanes * d_in..].as_ptr(), d_in),
-                    };
-                    let bias = Start::Row(self.bias[4 * self.lstm.units(group).start..].as_ptr());
-                    self.add_to_gates(group, x, self.input, (end - start) * lanes, gates(group, start), bias);
+                    let out = self.gates.at(gates(group, start));
+                    self.products.of_input(group, start, end - start, out);
                 }
             }
             for t in start..end {
@@ -112,7 +110,7 @@ impl Forward<'_> {
                             (None, 0) => Left::rows(h0.as_ptr(), d),
                             (None, _) => Left::rows(self.output.at((t - 1) * state), d),
                         };
-                        self.add_to_gates(group, h, self.recurrent, lanes, gates(group, t), Start::Result);
+                        self.products.add_hidden(group, h, lanes, self.gates.at(gates(group, t)));
                         let (before, before_row) = match t {
                             0 => (c0[units.start..].as_ptr(), d),
                             _ => (self.cells.at(self.lstm.place(group, t - 1, seq_len)).cast_const(), units.len()),
@@ -132,18 +130,6 @@ impl Forward<'_> {
                 }
                 member.wait();
             }
-        }
-    }
-
-    /// Some rows times the weight of some units: their gates of as many rows, which begin at `at`, added to `start`.
-    unsafe fn add_to_gates(&self, group: usize, left: Left, weight: Panels, rows: usize, at: usize, start: Start) {
-        let (units, width) = (self.lstm.units(group).len(), self.lstm.width());
-        // SAFETY: the caller's for the gates; all else is in bounds.
-        unsafe {
-            let c = self.gates.at(at);
-            let of_weight = weight.product(0..weight.k(), 4 * group * width..4 * (group + 1) * width);
-            let cols = Columns::Gates(units);
-            product(&Product { left, rows, cols, c, c_row: 4 * units, start, ..of_weight }, &mut []);
         }
     }
 }

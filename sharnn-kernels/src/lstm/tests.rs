@@ -110,14 +110,26 @@ impl Case {
     }
 
     fn run(&self) -> [Vec<f32>; 7] {
-        let [t, b, d_in, d] = self.sizes;
+        let [t, b, _, d] = self.sizes;
         let lstm = self.lstm();
         let nan = |len: usize| vec![f32::NAN; len];
         let (mut output, mut gates, mut cells) = (nan((t + 1) * b * d), nan(t * b * 4 * d), nan(t * b * d));
-        lstm.forward(&mut output, Some(LstmTrace { gates: &mut gates, cells: &mut cells }));
-        let mut inferred = nan(output.len());
+        lstm.forward(&mut output, Some(LstmTrace { gates: Some(&mut gates), cells: &mut cells }));
+        let (mut inferred, mut same_cells) = (nan(output.len()), nan(cells.len()));
         lstm.forward(&mut inferred, None);
         assert_eq!(inferred, output, "without a trace");
+        inferred.fill(f32::NAN);
+        lstm.forward(&mut inferred, Some(LstmTrace { gates: None, cells: &mut same_cells }));
+        assert_eq!((inferred, same_cells), (output.clone(), cells.clone()), "without gates");
+        let kept = self.gradients(&output, Some(&gates), &cells);
+        assert_eq!(kept, self.gradients(&output, None, &cells), "gates computed again");
+        let [x, weight_ih, weight_hh, bias, h0, c0] = kept;
+        [output, x, weight_ih, weight_hh, bias, h0, c0]
+    }
+
+    fn gradients(&self, output: &[f32], gates: Option<&[f32]>, cells: &[f32]) -> [Vec<f32>; 6] {
+        let [t, b, d_in, d] = self.sizes;
+        let nan = |len: usize| vec![f32::NAN; len];
         let lens = [t * b * d_in, 4 * d * d_in, 4 * d * d, 4 * d, b * d, b * d];
         let [mut x, mut weight_ih, mut weight_hh, mut bias, mut h0, mut c0] = lens.map(nan);
         let grads = LstmGrads {
@@ -128,8 +140,8 @@ impl Case {
             h0: &mut h0,
             c0: &mut c0,
         };
-        lstm.backward(&output, &gates, &cells, &self.grad, grads);
-        [output, x, weight_ih, weight_hh, bias, h0, c0]
+        self.lstm().backward(output, gates, cells, &self.grad, grads);
+        [x, weight_ih, weight_hh, bias, h0, c0]
     }
 }
 

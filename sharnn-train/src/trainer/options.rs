@@ -19,6 +19,9 @@ pub struct TrainOptions {
     /// Weights that a new run starts from, a safetensors file under the published PyTorch model's names. A resumed run
     /// starts from its checkpoint.
     pub initial_weights: Option<PathBuf>,
+    /// Whether each step computes activations again in its backward in place of keeping them: less memory, more time, the
+    /// same run.
+    pub recompute: bool,
 }
 
 impl TrainOptions {
@@ -31,6 +34,7 @@ impl TrainOptions {
             checkpoint_interval: Some(Duration::from_secs(600)),
             keep_checkpoints: 2,
             initial_weights: None,
+            recompute: false,
         }
     }
 }

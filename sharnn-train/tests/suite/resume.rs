@@ -53,6 +53,21 @@ fn stopping_and_resuming_changes_nothing_in_either_precision() {
     }
 }
 
+/// Activations that are computed again are those that would have been kept; a run may change over at any time.
+#[test]
+fn computing_activations_again_changes_nothing() {
+    let reference = uninterrupted(options);
+    let dir = tempfile::tempdir().unwrap();
+    let again = || TrainOptions { recompute: true, ..options(dir.path()) };
+    let mut trainer = open(again()).unwrap();
+    trainer.run(&steps(25), &mut silent, &Interrupt::default()).unwrap();
+    drop(trainer);
+    open(options(dir.path())).unwrap().run(&steps(33), &mut silent, &Interrupt::default()).unwrap();
+    let mut trainer = open(again()).unwrap();
+    complete(&mut trainer);
+    assert!(trace(&trainer, dir.path()) == reference);
+}
+
 #[cfg(feature = "ndarray")]
 #[test]
 fn stopping_and_resuming_changes_nothing_on_ndarray() {

@@ -24,7 +24,7 @@ struct Memory {
 impl Memory {
     /// `None` where a tensor is not of f32.
     fn of(inputs: &LstmInputs<Flex>, precision: Precision) -> Option<Self> {
-        let LstmInputs { x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0 } = inputs;
+        let LstmInputs { x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, .. } = inputs;
         let all_f32 = is_f32(x)
             && [weight_ih, weight_hh, h0, c0].into_iter().all(is_f32)
             && [bias_ih, bias_hh].into_iter().all(is_f32);
@@ -78,13 +78,14 @@ pub(super) fn forward(inputs: LstmInputs<Flex>, precision: Precision) -> (Tensor
     let Some(memory) = Memory::of(&inputs, precision) else { return generic::forward(inputs, precision) };
     let [seq_len, lanes, _, d] = memory.sizes;
     let (mut output, shape) = memory.output();
-    let (mut gates, mut cells) = (Buffer::room(seq_len * lanes * 4 * d), Buffer::room(seq_len * lanes * d));
-    memory.lstm().forward(&mut output, Some(LstmTrace { gates: &mut gates, cells: &mut cells }));
+    let mut gates = (!inputs.recompute).then(|| Buffer::room(seq_len * lanes * 4 * d));
+    let mut cells = Buffer::room(seq_len * lanes * d);
+    memory.lstm().forward(&mut output, Some(LstmTrace { gates: gates.as_deref_mut(), cells: &mut cells }));
     let output = tensor(output, shape);
     let saved = LstmSaved {
         inputs,
         output: output.clone(),
-        gates: tensor(gates, [seq_len, lanes, 4 * d]),
+        gates: gates.map(|gates| tensor(gates, [seq_len, lanes, 4 * d])),
         cells: tensor(cells, [seq_len, lanes, d]),
         precision,
     };
@@ -112,8 +113,9 @@ pub(super) fn backward(saved: LstmSaved<Flex>, grad: Tensor<Flex, 3>, wanted: Ls
         h0: &mut h0,
         c0: &mut c0,
     };
-    let [output, gates, cells, grad] = [&saved.output, &saved.gates, &saved.cells, &grad].map(Values::of);
-    memory.lstm().backward(&output, &gates, &cells, &grad, outputs);
+    let [output, cells, grad] = [&saved.output, &saved.cells, &grad].map(Values::of);
+    let gates = saved.gates.as_ref().map(Values::of);
+    memory.lstm().backward(&output, gates.as_deref(), &cells, &grad, outputs);
     LstmGrads {
         x: x.map(|x| tensor(x, [seq_len, lanes, d_in])),
         weight_ih: weight_ih.map(|weight| tensor(weight, [4 * d, d_in])),

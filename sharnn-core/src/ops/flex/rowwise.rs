@@ -111,59 +111,56 @@ pub(super) fn dropout(x: Flex3, dropout: Dropout) -> Flex3 {
     tensor(out, [seq_len, lanes, d])
 }
 
-/// The Boom, and `z` where it is kept.
-pub(super) fn boom(inputs: BoomInputs<Flex>, precision: Precision, keep: bool) -> (Flex3, Option<BoomSaved<Flex>>) {
+/// The Boom, and where it is recorded what its backward needs.
+pub(super) fn boom(inputs: BoomInputs<Flex>, precision: Precision, record: bool) -> (Flex3, Option<BoomSaved<Flex>>) {
     if !(is_f32(&inputs.x) && is_f32(&inputs.weight) && is_f32(&inputs.bias)) {
         let (y, saved) = generic_boom::forward(inputs, precision);
         return (y, Some(saved));
     }
-    let BoomInputs { x, weight, bias, dropout } = inputs;
+    let BoomInputs { x, weight, bias, dropout, recompute } = inputs;
     let ([seq_len, lanes, d], weight_dims) = (x.dims(), weight.dims());
-    let mut z = room(keep, seq_len * lanes * weight_dims[0]);
-    let mut y = Buffer::room(seq_len * lanes * d);
-    let (x_values, weight_values, bias) = (Values::of(&x), Values::of(&weight), Values::of(&bias));
+    let rows = seq_len * lanes;
+    let mut z = room(record && !recompute, rows * weight_dims[0]);
+    let mut y = Buffer::room(rows * d);
     Boom {
-        x: &x_values,
+        x: &Values::of(&x),
         lanes,
-        weight: mat(&weight_values, weight_dims),
-        bias: &bias,
+        weight: mat(&Values::of(&weight), weight_dims),
+        bias: &Values::of(&bias),
         mask: dropout.map(|dropout| dropout.kernel_mask()).as_ref(),
         operands: precision.into(),
     }
     .forward(z.as_deref_mut(), &mut y);
-    let saved = z.map(|z| {
-        let z = tensor(z, [seq_len * lanes, weight_dims[0]]);
-        BoomSaved { x, weight, z, dropout, precision }
+    let saved = record.then(|| {
+        let z = z.map(|z| tensor(z, [rows, weight_dims[0]]));
+        BoomSaved { x, weight, bias, z, dropout, precision }
     });
     (tensor(y, [seq_len, lanes, d]), saved)
 }
 
 pub(super) fn boom_backward(saved: BoomSaved<Flex>, grad: Flex3) -> BoomGrads<Flex> {
-    if !(is_f32(&saved.x) && is_f32(&saved.weight) && is_f32(&saved.z) && is_f32(&grad)) {
+    if !(is_f32(&saved.x) && is_f32(&saved.weight) && is_f32(&saved.bias) && is_f32(&grad)) {
         return generic_boom::backward(saved, grad);
     }
-    let BoomSaved { x, weight, z, dropout, precision } = saved;
+    let BoomSaved { x, weight, bias, z, dropout, precision } = saved;
     let ([seq_len, lanes, d], [d_ff, _]) = (x.dims(), weight.dims());
     let rows = seq_len * lanes;
     let [mut dx, mut dweight, mut dbias] = [rows * d, d_ff * d, d_ff].map(Buffer::room);
     // The gradient of z takes its place: the graph is done with it.
-    let mut z = Owned::of(z);
-    let (x, weight, grad) = (Values::of(&x), Values::of(&weight), Values::of(&grad));
-    // The bias enters through z alone.
-    let bias = Buffer::zeros(d_ff);
+    let (from, mut z) = match z {
+        Some(z) => (Preactivations::InPlace, Owned::of(z)),
+        None => (Preactivations::Recompute, Owned::of(tensor(Buffer::room(rows * d_ff), [rows, d_ff]))),
+    };
+    let grads = BoomOutputs { z: z.values(), x: &mut dx, weight: &mut dweight, bias: &mut dbias };
     Boom {
-        x: &x,
+        x: &Values::of(&x),
         lanes,
-        weight: mat(&weight, [d_ff, d]),
-        bias: &bias,
+        weight: mat(&Values::of(&weight), [d_ff, d]),
+        bias: &Values::of(&bias),
         mask: dropout.map(|dropout| dropout.kernel_mask()).as_ref(),
         operands: precision.into(),
     }
-    .backward(
-        Preactivations::InPlace,
-        &grad,
-        BoomOutputs { z: z.values(), x: &mut dx, weight: &mut dweight, bias: &mut dbias },
-    );
+    .backward(from, &Values::of(&grad), grads);
     BoomGrads { x: tensor(dx, [seq_len, lanes, d]), weight: tensor(dweight, [d_ff, d]), bias: tensor(dbias, [d_ff]) }
 }
 
