@@ -184,14 +184,14 @@ unsafe fn some_cells_forward<V: Vector, const N: usize>(step: &CellForward, lane
         let before = step.before.add(lane * step.before_row + unit);
         let [mut i, mut f, mut g, mut o, mut c, mut h] = [[V::splat(0.0); N]; 6];
         // No closures: the compiler would not see them through.
-        for v in 0..N {
-            i[v] = sigmoid(V::load_up_to(gate(0, v), n));
+        for (v, i) in i.iter_mut().enumerate() {
+            *i = sigmoid(V::load_up_to(gate(0, v), n));
         }
-        for v in 0..N {
-            f[v] = sigmoid(V::load_up_to(gate(1, v), n));
+        for (v, f) in f.iter_mut().enumerate() {
+            *f = sigmoid(V::load_up_to(gate(1, v), n));
         }
-        for v in 0..N {
-            g[v] = tanh(V::load_up_to(gate(2, v), n));
+        for (v, g) in g.iter_mut().enumerate() {
+            *g = tanh(V::load_up_to(gate(2, v), n));
         }
         for v in 0..N {
             o[v] = sigmoid(V::load_up_to(gate(3, v), n));
