@@ -257,8 +257,8 @@ impl Part {
                 for i in (first..first + whole).step_by(2) {
                     let (from, to) = (self.from.add(i * self.row_stride), place(i));
                     for j in (0..cols).step_by(V::LANES) {
-                        let [low, high] = [0, self.row_stride]
-                            .map(|row| math::round_bf16(V::load_up_to(from.add(row + j), cols - j)));
+                        let low = math::round_bf16(V::load_up_to(from.add(j), cols - j));
+                        let high = math::round_bf16(V::load_up_to(from.add(self.row_stride + j), cols - j));
                         low.high_half().xor_bits(high).store_up_to(to.add(j), cols - j);
                     }
                 }
