@@ -29,11 +29,11 @@ impl BackendJob for Attention<'_> {
             value_dropout: None,
             weight_dropout: None,
         };
+        let forward = |precision| B::InnerBackend::memory_attention(inputs.clone(), precision);
 
         let rows = first_lane(Tensor::cat(vec![memory.clone(), current.clone()], 1));
-        let output = B::InnerBackend::memory_attention(inputs.clone(), Precision::F32);
         let q = first_lane(query.clone());
-        support::assert_near("attention", &first_lane(output), &reference(&q, &rows, d));
+        support::assert_near("attention", &first_lane(forward(Precision::F32)), &reference(&q, &rows, d));
 
         let tracked = AttentionInputs {
             query: Tensor::<B, 3>::from_inner(query).require_grad(),
@@ -43,11 +43,11 @@ impl BackendJob for Attention<'_> {
             value_dropout: None,
             weight_dropout: None,
         };
-        let backward = || {
-            let output = B::memory_attention(tracked.clone(), Precision::F32);
+        let backward = |precision| {
+            let output = B::memory_attention(tracked.clone(), precision);
             (output * Tensor::from_inner(cotangent.clone())).sum().backward()
         };
-        let grads = backward();
+        let grads = backward(Precision::F32);
         let weights = first_lane(cotangent.clone());
         let dq = first_lane(tracked.query.grad(&grads).expect("the query is tracked"));
         support::assert_gradient("query", |q| support::dot(&reference(q, &rows, d), &weights), &q, &dq);
@@ -56,12 +56,12 @@ impl BackendJob for Attention<'_> {
         let dcurrent = first_lane(tracked.current.grad(&grads).expect("the current rows are tracked"));
         support::assert_gradient("current rows", loss, current, &dcurrent);
 
-        let mut group = support::group(self.0, "attention", BATCH * SEQ_LEN);
-        support::time::<B, _>(&mut group, "forward", &device, || {
-            B::InnerBackend::memory_attention(inputs.clone(), Precision::F32)
-        });
-        support::time::<B, _>(&mut group, "forward+backward", &device, backward);
-        group.finish();
+        for precision in support::precisions::<B>(&device) {
+            let mut group = support::group::<B>(self.0, "attention", precision, BATCH * SEQ_LEN);
+            support::time::<B, _>(&mut group, "forward", &device, || forward(precision));
+            support::time::<B, _>(&mut group, "forward+backward", &device, || backward(precision));
+            group.finish();
+        }
     }
 }
 

@@ -17,12 +17,10 @@ impl BackendJob for Blocks<'_> {
 
     fn run<B: AutodiffBackend>(self, device: B::Device) {
         let model = support::config().init_seeded::<B>(1, &device);
-        let mut group = support::group(self.0, "block", BATCH * SEQ_LEN);
         for (index, block) in model.blocks.iter().enumerate().skip(1).take(2) {
             let name = if block.attending.is_some() { "attending" } else { "plain" };
-            Bench { block, index, name, device: &device }.run(&mut group);
+            Bench { block, index, name, device: &device }.run(self.0);
         }
-        group.finish();
     }
 }
 
@@ -34,7 +32,7 @@ struct Bench<'a, B: AutodiffBackend> {
 }
 
 impl<B: AutodiffBackend> Bench<'_, B> {
-    fn run(&self, group: &mut support::Group) {
+    fn run(&self, criterion: &mut Criterion) {
         let Self { block, index, name, device } = *self;
         let (pass, mem_len) = (Pass::default(), MEMORY + SEQ_LEN);
         let inner = block.valid();
@@ -44,28 +42,33 @@ impl<B: AutodiffBackend> Bench<'_, B> {
         let memory = random.floats::<B::InnerBackend, 3>([BATCH, MEMORY, d], device);
         let cotangent = random.floats::<B::InnerBackend, 3>([BATCH, SEQ_LEN, d], device);
         let state = BlockState { lstm: None, memory: block.attending.is_some().then(|| memory.clone()) };
-        let forward = || inner.forward(h.clone(), state.clone(), mem_len, index, &pass);
+        let forward = |pass| inner.forward(h.clone(), state.clone(), mem_len, index, &pass);
 
         // A segment in two parts is the segment.
         let (first, second) = (SEQ_LEN / 3, SEQ_LEN - SEQ_LEN / 3);
         let (y1, middle) = inner.forward(h.clone().narrow(1, 0, first), state.clone(), mem_len, index, &pass);
         let (y2, _) = inner.forward(h.clone().narrow(1, first, second), middle, mem_len, index, &pass);
         let parts = support::values(Tensor::cat(vec![y1, y2], 1));
-        support::assert_near(name, &support::values(forward().0), &parts);
+        support::assert_near(name, &support::values(forward(pass).0), &parts);
 
         let tracked_h = Tensor::<B, 3>::from_inner(h.clone()).require_grad();
-        let backward = || {
+        let backward = |pass| {
             let memory = state.memory.clone().map(Tensor::from_inner);
             let state = BlockState { lstm: None, memory };
             let (y, _) = block.forward(tracked_h.clone(), state, mem_len, index, &pass);
             (y * Tensor::from_inner(cotangent.clone())).sum().backward()
         };
-        let grads = backward();
+        let grads = backward(pass);
         support::assert_usable("h", tracked_h.grad(&grads), h.dims());
         visit_params(block, &mut Usable(&grads));
 
-        support::time::<B, _>(group, &format!("{name}/forward"), device, forward);
-        support::time::<B, _>(group, &format!("{name}/forward+backward"), device, backward);
+        for precision in support::precisions::<B>(device) {
+            let pass = Pass { precision, ..pass };
+            let mut group = support::group::<B>(criterion, &format!("block/{name}"), precision, BATCH * SEQ_LEN);
+            support::time::<B, _>(&mut group, "forward", device, || forward(pass));
+            support::time::<B, _>(&mut group, "forward+backward", device, || backward(pass));
+            group.finish();
+        }
     }
 }
 

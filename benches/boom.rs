@@ -24,12 +24,12 @@ impl BackendJob for Boom<'_> {
         let cotangent = random.floats::<B::InnerBackend, 3>([SEQ_LEN, BATCH, d], &device);
         let inputs =
             BoomInputs { x: x.clone(), weight: weight.clone(), bias: bias.clone(), dropout: None, recompute: false };
-        let forward = || B::InnerBackend::boom(inputs.clone(), Precision::F32);
+        let forward = |precision| B::InnerBackend::boom(inputs.clone(), precision);
 
         let (host_weight, host_bias) = (support::values(weight.clone()), support::values(bias.clone()));
         let reference = |x: &[f64]| reference(x, &host_weight, &host_bias, d);
         let host_x = first_lane(x.clone());
-        support::assert_near("boom", &first_lane(forward()), &reference(&host_x));
+        support::assert_near("boom", &first_lane(forward(Precision::F32)), &reference(&host_x));
 
         let tracked_x = Tensor::<B, 3>::from_inner(x.clone()).require_grad();
         let tracked_weight = Tensor::<B, 2>::from_inner(weight.clone()).require_grad();
@@ -41,21 +41,23 @@ impl BackendJob for Boom<'_> {
             dropout: None,
             recompute: false,
         };
-        let backward = || {
-            let output = B::boom(tracked.clone(), Precision::F32);
+        let backward = |precision| {
+            let output = B::boom(tracked.clone(), precision);
             (output * Tensor::from_inner(cotangent.clone())).sum().backward()
         };
-        let grads = backward();
+        let grads = backward(Precision::F32);
         let weights = first_lane(cotangent.clone());
         let dx = first_lane(tracked_x.grad(&grads).expect("x is tracked"));
         support::assert_gradient("boom", |x| support::dot(&reference(x), &weights), &host_x, &dx);
         support::assert_usable("weight", tracked_weight.grad(&grads), [d_ff, d]);
         support::assert_usable("bias", tracked_bias.grad(&grads), [d_ff]);
 
-        let mut group = support::group(self.0, "boom", BATCH * SEQ_LEN);
-        support::time::<B, _>(&mut group, "forward", &device, forward);
-        support::time::<B, _>(&mut group, "forward+backward", &device, backward);
-        group.finish();
+        for precision in support::precisions::<B>(&device) {
+            let mut group = support::group::<B>(self.0, "boom", precision, BATCH * SEQ_LEN);
+            support::time::<B, _>(&mut group, "forward", &device, || forward(precision));
+            support::time::<B, _>(&mut group, "forward+backward", &device, || backward(precision));
+            group.finish();
+        }
     }
 }
 

@@ -5,7 +5,7 @@ mod support;
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use criterion::{Criterion, criterion_group, criterion_main};
-use sharnn::{AutodiffBackend, BackendJob};
+use sharnn::{AutodiffBackend, BackendJob, Precision};
 use support::{MEMORY, Random};
 
 /// Bytes that the check decodes.
@@ -37,7 +37,7 @@ impl BackendJob for Decode<'_> {
         support::assert_near("logits", &support::values(logits), &support::values(expected));
 
         let token = tokens.narrow(1, 0, 1);
-        let mut group = support::group(self.0, "decode", 1);
+        let mut group = support::group::<B>(self.0, "decode", Precision::F32, 1);
         support::time::<B, _>(&mut group, "byte", &device, || {
             let old = std::mem::replace(&mut state, model.empty_state());
             let (logits, new) = model.forward(token.clone(), old);

@@ -32,15 +32,15 @@ impl BackendJob for Lstm<'_> {
 
         let reference = FirstLane::new(&inputs);
         let x = first_lane(inputs.x.clone());
-        let output = B::InnerBackend::lstm(inputs.clone(), Precision::F32);
-        support::assert_near("lstm", &first_lane(output), &reference.forward(&x));
+        let forward = |precision| B::InnerBackend::lstm(inputs.clone(), precision);
+        support::assert_near("lstm", &first_lane(forward(Precision::F32)), &reference.forward(&x));
 
         let tracked = track::<B>(&inputs);
-        let backward = || {
-            let output = B::lstm(tracked.clone(), Precision::F32);
+        let backward = |precision| {
+            let output = B::lstm(tracked.clone(), precision);
             (output * Tensor::from_inner(cotangent.clone())).sum().backward()
         };
-        let grads = backward();
+        let grads = backward(Precision::F32);
         let dx = first_lane(tracked.x.grad(&grads).expect("x is tracked"));
         let weights = first_lane(cotangent.clone());
         support::assert_gradient("lstm", |x| support::dot(&reference.forward(x), &weights), &x, &dx);
@@ -49,10 +49,12 @@ impl BackendJob for Lstm<'_> {
         support::assert_usable("bias_ih", tracked.bias_ih.grad(&grads), [4 * d]);
         support::assert_usable("bias_hh", tracked.bias_hh.grad(&grads), [4 * d]);
 
-        let mut group = support::group(self.0, "lstm", BATCH * SEQ_LEN);
-        support::time::<B, _>(&mut group, "forward", &device, || B::InnerBackend::lstm(inputs.clone(), Precision::F32));
-        support::time::<B, _>(&mut group, "forward+backward", &device, backward);
-        group.finish();
+        for precision in support::precisions::<B>(&device) {
+            let mut group = support::group::<B>(self.0, "lstm", precision, BATCH * SEQ_LEN);
+            support::time::<B, _>(&mut group, "forward", &device, || forward(precision));
+            support::time::<B, _>(&mut group, "forward+backward", &device, || backward(precision));
+            group.finish();
+        }
     }
 }
 

@@ -5,7 +5,7 @@ mod support;
 use burn::tensor::Tensor;
 use criterion::{Criterion, criterion_group, criterion_main};
 use sharnn::train::{LambConfig, MinTrustLamb};
-use sharnn::{AutodiffBackend, BackendJob, DropoutStream, Pass, ShaRnn};
+use sharnn::{AutodiffBackend, BackendJob, DropoutStream, Pass, Precision, ShaRnn};
 use support::{BATCH, MEMORY, Random, SEQ_LEN};
 
 struct Step<'c>(&'c mut Criterion);
@@ -26,9 +26,10 @@ impl BackendJob for Step<'_> {
         let mut model = Some(model);
         let mut optimizer = MinTrustLamb::new(LambConfig::default());
         let mut number = 0;
-        let mut step = || {
+        let mut step = |precision| {
             number += 1;
-            let pass = Pass::training(DropoutStream { seed: 1, step: number, first_lane: 0 });
+            let stream = DropoutStream { seed: 1, step: number, first_lane: 0 };
+            let pass = Pass { precision, dropout: Some(stream) };
             let old: ShaRnn<B> = model.take().expect("a model between two steps");
             let (loss, state) = old.loss(tokens.clone(), targets.clone(), state.clone(), &pass);
             let grads = loss.backward();
@@ -39,17 +40,19 @@ impl BackendJob for Step<'_> {
         };
 
         // Steps on one segment bring its loss down from that of a uniform guess.
-        let first = host(step().0);
+        let first = host(step(Precision::F32).0);
         assert!((first - 256f64.ln()).abs() < 0.1, "the loss is {first} nats, expected about {}", 256f64.ln());
-        let third = [step(), step()].map(|(loss, finite, _)| {
+        let third = [(); 2].map(|()| step(Precision::F32)).map(|(loss, finite, _)| {
             assert!(finite.into_data().iter::<bool>().all(|finite| finite), "a step is not finite");
             host(loss)
         })[1];
         assert!(third < first, "the loss went from {first} to {third} nats");
 
-        let mut group = support::group(self.0, "step", BATCH * SEQ_LEN);
-        support::time::<B, _>(&mut group, "train", &device, step);
-        group.finish();
+        for precision in support::precisions::<B>(&device) {
+            let mut group = support::group::<B>(self.0, "step", precision, BATCH * SEQ_LEN);
+            support::time::<B, _>(&mut group, "train", &device, || step(precision));
+            group.finish();
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sharnn::{Backend, BackendJob, BackendKind, ShaRnnConfig};
+use sharnn::{Backend, BackendJob, BackendKind, Precision, ShaRnnConfig};
 
 /// Lanes.
 pub const BATCH: usize = 16;
@@ -37,10 +37,22 @@ pub fn run(bench: impl BackendJob<Output = ()>) {
     }
 }
 
-/// The group `op/backend/f32`, for work on `bytes` bytes.
-pub fn group<'c>(criterion: &'c mut Criterion, op: &str, bytes: usize) -> Group<'c> {
-    let mut group = criterion.benchmark_group(format!("{op}/{}/f32", BackendKind::default()));
-    group.throughput(Throughput::Elements(bytes as u64)).sampling_mode(SamplingMode::Flat).sample_size(10);
+/// The precisions of matrix products that the backend computes in.
+pub fn precisions<B: Backend>(device: &B::Device) -> impl Iterator<Item = Precision> {
+    Precision::ALL.into_iter().map(|(precision, _)| precision).filter(|precision| precision.is_supported::<B>(device))
+}
+
+/// The group `op/backend-instructions/precision`, for work on `elements` bytes or parameters.
+pub fn group<'c, B: Backend>(
+    criterion: &'c mut Criterion,
+    op: &str,
+    precision: Precision,
+    elements: usize,
+) -> Group<'c> {
+    let backend = BackendKind::default();
+    let place = B::instructions().map_or(backend.to_string(), |instructions| format!("{backend}-{instructions}"));
+    let mut group = criterion.benchmark_group(format!("{op}/{place}/{}", precision.name()));
+    group.throughput(Throughput::Elements(elements as u64)).sampling_mode(SamplingMode::Flat).sample_size(10);
     group.warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(5));
     group
 }

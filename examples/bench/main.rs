@@ -13,10 +13,18 @@
 //! - `decode`: 32 bytes one after the other in one lane, each from the state that the byte before it left; the time is that
 //!   of one byte.
 //!
+//! Two modes are about the kernels of backend `flex` and read none of the model's options:
+//!
+//! - `ceilings`: what the machine can do at most.
+//! - `ops`: each fused operation beside its generic body over a grid of sizes, one line each, in about two minutes. A ratio
+//!   below 1 is a kernel that is slower than Burn's own operations.
+//!
 //! The device has finished all work before the clock is read.
 
 #[cfg(feature = "flex")]
 mod ceilings;
+#[cfg(feature = "flex")]
+mod ops;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -119,6 +127,8 @@ enum Mode {
     Decode,
     /// What the machine can do at most: multiplications and memory reads (backend flex)
     Ceilings,
+    /// Each fused operation beside its generic body, in --dtype f32 or bf16 (backend flex)
+    Ops,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum, Serialize)]
@@ -151,8 +161,8 @@ fn run() -> Result<()> {
     if let Some(threads) = args.threads {
         args.backend.set_threads(threads)?;
     }
-    if args.mode == Mode::Ceilings {
-        return print_ceilings();
+    if let Mode::Ceilings | Mode::Ops = args.mode {
+        return print_kernels(&plan);
     }
     let Measured { params, mut seconds } = args.backend.dispatch(plan.clone())??;
     seconds.sort_by(f64::total_cmp);
@@ -160,7 +170,7 @@ fn run() -> Result<()> {
     let line = Line {
         size: args.size,
         mode: args.mode,
-        dtype: args.dtype,
+        dtype: plan.dtype,
         device: args.backend.name(),
         threads: (args.backend != BackendKind::Tch).then(rayon::current_num_threads),
         batch: plan.batch,
@@ -173,21 +183,35 @@ fn run() -> Result<()> {
         peak_rss_mb: peak_rss_mb(),
         peak_gpu_mb: None,
     };
-    writeln!(stdout(), "{}", serde_json::to_string(&line)?)?;
-    Ok(())
+    print(&line)
 }
 
+/// The modes without a model.
 #[cfg(feature = "flex")]
-fn print_ceilings() -> Result<()> {
-    writeln!(stdout(), "{}", serde_json::to_string(&ceilings::Ceilings::measure())?)?;
-    Ok(())
+fn print_kernels(plan: &Plan) -> Result<()> {
+    ensure!(
+        plan.backend == BackendKind::Flex,
+        "--backend {} cannot be used: this mode measures the kernels of backend flex",
+        plan.backend
+    );
+    match plan.mode {
+        Mode::Ops => ops::Comparison::each(plan.precision, |comparison| print(&comparison)),
+        _ => print(&ceilings::Ceilings::measure()),
+    }
 }
 
 #[cfg(not(feature = "flex"))]
-fn print_ceilings() -> Result<()> {
+fn print_kernels(_plan: &Plan) -> Result<()> {
     anyhow::bail!(
-        "--mode ceilings measures the kernels of backend flex, which is not compiled in: build with --features flex"
+        "--mode ceilings and --mode ops measure the kernels of backend flex, which is not compiled in: build with \
+         --features flex"
     )
+}
+
+/// As one line of JSON.
+fn print(line: &impl Serialize) -> Result<()> {
+    writeln!(stdout(), "{}", serde_json::to_string(line)?)?;
+    Ok(())
 }
 
 /// The result, in the order in which it is printed.
@@ -293,7 +317,7 @@ impl BackendJob for Plan {
             Mode::Train => self.train::<B>(model, &device)?,
             Mode::Forward => self.forward(&model.valid(), &device)?,
             Mode::Decode => self.decode(&model.valid(), &device)?,
-            Mode::Ceilings => unreachable!("it has no model and came to its end before"),
+            Mode::Ceilings | Mode::Ops => unreachable!("they have no model and came to their end before"),
         };
         Ok(Measured { params, seconds })
     }

@@ -122,10 +122,8 @@ impl<B: Backend> AttentionInputs<B> {
     }
 }
 
-pub(super) fn forward<B: Backend>(
-    inputs: AttentionInputs<B>,
-    precision: Precision,
-) -> (Tensor<B, 3>, AttentionSaved<B>) {
+/// The body of [`Backend::memory_attention_forward`].
+pub fn forward<B: Backend>(inputs: AttentionInputs<B>, precision: Precision) -> (Tensor<B, 3>, AttentionSaved<B>) {
     let rows = inputs.rows();
     let [batch_size, key_len, d] = rows.dims();
     let n_heads = inputs.n_heads;
@@ -142,14 +140,12 @@ pub(super) fn forward<B: Backend>(
     (out, AttentionSaved { inputs, kept: AttentionKept::Weights(weights), precision })
 }
 
+/// The body of [`Backend::memory_attention_backward`].
+///
 /// With cotangent `g`, weights `P`, masks `M_w`, `M_v` and values `V = K ⊙ M_v`:
 /// `dP = (g Vᵀ) ⊙ M_w`, `dS = P ⊙ (dP - Σ P ⊙ dP)`, `dq = dS K`, `dK = dSᵀ q + ((P ⊙ M_w)ᵀ g) ⊙ M_v`.
 /// Rows of the memory take part in `dK` only where `memory_wanted`.
-pub(super) fn backward<B: Backend>(
-    saved: AttentionSaved<B>,
-    grad: Tensor<B, 3>,
-    memory_wanted: bool,
-) -> AttentionGrads<B> {
+pub fn backward<B: Backend>(saved: AttentionSaved<B>, grad: Tensor<B, 3>, memory_wanted: bool) -> AttentionGrads<B> {
     let AttentionSaved { inputs, kept, precision } = saved;
     let weights = match kept {
         AttentionKept::Weights(weights) => weights,

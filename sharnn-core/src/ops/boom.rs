@@ -58,7 +58,8 @@ fn mask<B: Backend>(dropout: Dropout, dims: [usize; 3], like: &Tensor<B, 3>) -> 
     dropout.mask(dims, LaneAxis::Second, like).reshape([seq_len * batch_size, d_ff])
 }
 
-pub(super) fn forward<B: Backend>(inputs: BoomInputs<B>, precision: Precision) -> (Tensor<B, 3>, BoomSaved<B>) {
+/// The body of [`Backend::boom_forward`].
+pub fn forward<B: Backend>(inputs: BoomInputs<B>, precision: Precision) -> (Tensor<B, 3>, BoomSaved<B>) {
     let BoomInputs { x, weight, bias, dropout, recompute } = inputs;
     let [seq_len, batch_size, d] = x.dims();
     let [d_ff, _] = weight.dims();
@@ -73,7 +74,8 @@ pub(super) fn forward<B: Backend>(inputs: BoomInputs<B>, precision: Precision) -
     (y.reshape([seq_len, batch_size, d]), BoomSaved { x, weight, bias, z, dropout, precision })
 }
 
-pub(super) fn backward<B: Backend>(saved: BoomSaved<B>, grad: Tensor<B, 3>) -> BoomGrads<B> {
+/// The body of [`Backend::boom_backward`].
+pub fn backward<B: Backend>(saved: BoomSaved<B>, grad: Tensor<B, 3>) -> BoomGrads<B> {
     let BoomSaved { x, weight, bias, z, dropout, precision } = saved;
     let [seq_len, batch_size, d] = x.dims();
     let [d_ff, _] = weight.dims();

@@ -32,11 +32,8 @@ pub struct DecoderLossSaved<B: Backend> {
     pub precision: Precision,
 }
 
-/// `logits = h Wᵀ + b`, `loss = -mean log softmax(logits)[target]`.
-pub(super) fn forward<B: Backend>(
-    inputs: DecoderLossInputs<B>,
-    precision: Precision,
-) -> (Tensor<B, 1>, DecoderLossSaved<B>) {
+/// The body of [`Backend::decoder_loss_forward`]: `logits = h Wᵀ + b`, `loss = -mean log softmax(logits)[target]`.
+pub fn forward<B: Backend>(inputs: DecoderLossInputs<B>, precision: Precision) -> (Tensor<B, 1>, DecoderLossSaved<B>) {
     let DecoderLossInputs { h, weight, bias, targets } = inputs;
     let logits = super::linear::forward(h.clone(), weight.clone(), bias, precision);
     let log_probs = log_softmax(logits, 1);
@@ -44,12 +41,10 @@ pub(super) fn forward<B: Backend>(
     (loss, DecoderLossSaved { h, weight, log_probs, targets, precision })
 }
 
+/// The body of [`Backend::decoder_loss_backward`].
+///
 /// `dlogits = (softmax - onehot(target)) g / rows`, then the linear map's gradients.
-pub(super) fn backward<B: Backend>(
-    saved: DecoderLossSaved<B>,
-    grad: Tensor<B, 1>,
-    wanted: [bool; 3],
-) -> LinearGrads<B> {
+pub fn backward<B: Backend>(saved: DecoderLossSaved<B>, grad: Tensor<B, 1>, wanted: [bool; 3]) -> LinearGrads<B> {
     let DecoderLossSaved { h, weight, log_probs, targets, precision } = saved;
     let [rows, _] = log_probs.dims();
     let minus_one = Tensor::full([rows, 1], -1.0, (&log_probs.device(), log_probs.dtype()));

@@ -170,11 +170,11 @@ fn philox4x32(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// The generic body: multiply by the uploaded mask. It is its own backward, applied to the gradient.
+/// The body of [`Backend::dropout`]: multiply by the uploaded mask. It is its own backward, applied to the gradient.
 ///
 /// # Shapes
 /// - `x` and the result: `[seq_len, batch_size, d]`
-pub(super) fn apply<B: Backend>(x: Tensor<B, 3>, dropout: Dropout) -> Tensor<B, 3> {
+pub fn apply<B: Backend>(x: Tensor<B, 3>, dropout: Dropout) -> Tensor<B, 3> {
     let mask = dropout.mask(x.dims(), LaneAxis::Second, &x);
     x * mask
 }

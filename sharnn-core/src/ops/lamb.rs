@@ -92,8 +92,8 @@ pub struct LambUpdate<B: Backend> {
     pub trust_ratio: Tensor<B, 1>,
 }
 
-/// The step on one parameter.
-pub(super) fn update<B: Backend>(
+/// The body of [`Backend::lamb`].
+pub fn update<B: Backend>(
     step: &LambStep<B>,
     param: Tensor<B, 1>,
     grad: Tensor<B, 1>,
@@ -123,7 +123,7 @@ pub(super) fn update<B: Backend>(
     LambUpdate { param: param - taken, first, second, weight_norm, adam_norm, trust_ratio }
 }
 
-/// `Σ x²`, `[1]`.
-pub(super) fn squared_norm<B: Backend>(x: Tensor<B, 1>) -> Tensor<B, 1> {
+/// The body of [`Backend::squared_norm`]: `Σ x²`, `[1]`.
+pub fn squared_norm<B: Backend>(x: Tensor<B, 1>) -> Tensor<B, 1> {
     (x.clone() * x).sum()
 }

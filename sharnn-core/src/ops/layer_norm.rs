@@ -16,13 +16,16 @@ fn normalise<B: Backend>(x: Tensor<B, 2>) -> (Tensor<B, 2>, Tensor<B, 2>) {
     (centred / std.clone(), std)
 }
 
-pub(super) fn forward<B: Backend>(x: Tensor<B, 2>, weight: Tensor<B, 1>, bias: Tensor<B, 1>) -> Tensor<B, 2> {
+/// The body of [`Backend::layer_norm_rows`].
+pub fn forward<B: Backend>(x: Tensor<B, 2>, weight: Tensor<B, 1>, bias: Tensor<B, 1>) -> Tensor<B, 2> {
     normalise(x).0 * weight.unsqueeze() + bias.unsqueeze()
 }
 
+/// The body of [`Backend::layer_norm_rows_backward`].
+///
 /// With cotangent `g` and `u = g ⊙ weight`: `dx = (u - mean(u) - x̂ mean(u ⊙ x̂)) / sqrt(var + eps)`,
 /// `dweight = Σ g ⊙ x̂`, `dbias = Σ g`. The statistics are computed again rather than stored.
-pub(super) fn backward<B: Backend>(
+pub fn backward<B: Backend>(
     x: Tensor<B, 2>,
     weight: Tensor<B, 1>,
     grad: Tensor<B, 2>,

@@ -15,7 +15,8 @@ pub struct LinearGrads<B: Backend> {
     pub bias: Option<Tensor<B, 1>>,
 }
 
-pub(super) fn forward<B: Backend>(
+/// The body of [`Backend::affine`].
+pub fn forward<B: Backend>(
     x: Tensor<B, 2>,
     weight: Tensor<B, 2>,
     bias: Tensor<B, 1>,
@@ -24,8 +25,10 @@ pub(super) fn forward<B: Backend>(
     precision.matmul(x, weight.transpose()) + bias.unsqueeze()
 }
 
+/// The body of [`Backend::affine_backward`].
+///
 /// Of `y = x Wᵀ + b` with cotangent `g`: `dx = g W`, `dW = gᵀ x`, `db = Σ g`.
-pub(super) fn backward<B: Backend>(
+pub fn backward<B: Backend>(
     x: Tensor<B, 2>,
     weight: Tensor<B, 2>,
     grad: Tensor<B, 2>,

@@ -121,11 +121,13 @@ fn run<B: Backend>(inputs: &LstmInputs<B>, precision: Precision, keep: bool) -> 
     (Tensor::stack(hidden, 0), trace)
 }
 
-pub(super) fn infer<B: Backend>(inputs: LstmInputs<B>, precision: Precision) -> Tensor<B, 3> {
+/// The body of [`Backend::lstm`].
+pub fn infer<B: Backend>(inputs: LstmInputs<B>, precision: Precision) -> Tensor<B, 3> {
     run(&inputs, precision, false).0
 }
 
-pub(super) fn forward<B: Backend>(inputs: LstmInputs<B>, precision: Precision) -> (Tensor<B, 3>, LstmSaved<B>) {
+/// The body of [`Backend::lstm_forward`].
+pub fn forward<B: Backend>(inputs: LstmInputs<B>, precision: Precision) -> (Tensor<B, 3>, LstmSaved<B>) {
     let (output, trace) = run(&inputs, precision, true);
     let gates = (!inputs.recompute).then(|| Tensor::stack(trace.gates, 0));
     let cells = Tensor::stack(trace.cells, 0);
@@ -155,10 +157,12 @@ fn gates_again<B: Backend>(inputs: &LstmInputs<B>, output: Tensor<B, 3>, precisi
     Tensor::cat(gates, 1).reshape([seq_len, batch_size, 4 * d])
 }
 
+/// The body of [`Backend::lstm_backward`].
+///
 /// Backpropagation through time. Everything that does not depend on a later step is computed for the whole segment at
 /// once; the loop holds the recurrent product and a handful of pointwise operations; weight gradients are one product
 /// each over all steps.
-pub(super) fn backward<B: Backend>(saved: LstmSaved<B>, grad: Tensor<B, 3>, wanted: LstmWanted) -> LstmGrads<B> {
+pub fn backward<B: Backend>(saved: LstmSaved<B>, grad: Tensor<B, 3>, wanted: LstmWanted) -> LstmGrads<B> {
     let LstmSaved { inputs, output, gates, cells, precision } = saved;
     let [seq_len, batch_size, d_in] = inputs.x.dims();
     let [_, d] = inputs.h0.dims();

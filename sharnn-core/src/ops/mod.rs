@@ -2,7 +2,7 @@
 //!
 //! Each operation has a plain form (`lstm`), a form for training that also returns what the backward needs
 //! (`lstm_forward`), and its own backward (`lstm_backward`); the cheap ones need no second form, their backward starts
-//! from the inputs. The bodies here are written in ordinary Burn operations, so that an empty `impl` makes a Burn
+//! from the inputs. The bodies in [`generic`] are written in ordinary Burn operations, so that an empty `impl` makes a Burn
 //! backend work, and they are the reference that every override is tested against. [`Autodiff`](burn::backend::Autodiff)
 //! records ONE node for an operation, whatever its length: a recorded time step would cost O(T²) in the backward. Names
 //! that Burn's own module operations already have are avoided, so that `B::affine` needs no qualification.
@@ -16,6 +16,7 @@ mod decoder_loss;
 mod dropout;
 #[cfg(feature = "flex")]
 mod flex;
+pub mod generic;
 mod lamb;
 mod layer_norm;
 mod linear;
