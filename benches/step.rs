@@ -29,7 +29,7 @@ impl BackendJob for Step<'_> {
         let mut step = |precision| {
             number += 1;
             let stream = DropoutStream { seed: 1, step: number, first_lane: 0 };
-            let pass = Pass { precision, dropout: Some(stream) };
+            let pass = Pass { precision, dropout: Some(stream), ..Pass::default() };
             let old: ShaRnn<B> = model.take().expect("a model between two steps");
             let (loss, state) = old.loss(tokens.clone(), targets.clone(), state.clone(), &pass);
             let grads = loss.backward();
