@@ -6,8 +6,8 @@
 use crate::blocks::{BLOCK, ColumnSums, add_to, enough_blocks, for_each_block, product_work};
 use crate::buffer::{Buffer, Shared};
 use crate::dropout::Mask;
-use crate::gemm::{Mat, Operands, Packed, Product, gemm, product, scratch};
-use crate::linear::{affine_into, affine_packed};
+use crate::gemm::{Mat, Operands, Packed, Product, Start, multiply, product, scratch};
+use crate::linear::{affine, affine_into};
 use crate::math::{GELU_SLOPE, sigmoid};
 use crate::simd::{Vector, kernel};
 
@@ -84,7 +84,7 @@ impl Boom<'_> {
         }
         // Columns that no chunk has are computed only to be kept.
         let cols = if z.is_some() { d_ff } else { d_ff / d * d };
-        let weight = Packed::new(self.weight.t(), self.operands);
+        let weight = fused.then(|| Packed::new(self.weight.t(), self.operands));
         let x = Mat::row_major(self.x, rows, d);
         let mut room = Vec::new();
         let mut z = match z {
@@ -95,7 +95,7 @@ impl Boom<'_> {
             z => z,
         };
         if let (false, Some(z)) = (fused, z.as_deref_mut()) {
-            affine_packed(x, &weight, self.bias, z);
+            affine(x, self.weight, self.bias, self.operands, z);
         }
         let (z, y) = (z.map(Shared::new), Shared::new(y));
         let block = if z.is_some() { 0 } else { BLOCK * COLUMNS };
@@ -110,9 +110,9 @@ impl Boom<'_> {
                         Some(z) => (z.at(first_row * d_ff + start), d_ff),
                         None => (block.as_mut_ptr(), COLUMNS),
                     };
-                    if fused {
+                    if let Some(weight) = &weight {
                         let x = x.narrow_rows(first_row, rows);
-                        affine_into(x, &weight, self.bias, start..end, z, z_row, scratch);
+                        affine_into(x, weight, self.bias, start..end, z, z_row, scratch);
                     }
                     let part = Part { first_row, rows, start, end, d, chunks_end: d_ff / d * d, z, z_row };
                     activate(&part, self.mask, self.lanes, u, y.at(first_row * d));
@@ -142,13 +142,12 @@ impl Boom<'_> {
         let x = Mat::row_major(self.x, rows, d);
         let mut again = None;
         if z == Preactivations::Recompute {
-            let weight = Packed::new(self.weight.t(), self.operands);
             match fused {
-                true => again = Some(weight),
-                false => affine_packed(x, &weight, self.bias, dz),
+                true => again = Some(Packed::new(self.weight.t(), self.operands)),
+                false => affine(x, self.weight, self.bias, self.operands, dz),
             }
         }
-        let weight = Packed::new(self.weight, self.operands);
+        let weight = fused.then(|| Packed::new(self.weight, self.operands));
         let mut bias_sums = ColumnSums::new(rows, d_ff);
         let sums = bias_sums.share();
         let (dz_shared, dx_shared) = (Shared::new(dz), Shared::new(dx));
@@ -173,7 +172,7 @@ impl Boom<'_> {
                         let grad = &grad[first_row * d..][..rows * d];
                         differentiate(&part, self.mask, self.lanes, grad, u, dz, &mut sums[start..end]);
                     }
-                    if fused {
+                    if let Some(weight) = &weight {
                         let dz = Mat::row_major(dz_shared.slice(first_row * d_ff, rows * d_ff), rows, d_ff);
                         product(&Product { c: dx_shared.at(first_row * d), c_row: d, ..weight.product(dz) }, scratch);
                     }
@@ -183,9 +182,9 @@ impl Boom<'_> {
         bias_sums.finish(dbias);
         let dz = Mat::row_major(dz, rows, d_ff);
         if !fused {
-            gemm(dz, &weight, dx, false);
+            multiply(dz, self.weight, self.operands, dx, |_| Start::Zero);
         }
-        gemm(dz.t(), &Packed::new(x, self.operands), dweight, false);
+        multiply(dz.t(), x, self.operands, dweight, |_| Start::Zero);
     }
 }
 
@@ -311,6 +310,7 @@ kernel!(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gemm::FEW;
     use crate::team;
     use crate::testing::{
         alone, assert_near, f64s, matmul, random, rounded, scalar_mask, skip, sums_of_columns, test_mask, transposed,
@@ -382,7 +382,8 @@ mod tests {
             assert_near(&format!("{what} dweight"), dweight, &want, 1e-5);
             (y, grads)
         });
-        assert_eq!(results[0], results[1], "{what}: results depend on the division of work");
+        // Few rows are summed in another order where they are not fused, which they never are.
+        assert!(rows <= FEW || results[0] == results[1], "{what}: results depend on the division of work");
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! registers while a block of terms is added to it, in the order of `k`: the value of an element does not depend on how the
 //! work is divided.
 
+mod few;
 mod left;
 mod panels;
 mod tiles;
@@ -23,6 +24,8 @@ use crate::buffer::{Buffer, Shared};
 use crate::isa::{Bf16Unit, Vectors};
 use crate::{Isa, team};
 
+#[cfg(test)]
+pub(crate) use few::FEW;
 pub(crate) use left::{Left, LeftCopy, SharedCopy};
 pub use panels::Packed;
 pub(crate) use panels::Panels;
@@ -303,8 +306,17 @@ pub fn gemm(a: Mat, b: &Packed, c: &mut [f32], add: bool) {
     on_all_threads(a, b, c, |_| if add { Start::Result } else { Start::Zero });
 }
 
-/// `C = A B` added to what `start` gives for the columns from a first one on. Shapes have been checked.
-pub(crate) fn on_all_threads(a: Mat, b: &Packed, c: &mut [f32], start: impl Fn(usize) -> Start + Sync) {
+/// `C = A B`, with a right operand that is used once, added to what `start` gives for the columns from a first one on. Shapes
+/// have been checked.
+pub(crate) fn multiply(a: Mat, b: Mat, operands: Operands, c: &mut [f32], start: impl Fn(usize) -> Start + Sync) {
+    match few::are_few(a, b) {
+        true => few::multiply(a, b, operands, c, start),
+        false => on_all_threads(a, &Packed::new(b, operands), c, start),
+    }
+}
+
+/// [`multiply`] with a packed right operand.
+fn on_all_threads(a: Mat, b: &Packed, c: &mut [f32], start: impl Fn(usize) -> Start + Sync) {
     if c.is_empty() {
         return;
     }
@@ -362,25 +374,28 @@ mod tests {
                 [6, 513, 16],
                 [200, 257, 47],
                 [3, 7, 1],
+                [4, 300, 65],
+                [8, 33, 70],
+                [2, 9, 5],
                 [97, 20, 130],
             ],
         };
         for &[m, k, n] in sizes {
             let (a, b, c) = (random(m * k, 1), random(k * n, 2), random(m * n, 3));
-            for (a_t, b_t, add, operands) in [
-                (false, false, false, Operands::F32),
-                (true, false, true, Operands::F32),
-                (false, true, true, Operands::F32),
-                (false, true, false, Operands::Bf16),
-                (true, false, false, Operands::Bf16),
-            ] {
+            for case in 0..16 {
+                let [a_t, b_t, add, rounds] = [1, 2, 4, 8].map(|bit| case & bit != 0);
+                let operands = if rounds { Operands::Bf16 } else { Operands::F32 };
                 let a = if a_t { Mat::row_major(&a, k, m).t() } else { Mat::row_major(&a, m, k) };
                 let b = if b_t { Mat::row_major(&b, n, k).t() } else { Mat::row_major(&b, k, n) };
-                let mut out = if add { c.clone() } else { vec![f32::NAN; m * n] };
+                let before = if add { c.clone() } else { vec![f32::NAN; m * n] };
                 let want = reference(a, b, if add { &c } else { &[0.0; 70_000][..m * n] }, operands);
-                gemm(a, &Packed::new(b, operands), &mut out, add);
+                let (mut packed, mut direct) = (before.clone(), before);
+                gemm(a, &Packed::new(b, operands), &mut packed, add);
+                multiply(a, b, operands, &mut direct, |_| if add { Start::Result } else { Start::Zero });
                 // A sum of k terms below 1: rounding errors of each term add up to at most k 2⁻²⁴ · k / 2; in truth far less.
-                assert_near(&format!("{m} x {k} x {n}"), &out, &want, 1e-6 * (k as f64).sqrt().max(1.0));
+                let tolerance = 1e-6 * (k as f64).sqrt().max(1.0);
+                assert_near(&format!("{m} x {k} x {n} packed {case}"), &packed, &want, tolerance);
+                assert_near(&format!("{m} x {k} x {n} {case}"), &direct, &want, tolerance);
             }
         }
     }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::blocks::{ColumnSums, add_rows, for_each_block};
 use crate::buffer::Buffer;
-use crate::gemm::{Left, Mat, Operands, Packed, Product, Start, gemm, on_all_threads, product};
+use crate::gemm::{Left, Mat, Operands, Packed, Product, Start, multiply, product};
 
 /// `out = x Wᵀ + b`.
 ///
@@ -17,16 +17,11 @@ use crate::gemm::{Left, Mat, Operands, Packed, Product, Start, gemm, on_all_thre
 /// # Panics
 /// If the shapes do not agree.
 pub fn affine(x: Mat, weight: Mat, bias: &[f32], operands: Operands, out: &mut [f32]) {
-    affine_packed(x, &Packed::new(weight.t(), operands), bias, out);
-}
-
-/// [`affine`] with `Wᵀ` packed.
-pub(crate) fn affine_packed(x: Mat, weight: &Packed, bias: &[f32], out: &mut [f32]) {
-    let (rows, d_out) = (x.rows(), weight.n());
-    assert_eq!(x.cols(), weight.k(), "x has {} columns, the weight {}", x.cols(), weight.k());
+    let (rows, d_out) = (x.rows(), weight.rows());
+    assert_eq!(x.cols(), weight.cols(), "x has {} columns, the weight {}", x.cols(), weight.cols());
     assert_eq!(bias.len(), d_out, "bias {} of {d_out} columns", bias.len());
     assert_eq!(out.len(), rows * d_out, "the result is {rows} x {d_out}");
-    on_all_threads(x, weight, out, |col| Start::Row(bias[col..].as_ptr()));
+    multiply(x, weight.t(), operands, out, |col| Start::Row(bias[col..].as_ptr()));
 }
 
 /// Columns `cols` of `x Wᵀ + b` on the calling thread. They begin with a panel.
@@ -75,10 +70,10 @@ pub fn affine_backward(
     assert_eq!(grad.len(), rows * d_out, "the gradient is {rows} x {d_out}");
     let g = Mat::row_major(grad, rows, d_out);
     if let Some(dx) = dx {
-        gemm(g, &Packed::new(weight, operands), dx, false);
+        multiply(g, weight, operands, dx, |_| Start::Zero);
     }
     if let Some(dweight) = dweight {
-        gemm(g.t(), &Packed::new(x, operands), dweight, false);
+        multiply(g.t(), x, operands, dweight, |_| Start::Zero);
     }
     if let Some(dbias) = dbias {
         column_sums(grad, d_out, dbias);

@@ -1,0 +1,191 @@
+//! Products of a few rows, as an operation on one byte or a short segment has them: to pack the right operand would take longer
+//! than to multiply with it, so it is read once as it lies.
+
+use std::ops::Range;
+
+use super::{Mat, Operands, Start, round_bf16};
+use crate::blocks::{for_each_with, product_work};
+use crate::buffer::{Buffer, Shared};
+use crate::math;
+use crate::simd::{Vector, kernel};
+use crate::team;
+
+/// The most rows that are few. More meet each value of the right operand often enough to have it packed.
+pub(crate) const FEW: usize = 8;
+
+/// Rows of one operand and columns of the other whose products are summed together.
+const TILE: usize = 4;
+
+/// Columns of a task: whole tiles and vectors.
+const COLUMNS: usize = 32;
+
+/// Whether the rows of `a` are few, and the right operand lies so that vectors can be read from it.
+pub(super) fn are_few(a: Mat, b: Mat) -> bool {
+    (1..=FEW).contains(&a.rows) && a.col_stride == 1 && (b.row_stride == 1 || b.col_stride == 1)
+}
+
+/// [`super::multiply`] where [they are few](are_few).
+pub(super) fn multiply(a: Mat, b: Mat, operands: Operands, c: &mut [f32], start: impl Fn(usize) -> Start + Sync) {
+    let (rows, k, n) = (a.rows, b.rows, b.cols);
+    let mut rounded;
+    let a = match operands {
+        Operands::F32 => a,
+        Operands::Bf16 => {
+            rounded = Buffer::room(rows * k);
+            for (i, out) in rounded.chunks_exact_mut(k.max(1)).enumerate() {
+                out.iter_mut().zip(a.row(i)).for_each(|(out, &x)| *out = round_bf16(x));
+            }
+            Mat::row_major(&rounded, rows, k)
+        }
+    };
+    let out = Shared::new(c);
+    let blocks = n.div_ceil(COLUMNS);
+    let tasks = blocks.min(4 * team::threads());
+    for_each_with(
+        tasks,
+        product_work(rows, k, n),
+        || (),
+        |(), task| {
+            let cols = blocks * task / tasks * COLUMNS..n.min(blocks * (task + 1) / tasks * COLUMNS);
+            // SAFETY: shapes were checked, and each task writes columns of its own.
+            unsafe {
+                begin(start(cols.start), rows, cols.clone(), out, n);
+                match (operands, b.row_stride == 1) {
+                    (Operands::F32, true) => add_dots(a, b, cols, out),
+                    (Operands::F32, false) => add_rows(a, b, cols, out),
+                    (Operands::Bf16, true) => add_dots_rounded(a, b, cols, out),
+                    (Operands::Bf16, false) => add_rows_rounded(a, b, cols, out),
+                }
+            }
+        },
+    );
+}
+
+/// Writes what some columns begin with.
+unsafe fn begin(start: Start, rows: usize, cols: Range<usize>, out: Shared<f32>, n: usize) {
+    for row in 0..rows {
+        // SAFETY: the caller's.
+        unsafe {
+            let out = out.slice(row * n + cols.start, cols.len());
+            match start {
+                Start::Zero => out.fill(0.0),
+                Start::Result => {}
+                Start::Row(start) => out.copy_from_slice(std::slice::from_raw_parts(start, cols.len())),
+            }
+        }
+    }
+}
+
+/// Columns of `b` are contiguous: dot products with the rows of `a`.
+#[inline(always)]
+unsafe fn add_dots_to<V: Vector, const ROUND: bool>(a: Mat, b: Mat, cols: Range<usize>, out: Shared<f32>) {
+    let (k, n) = (b.rows, b.cols);
+    for col in cols.clone().step_by(TILE) {
+        let width = TILE.min(cols.end - col);
+        for row in (0..a.rows).step_by(TILE) {
+            let height = TILE.min(a.rows - row);
+            let mut sums = [[0.0; TILE]; TILE];
+            // SAFETY: rows and columns of the operands and the result.
+            unsafe {
+                // Those that are not there stand for the last one.
+                let column = |j: usize| b.data.as_ptr().add((col + j.min(width - 1)) * b.col_stride);
+                let columns = [column(0), column(1), column(2), column(3)];
+                let of_row = |i: usize| a.data.as_ptr().add((row + i.min(height - 1)) * a.row_stride);
+                match height {
+                    1 => dots::<V, ROUND, 1>([of_row(0)], columns, k, &mut sums),
+                    2 => dots::<V, ROUND, 2>([of_row(0), of_row(1)], columns, k, &mut sums),
+                    3 => dots::<V, ROUND, 3>([of_row(0), of_row(1), of_row(2)], columns, k, &mut sums),
+                    _ => dots::<V, ROUND, 4>([of_row(0), of_row(1), of_row(2), of_row(3)], columns, k, &mut sums),
+                }
+                for (i, sums) in sums.iter().enumerate().take(height) {
+                    for (j, sum) in sums.iter().enumerate().take(width) {
+                        *out.at((row + i) * n + col + j) += sum;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn dots<V: Vector, const ROUND: bool, const R: usize>(
+    rows: [*const f32; R],
+    columns: [*const f32; TILE],
+    k: usize,
+    out: &mut [[f32; TILE]; TILE],
+) {
+    // SAFETY: `k` values of each; the rest is the caller's.
+    unsafe {
+        let mut sums = [[V::splat(0.0); TILE]; R];
+        for at in (0..k).step_by(V::LANES) {
+            let mut x = [V::splat(0.0); R];
+            for (x, row) in x.iter_mut().zip(rows) {
+                *x = V::load_up_to(row.add(at), k - at);
+            }
+            for (j, column) in columns.into_iter().enumerate() {
+                let y = V::load_up_to(column.add(at), k - at);
+                let y = if ROUND { math::round_bf16(y) } else { y };
+                for (sums, x) in sums.iter_mut().zip(x) {
+                    sums[j] = x.mul_add(y, sums[j]);
+                }
+            }
+        }
+        for (out, sums) in out.iter_mut().zip(sums) {
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = sum.sum();
+            }
+        }
+    }
+}
+
+/// Rows of `b` are contiguous: multiples of them are added to the rows of the result, four at once.
+#[inline(always)]
+unsafe fn add_rows_to<V: Vector, const ROUND: bool>(a: Mat, b: Mat, cols: Range<usize>, out: Shared<f32>) {
+    let (k, n) = (b.rows, b.cols);
+    for term in (0..k).step_by(TILE) {
+        let terms = TILE.min(k - term);
+        for col in cols.clone().step_by(V::LANES) {
+            let left = cols.end - col;
+            // SAFETY: rows and columns of the operands and the result; a row that is not there counts for nothing.
+            unsafe {
+                let mut y = [V::splat(0.0); TILE];
+                for (t, y) in y.iter_mut().enumerate().take(terms) {
+                    let row = b.data.as_ptr().add((term + t) * b.row_stride + col);
+                    *y = V::load_up_to(row, left);
+                    if ROUND {
+                        *y = math::round_bf16(*y);
+                    }
+                }
+                for i in 0..a.rows {
+                    let x = a.data.as_ptr().add(i * a.row_stride + term);
+                    let to = out.at(i * n + col);
+                    let mut sum = V::load_up_to(to, left);
+                    for (t, y) in y.iter().enumerate().take(terms) {
+                        sum = V::splat(*x.add(t)).mul_add(*y, sum);
+                    }
+                    sum.store_up_to(to, left);
+                }
+            }
+        }
+    }
+}
+
+macro_rules! both_precisions {
+    ($exact:ident, $exact_body:ident, $rounded:ident, $rounded_body:ident, $generic:ident) => {
+        #[inline(always)]
+        unsafe fn $exact_body<V: Vector>(a: Mat, b: Mat, cols: Range<usize>, out: Shared<f32>) {
+            // SAFETY: the caller's.
+            unsafe { $generic::<V, false>(a, b, cols, out) }
+        }
+        kernel!(unsafe fn $exact(a: Mat, b: Mat, cols: Range<usize>, out: Shared<f32>) => $exact_body);
+
+        #[inline(always)]
+        unsafe fn $rounded_body<V: Vector>(a: Mat, b: Mat, cols: Range<usize>, out: Shared<f32>) {
+            // SAFETY: the caller's.
+            unsafe { $generic::<V, true>(a, b, cols, out) }
+        }
+        kernel!(unsafe fn $rounded(a: Mat, b: Mat, cols: Range<usize>, out: Shared<f32>) => $rounded_body);
+    };
+}
+both_precisions!(add_dots, add_dots_body, add_dots_rounded, add_dots_rounded_body, add_dots_to);
+both_precisions!(add_rows, add_rows_body, add_rows_rounded, add_rows_rounded_body, add_rows_to);
