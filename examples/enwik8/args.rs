@@ -102,7 +102,7 @@ pub struct Args {
     /// Start from these weights: safetensors under the published PyTorch model's names
     #[arg(long, value_name = "PATH", help_heading = "Run")]
     pub init_weights: Option<PathBuf>,
-    /// Compute activations again in the backward pass: half the memory, a sixth more time, the same run
+    /// Compute activations again in the backward pass: three quarters of the memory, a quarter more work, the same run
     #[arg(long, help_heading = "Run", conflicts_with = "eval_only")]
     pub recompute: bool,
     /// Steps between two lines of progress and of metrics.jsonl

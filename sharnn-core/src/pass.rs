@@ -12,7 +12,7 @@ pub struct Pass {
     /// The step's random stream; `None` drops nothing, whatever the configuration's probabilities.
     pub dropout: Option<DropoutStream>,
     /// Whether the backward computes the gates of the LSTMs and the pre-activations of the Booms again, so that they need not
-    /// be kept: half of what training keeps, for a sixth more work. Gradients stay the same, on flex to the last bit.
+    /// be kept: less memory, for a quarter more multiplications. Gradients stay the same, on flex to the last bit.
     pub recompute: bool,
 }
 
