@@ -11,6 +11,7 @@
 //! backward computes them again from the logarithms of their sums.
 
 mod backward;
+mod few;
 mod forward;
 #[cfg(test)]
 mod tests;

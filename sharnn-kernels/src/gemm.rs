@@ -24,8 +24,7 @@ use crate::buffer::{Buffer, Shared};
 use crate::isa::{Bf16Unit, Vectors};
 use crate::{Isa, team};
 
-#[cfg(test)]
-pub(crate) use few::FEW;
+pub(crate) use few::{FEW, add as add_few};
 pub(crate) use left::{Left, LeftCopy, SharedCopy};
 pub use panels::Packed;
 pub(crate) use panels::Panels;

@@ -62,6 +62,9 @@ impl Attention<'_> {
         if sizes.is_empty() {
             return;
         }
+        if self.has_few_queries() {
+            return self.backward_few(run, log_sum_exp, grad, &mut gradients);
+        }
         let first_wanted = if gradients.memory.is_some() { 0 } else { memory };
         let stride = padded(keys - first_wanted);
         let pack = |k, n| Packed::room(k, n, self.operands);
@@ -326,7 +329,7 @@ kernel!(
     ///
     /// # Safety
     /// `scores`, `d_weights` and `ones` are valid for `visible` and `end` values, rounded up to a multiple of 16.
-    unsafe fn d_softmax(
+    pub(super) unsafe fn d_softmax(
         scores: *mut f32,
         d_weights: *mut f32,
         visible: usize,

@@ -24,6 +24,30 @@ impl Attention<'_> {
         self.forward_on(&|wanted, work| team::run(wanted, work), out, log_sum_exp);
     }
 
+    /// The weights of one query, in place of its scores, with zeros as far as queries before `end` see keys.
+    ///
+    /// # Safety
+    /// `scores` has room for so many, rounded up to a multiple of 16, and no one else uses the query's sum.
+    pub(super) unsafe fn softmax(
+        &self,
+        Place { lane, head }: Place,
+        query: usize,
+        end: usize,
+        scores: *mut f32,
+        log_sum_exp: Option<Shared<f32>>,
+    ) {
+        let sizes = self.sizes();
+        let row = head * sizes.queries + query;
+        let mask = self.weight_dropout.map(|mask| RowMask { mask, lane, row });
+        // SAFETY: the caller's.
+        unsafe {
+            let sum = softmax(scores, sizes.visible(query + 1), sizes.visible(end), mask);
+            if let Some(log_sum_exp) = log_sum_exp {
+                *log_sum_exp.at(lane * sizes.heads * sizes.queries + row) = sum;
+            }
+        }
+    }
+
     pub(super) fn forward_on(&self, run: Run, mut out: RowsMut, log_sum_exp: Option<&mut [f32]>) {
         let sizes = self.sizes();
         assert_eq!(out.shape(), self.query.shape(), "output and queries");
@@ -32,6 +56,9 @@ impl Attention<'_> {
         }
         if sizes.is_empty() {
             return;
+        }
+        if self.has_few_queries() {
+            return self.forward_few(run, out.share(), log_sum_exp.map(Shared::new));
         }
         let mut keys = Packed::room(sizes.d_head, sizes.keys, self.operands);
         let mut values = Packed::room(sizes.keys, sizes.d_head, self.operands);
@@ -113,12 +140,8 @@ impl Forward<'_> {
             let of_keys = self.keys.product(0..sizes.d_head, 0..visible);
             product(&Product { left, rows, c, c_row, ..of_keys }, &mut scratch.left);
             for (i, query) in queries.clone().enumerate() {
-                let row = head * sizes.queries + query;
-                let mask = attention.weight_dropout.map(|mask| RowMask { mask, lane, row });
-                let sum = softmax(scores.as_mut_ptr().add(i * stride), sizes.visible(query + 1), visible, mask);
-                if let Some(log_sum_exp) = self.log_sum_exp {
-                    *log_sum_exp.at(lane * sizes.heads * sizes.queries + row) = sum;
-                }
+                let scores = scores.as_mut_ptr().add(i * stride);
+                attention.softmax(place, query, queries.end, scores, self.log_sum_exp);
             }
             let c = self.out.row(lane, queries.start).add(head * sizes.d_head);
             let (left, c_row) = (Left::rows(scores.as_ptr(), stride), self.out.row_stride());

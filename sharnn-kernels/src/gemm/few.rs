@@ -50,12 +50,7 @@ pub(super) fn multiply(a: Mat, b: Mat, operands: Operands, c: &mut [f32], start:
             // SAFETY: shapes were checked, and each task writes columns of its own.
             unsafe {
                 begin(start(cols.start), rows, cols.clone(), out, n);
-                match (operands, b.row_stride == 1) {
-                    (Operands::F32, true) => add_dots(a, b, cols, out),
-                    (Operands::F32, false) => add_rows(a, b, cols, out),
-                    (Operands::Bf16, true) => add_dots_rounded(a, b, cols, out),
-                    (Operands::Bf16, false) => add_rows_rounded(a, b, cols, out),
-                }
+                add(a, b, operands, cols, out.at(0), n);
             }
         },
     );
@@ -76,10 +71,27 @@ unsafe fn begin(start: Start, rows: usize, cols: Range<usize>, out: Shared<f32>,
     }
 }
 
+/// Adds `A B` to some columns of a result that begins at `c`, on the calling thread. The left operand has been rounded.
+///
+/// # Safety
+/// The rows of `b` are contiguous, or its columns and the rows of `a`. Row `i` of the result is at
+/// `c + i * c_row`, and no one else uses these columns.
+pub(crate) unsafe fn add(a: Mat, b: Mat, operands: Operands, cols: Range<usize>, c: *mut f32, c_row: usize) {
+    // SAFETY: the caller's.
+    unsafe {
+        match (operands, a.col_stride == 1 && b.row_stride == 1) {
+            (Operands::F32, true) => add_dots(a, b, cols, c, c_row),
+            (Operands::F32, false) => add_rows(a, b, cols, c, c_row),
+            (Operands::Bf16, true) => add_dots_rounded(a, b, cols, c, c_row),
+            (Operands::Bf16, false) => add_rows_rounded(a, b, cols, c, c_row),
+        }
+    }
+}
+
 /// Columns of `b` are contiguous: dot products with the rows of `a`.
 #[inline(always)]
-unsafe fn add_dots_to<V: Vector, const ROUND: bool>(a: Mat, b: Mat, cols: Range<usize>, out: Shared<f32>) {
-    let (k, n) = (b.rows, b.cols);
+unsafe fn add_dots_to<V: Vector, const ROUND: bool>(a: Mat, b: Mat, cols: Range<usize>, c: *mut f32, c_row: usize) {
+    let k = b.rows;
     for col in cols.clone().step_by(TILE) {
         let width = TILE.min(cols.end - col);
         for row in (0..a.rows).step_by(TILE) {
@@ -99,7 +111,7 @@ unsafe fn add_dots_to<V: Vector, const ROUND: bool>(a: Mat, b: Mat, cols: Range<
                 }
                 for (i, sums) in sums.iter().enumerate().take(height) {
                     for (j, sum) in sums.iter().enumerate().take(width) {
-                        *out.at((row + i) * n + col + j) += sum;
+                        *c.add((row + i) * c_row + col + j) += sum;
                     }
                 }
             }
@@ -140,8 +152,8 @@ unsafe fn dots<V: Vector, const ROUND: bool, const R: usize>(
 
 /// Rows of `b` are contiguous: multiples of them are added to the rows of the result, four at once.
 #[inline(always)]
-unsafe fn add_rows_to<V: Vector, const ROUND: bool>(a: Mat, b: Mat, cols: Range<usize>, out: Shared<f32>) {
-    let (k, n) = (b.rows, b.cols);
+unsafe fn add_rows_to<V: Vector, const ROUND: bool>(a: Mat, b: Mat, cols: Range<usize>, c: *mut f32, c_row: usize) {
+    let k = b.rows;
     for term in (0..k).step_by(TILE) {
         let terms = TILE.min(k - term);
         for col in cols.clone().step_by(V::LANES) {
@@ -157,11 +169,11 @@ unsafe fn add_rows_to<V: Vector, const ROUND: bool>(a: Mat, b: Mat, cols: Range<
                     }
                 }
                 for i in 0..a.rows {
-                    let x = a.data.as_ptr().add(i * a.row_stride + term);
-                    let to = out.at(i * n + col);
+                    let x = a.data.as_ptr().add(i * a.row_stride + term * a.col_stride);
+                    let to = c.add(i * c_row + col);
                     let mut sum = V::load_up_to(to, left);
                     for (t, y) in y.iter().enumerate().take(terms) {
-                        sum = V::splat(*x.add(t)).mul_add(*y, sum);
+                        sum = V::splat(*x.add(t * a.col_stride)).mul_add(*y, sum);
                     }
                     sum.store_up_to(to, left);
                 }
@@ -173,18 +185,18 @@ unsafe fn add_rows_to<V: Vector, const ROUND: bool>(a: Mat, b: Mat, cols: Range<
 macro_rules! both_precisions {
     ($exact:ident, $exact_body:ident, $rounded:ident, $rounded_body:ident, $generic:ident) => {
         #[inline(always)]
-        unsafe fn $exact_body<V: Vector>(a: Mat, b: Mat, cols: Range<usize>, out: Shared<f32>) {
+        unsafe fn $exact_body<V: Vector>(a: Mat, b: Mat, cols: Range<usize>, c: *mut f32, c_row: usize) {
             // SAFETY: the caller's.
-            unsafe { $generic::<V, false>(a, b, cols, out) }
+            unsafe { $generic::<V, false>(a, b, cols, c, c_row) }
         }
-        kernel!(unsafe fn $exact(a: Mat, b: Mat, cols: Range<usize>, out: Shared<f32>) => $exact_body);
+        kernel!(unsafe fn $exact(a: Mat, b: Mat, cols: Range<usize>, c: *mut f32, c_row: usize) => $exact_body);
 
         #[inline(always)]
-        unsafe fn $rounded_body<V: Vector>(a: Mat, b: Mat, cols: Range<usize>, out: Shared<f32>) {
+        unsafe fn $rounded_body<V: Vector>(a: Mat, b: Mat, cols: Range<usize>, c: *mut f32, c_row: usize) {
             // SAFETY: the caller's.
-            unsafe { $generic::<V, true>(a, b, cols, out) }
+            unsafe { $generic::<V, true>(a, b, cols, c, c_row) }
         }
-        kernel!(unsafe fn $rounded(a: Mat, b: Mat, cols: Range<usize>, out: Shared<f32>) => $rounded_body);
+        kernel!(unsafe fn $rounded(a: Mat, b: Mat, cols: Range<usize>, c: *mut f32, c_row: usize) => $rounded_body);
     };
 }
 both_precisions!(add_dots, add_dots_body, add_dots_rounded, add_dots_rounded_body, add_dots_to);
