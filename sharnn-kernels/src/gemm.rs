@@ -24,7 +24,7 @@ use crate::buffer::{Buffer, Shared};
 use crate::isa::{Bf16Unit, Vectors};
 use crate::{Isa, team};
 
-pub(crate) use few::{FEW, add as add_few};
+pub(crate) use few::{FEW, add as add_few, rounded};
 pub(crate) use left::{Left, LeftCopy, SharedCopy};
 pub use panels::Packed;
 pub(crate) use panels::Panels;
@@ -240,6 +240,19 @@ impl Start {
             other => other,
         }
     }
+
+    /// Writes what `n` columns of a row of the result begin with.
+    #[inline(always)]
+    unsafe fn write(self, c: *mut f32, n: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self {
+                Self::Zero => c.write_bytes(0, n),
+                Self::Result => {}
+                Self::Row(row) => std::ptr::copy_nonoverlapping(row, c, n),
+            }
+        }
+    }
 }
 
 /// Room for the packed block of a left operand.
@@ -271,14 +284,7 @@ unsafe fn without_terms(&Product { rows, format, cols, c, c_row, start, .. }: &P
         for panel in 0..cols.panels(width) {
             let (offset, n) = cols.of_panel(panel, width);
             // SAFETY: the caller's.
-            unsafe {
-                let c = std::slice::from_raw_parts_mut(c.add(row * c_row + offset), n);
-                match start.at_col(offset) {
-                    Start::Zero => c.fill(0.0),
-                    Start::Result => {}
-                    Start::Row(start) => c.copy_from_slice(std::slice::from_raw_parts(start, n)),
-                }
-            }
+            unsafe { start.at_col(offset).write(c.add(row * c_row + offset), n) };
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use super::backward::{Gradients, d_softmax};
 use super::{Attention, Place, RowMask, Run, Sizes, VALUES, multiply, padded, take};
 use crate::buffer::{Buffer, Shared};
-use crate::gemm::{FEW, Mat, Operands, add_few, round_bf16};
+use crate::gemm::{FEW, Mat, Operands, add_few, round_bf16, rounded};
 use crate::rows::{Rows, RowsMut, SharedRows};
 
 /// What one member keeps for itself.
@@ -38,19 +38,6 @@ impl Room {
 fn round(x: &mut [f32], operands: Operands) {
     if operands == Operands::Bf16 {
         x.iter_mut().for_each(|x| *x = round_bf16(*x));
-    }
-}
-
-/// Contiguous rows as a left operand: a rounded copy where operands are rounded.
-fn left<'a>(rows: Mat<'a>, operands: Operands, room: &'a mut Buffer) -> Mat<'a> {
-    match operands {
-        Operands::F32 => rows,
-        Operands::Bf16 => {
-            for (i, out) in room.chunks_exact_mut(rows.cols()).take(rows.rows()).enumerate() {
-                out.iter_mut().zip(rows.row(i)).for_each(|(out, &x)| *out = round_bf16(x));
-            }
-            Mat::row_major(&room[..rows.rows() * rows.cols()], rows.rows(), rows.cols())
-        }
     }
 }
 
@@ -90,7 +77,7 @@ impl Attention<'_> {
             let Place { lane, head } = place;
             let Room { scores, values, left: [query, _], stride, .. } = room;
             let cols = head * d_head..(head + 1) * d_head;
-            let query = left(self.query.mat(lane, 0..queries, cols.clone()), self.operands, query);
+            let query = rounded(self.query.mat(lane, 0..queries, cols.clone()), self.operands, query);
             scores.fill(0.0);
             // SAFETY: rows of `scores`, and the place's own rows of the output and sums.
             unsafe {
@@ -135,8 +122,8 @@ impl Attention<'_> {
             let Room { scores, d_weights, mask: ones, values, left: [query, cotangent], stride } = room;
             let stride = *stride;
             let cols = head * d_head..(head + 1) * d_head;
-            let query = left(self.query.mat(lane, 0..queries, cols.clone()), self.operands, query);
-            let cotangent = left(grad.mat(lane, 0..queries, cols.clone()), self.operands, cotangent);
+            let query = rounded(self.query.mat(lane, 0..queries, cols.clone()), self.operands, query);
+            let cotangent = rounded(grad.mat(lane, 0..queries, cols.clone()), self.operands, cotangent);
             scores.fill(0.0);
             d_weights.fill(0.0);
             // SAFETY: rows of `scores` and `d_weights`, and the place's own rows of the gradients.

@@ -27,17 +27,8 @@ pub(super) fn are_few(a: Mat, b: Mat) -> bool {
 /// [`super::multiply`] where [they are few](are_few).
 pub(super) fn multiply(a: Mat, b: Mat, operands: Operands, c: &mut [f32], start: impl Fn(usize) -> Start + Sync) {
     let (rows, k, n) = (a.rows, b.rows, b.cols);
-    let mut rounded;
-    let a = match operands {
-        Operands::F32 => a,
-        Operands::Bf16 => {
-            rounded = Buffer::room(rows * k);
-            for (i, out) in rounded.chunks_exact_mut(k.max(1)).enumerate() {
-                out.iter_mut().zip(a.row(i)).for_each(|(out, &x)| *out = round_bf16(x));
-            }
-            Mat::row_major(&rounded, rows, k)
-        }
-    };
+    let mut room = Buffer::room(if operands == Operands::F32 { 0 } else { rows * k });
+    let a = rounded(a, operands, &mut room);
     let out = Shared::new(c);
     let blocks = n.div_ceil(COLUMNS);
     let tasks = blocks.min(4 * team::threads());
@@ -49,26 +40,23 @@ pub(super) fn multiply(a: Mat, b: Mat, operands: Operands, c: &mut [f32], start:
             let cols = blocks * task / tasks * COLUMNS..n.min(blocks * (task + 1) / tasks * COLUMNS);
             // SAFETY: shapes were checked, and each task writes columns of its own.
             unsafe {
-                begin(start(cols.start), rows, cols.clone(), out, n);
+                let start = start(cols.start);
+                (0..rows).for_each(|row| start.write(out.at(row * n + cols.start), cols.len()));
                 add(a, b, operands, cols, out.at(0), n);
             }
         },
     );
 }
 
-/// Writes what some columns begin with.
-unsafe fn begin(start: Start, rows: usize, cols: Range<usize>, out: Shared<f32>, n: usize) {
-    for row in 0..rows {
-        // SAFETY: the caller's.
-        unsafe {
-            let out = out.slice(row * n + cols.start, cols.len());
-            match start {
-                Start::Zero => out.fill(0.0),
-                Start::Result => {}
-                Start::Row(start) => out.copy_from_slice(std::slice::from_raw_parts(start, cols.len())),
-            }
-        }
+/// Contiguous rows as a left operand: a rounded copy in `room` where operands are rounded.
+pub(crate) fn rounded<'a>(a: Mat<'a>, operands: Operands, room: &'a mut [f32]) -> Mat<'a> {
+    if operands == Operands::F32 {
+        return a;
     }
+    for (i, out) in room.chunks_exact_mut(a.cols.max(1)).take(a.rows).enumerate() {
+        out.iter_mut().zip(a.row(i)).for_each(|(out, &x)| *out = round_bf16(x));
+    }
+    Mat::row_major(&room[..a.rows * a.cols], a.rows, a.cols)
 }
 
 /// Adds `A B` to some columns of a result that begins at `c`, on the calling thread. The left operand has been rounded.

@@ -134,6 +134,31 @@ impl SharedCopy {
     }
 }
 
+/// Eight columns of contiguous values, so far apart, as lines of eight: those of `n` columns and up to `height` lines, of which
+/// there are as many as a vector has lanes at most; zeros elsewhere.
+#[inline(always)]
+pub(super) unsafe fn lines<V: Vector, const ROUND: bool>(
+    from: *const f32,
+    stride: usize,
+    n: usize,
+    height: usize,
+) -> [[f32; 8]; 16] {
+    let mut lines = [[0.0; 8]; 16];
+    // SAFETY: the caller's; all lines of a vector fit.
+    unsafe {
+        let mut columns = [V::splat(0.0); 8];
+        for (k, column) in columns.iter_mut().enumerate().take(n) {
+            let x = V::load_up_to(from.add(k * stride), height);
+            *column = if ROUND { round_bf16(x) } else { x };
+        }
+        let out = lines.as_mut_ptr().cast::<f32>();
+        for (k, line) in V::interleave(columns).into_iter().enumerate() {
+            line.store(out.add(k * V::LANES));
+        }
+    }
+    lines
+}
+
 /// The bits of a bfloat16 in an f32.
 #[inline(always)]
 pub(super) fn high_half(x: f32) -> u16 {

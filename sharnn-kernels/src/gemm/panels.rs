@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::left::lines;
 use super::{Columns, Format, Left, Mat, Operands, Product, Start, round_bf16};
 use crate::buffer::{Buffer, Shared};
 use crate::simd::{Vector, kernel};
@@ -314,18 +315,8 @@ impl Part {
                 let n = 8.min(self.cols - j);
                 for i in (block..end).step_by(V::LANES) {
                     let height = V::LANES.min(end - i);
-                    let mut lines = [[0.0; 8]; 16];
-                    unsafe {
-                        let mut columns = [V::splat(0.0); 8];
-                        for (k, column) in columns.iter_mut().enumerate().take(n) {
-                            let x = V::load_up_to(self.from.add((j + k) * self.col_stride + i), height);
-                            *column = if ROUND { math::round_bf16(x) } else { x };
-                        }
-                        let out = lines.as_mut_ptr().cast::<f32>();
-                        for (k, line) in V::interleave(columns).into_iter().enumerate() {
-                            line.store(out.add(k * V::LANES));
-                        }
-                    }
+                    let from = unsafe { self.from.add(j * self.col_stride + i) };
+                    let lines = unsafe { lines::<V, ROUND>(from, self.col_stride, n, height) };
                     write(i, j, &lines[..height], n);
                 }
             }

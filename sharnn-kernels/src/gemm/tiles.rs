@@ -3,7 +3,7 @@
 //! What a tile can do is a [`TileUnit`]: the plain one here, which every CPU has, and those of instructions beside it. Two by
 //! two tiles of sums stay in the unit while all terms of a block are added to them.
 
-use super::left::high_half;
+use super::left::{high_half, lines};
 use super::{Format, Left, Product, ROW_BLOCK, Start};
 use crate::Isa;
 use crate::isa::Bf16Unit;
@@ -289,14 +289,8 @@ unsafe fn pack<V: Vector>(left: Left, rows: usize, terms: usize, scratch: &mut [
             // Squares of eight terms, each a contiguous column, and a vector's width of rows.
             for k in (0..terms).step_by(8) {
                 for i in (0..rows).step_by(V::LANES) {
-                    let mut columns = [V::splat(0.0); 8];
-                    for (e, column) in columns.iter_mut().enumerate().take(terms - k) {
-                        *column = round_bf16(V::load_up_to(left.at.add((k + e) * left.col + i), rows - i));
-                    }
-                    let mut lines = [[0.0f32; 8]; 16];
-                    for (e, line) in V::interleave(columns).into_iter().enumerate() {
-                        line.store(lines.as_mut_ptr().cast::<f32>().add(e * V::LANES));
-                    }
+                    let from = left.at.add(k * left.col + i);
+                    let lines = lines::<V, true>(from, left.col, terms - k, rows - i);
                     for (e, line) in lines.iter().enumerate().take(V::LANES.min(rows - i)) {
                         out.add((i + e) * stride + k).cast::<[u16; 8]>().write_unaligned(line.map(high_half));
                     }
