@@ -314,9 +314,12 @@ pub fn gemm(a: Mat, b: &Packed, c: &mut [f32], add: bool) {
 /// `C = A B`, with a right operand that is used once, added to what `start` gives for the columns from a first one on. Shapes
 /// have been checked.
 pub(crate) fn multiply(a: Mat, b: Mat, operands: Operands, c: &mut [f32], start: impl Fn(usize) -> Start + Sync) {
-    match few::are_few(a, b) {
-        true => few::multiply(a, b, operands, c, start),
-        false => on_all_threads(a, &Packed::new(b, operands), c, start),
+    if few::are_few(a, b) {
+        few::multiply(a, b, operands, c, start);
+    } else if few::are_few_terms(b) {
+        few::multiply_terms(a, b, operands, c, start);
+    } else {
+        on_all_threads(a, &Packed::new(b, operands), c, start);
     }
 }
 
@@ -383,6 +386,9 @@ mod tests {
                 [8, 33, 70],
                 [2, 9, 5],
                 [97, 20, 130],
+                [97, 5, 130],
+                [33, 1, 47],
+                [40, 8, 17],
             ],
         };
         for &[m, k, n] in sizes {

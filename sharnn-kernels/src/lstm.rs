@@ -11,6 +11,7 @@
 //! while the chunk's values are in the cache.
 
 mod backward;
+mod few;
 mod forward;
 mod gates;
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Products of a few rows, as an operation on one byte or a short segment has them: to pack the right operand would take longer
-//! than to multiply with it, so it is read once as it lies.
+//! Products of a few rows, or of a few terms, as an operation on one byte or a short segment has them: to pack the right
+//! operand would take longer than to multiply with it, so it is read as it lies.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use crate::math;
 use crate::simd::{Vector, kernel};
 use crate::team;
 
-/// The most rows that are few. More meet each value of the right operand often enough to have it packed.
+/// The most rows, or terms, that are few. More meet each value of the right operand often enough to have it packed.
 pub(crate) const FEW: usize = 8;
 
 /// Rows of one operand and columns of the other whose products are summed together.
@@ -18,6 +18,9 @@ const TILE: usize = 4;
 
 /// Columns of a task: whole tiles and vectors.
 const COLUMNS: usize = 32;
+
+/// Rows of a task, where terms are few: whole tiles.
+const ROWS: usize = 32;
 
 /// Whether the rows of `a` are few, and the right operand lies so that vectors can be read from it.
 pub(super) fn are_few(a: Mat, b: Mat) -> bool {
@@ -48,7 +51,36 @@ pub(super) fn multiply(a: Mat, b: Mat, operands: Operands, c: &mut [f32], start:
     );
 }
 
-/// Contiguous rows as a left operand: a rounded copy in `room` where operands are rounded.
+/// Whether the terms of each sum are few, and vectors can be read from them: the gradient of a weight after a few rows.
+pub(super) fn are_few_terms(b: Mat) -> bool {
+    (1..=FEW).contains(&b.rows) && b.col_stride == 1
+}
+
+/// [`super::multiply`] where [terms are few](are_few_terms).
+pub(super) fn multiply_terms(a: Mat, b: Mat, operands: Operands, c: &mut [f32], start: impl Fn(usize) -> Start + Sync) {
+    let (k, n) = (b.rows, b.cols);
+    let mut room = Buffer::room(if operands == Operands::F32 { 0 } else { k * n });
+    let b = rounded(b, operands, &mut room);
+    let out = Shared::new(c);
+    let blocks = a.rows.div_ceil(ROWS);
+    let tasks = blocks.min(4 * team::threads());
+    // What is written takes longer than what is multiplied.
+    let work = a.rows * n;
+    for_each_with(
+        tasks,
+        work,
+        || (),
+        |(), task| {
+            let first = blocks * task / tasks * ROWS;
+            let last = a.rows.min(blocks * (task + 1) / tasks * ROWS);
+            let a = a.narrow_rows(first, last - first);
+            // SAFETY: shapes were checked, and each task writes rows of its own.
+            unsafe { sum_terms(a, b, operands, out.at(first * n), start(0)) };
+        },
+    );
+}
+
+/// A few contiguous rows as an operand: a rounded copy in `room` where operands are rounded.
 pub(crate) fn rounded<'a>(a: Mat<'a>, operands: Operands, room: &'a mut [f32]) -> Mat<'a> {
     if operands == Operands::F32 {
         return a;
@@ -165,6 +197,62 @@ unsafe fn add_rows_to<V: Vector, const ROUND: bool>(a: Mat, b: Mat, cols: Range<
                     }
                     sum.store_up_to(to, left);
                 }
+            }
+        }
+    }
+}
+
+/// Each row of the result, `b.cols` long, is a sum of multiples of the few rows of `b`, which have been rounded.
+#[inline(always)]
+unsafe fn sum_terms_body<V: Vector>(a: Mat, b: Mat, operands: Operands, c: *mut f32, start: Start) {
+    let (k, n) = (b.rows, b.cols);
+    for row in (0..a.rows).step_by(TILE) {
+        let height = TILE.min(a.rows - row);
+        let mut x = [[0.0; FEW]; TILE];
+        for (i, x) in x.iter_mut().enumerate().take(height) {
+            for (t, x) in x.iter_mut().enumerate().take(k) {
+                // SAFETY: a value of the operand.
+                let value = unsafe { *a.data.as_ptr().add((row + i) * a.row_stride + t * a.col_stride) };
+                *x = if operands == Operands::F32 { value } else { round_bf16(value) };
+            }
+        }
+        // SAFETY: rows of the operand and the result.
+        unsafe {
+            let c = c.add(row * n);
+            match height {
+                TILE => sums::<V, TILE>(&x, b, c, start),
+                _ => (0..height).for_each(|i| sums::<V, 1>(&x[i..], b, c.add(i * n), start)),
+            }
+        }
+    }
+}
+
+kernel!(unsafe fn sum_terms(a: Mat, b: Mat, operands: Operands, c: *mut f32, start: Start) => sum_terms_body);
+
+/// `R` rows of the result.
+#[inline(always)]
+unsafe fn sums<V: Vector, const R: usize>(x: &[[f32; FEW]], b: Mat, c: *mut f32, start: Start) {
+    let n = b.cols;
+    for col in (0..n).step_by(V::LANES) {
+        let left = n - col;
+        // SAFETY: rows and columns of the operand and the result.
+        unsafe {
+            let mut sums = [V::splat(0.0); R];
+            for (i, sum) in sums.iter_mut().enumerate() {
+                match start {
+                    Start::Zero => {}
+                    Start::Result => *sum = V::load_up_to(c.add(i * n + col), left),
+                    Start::Row(row) => *sum = V::load_up_to(row.add(col), left),
+                }
+            }
+            for t in 0..b.rows {
+                let y = V::load_up_to(b.data.as_ptr().add(t * b.row_stride + col), left);
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *sum = V::splat(x[t]).mul_add(y, *sum);
+                }
+            }
+            for (i, sum) in sums.iter().enumerate() {
+                sum.store_up_to(c.add(i * n + col), left);
             }
         }
     }

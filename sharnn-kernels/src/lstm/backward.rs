@@ -37,6 +37,10 @@ impl Lstm<'_> {
         }
         h0.fill(0.0);
         c0.copy_from_slice(&grad[seq_len * state..]);
+        if self.is_few() {
+            let grads = LstmGrads { x, weight_ih, weight_hh, bias, h0, c0 };
+            return self.backward_few(output, gates, cells, grad, grads);
+        }
         if let Some(bias) = &mut bias {
             bias.fill(0.0);
         }
@@ -168,7 +172,7 @@ unsafe fn activate_body<V: Vector>(gates: *mut f32, rows: usize, units: usize) {
         }
     }
 }
-kernel!(unsafe fn activate(gates: *mut f32, rows: usize, units: usize) => activate_body);
+kernel!(pub(super) unsafe fn activate(gates: *mut f32, rows: usize, units: usize) => activate_body);
 
 /// The backward pass, as all members see it.
 struct Backward<'a> {
@@ -369,25 +373,25 @@ impl Backward<'_> {
 }
 
 /// One step of some units, backward: rows of `d`, but for what the forward pass left.
-struct CellBackward {
-    lanes: usize,
-    d: usize,
-    units: usize,
+pub(super) struct CellBackward {
+    pub lanes: usize,
+    pub d: usize,
+    pub units: usize,
     /// `[lanes, 4, units]`
-    gates: *const f32,
+    pub gates: *const f32,
     /// The cells of the step before, in rows so far apart.
-    before: *const f32,
-    before_row: usize,
+    pub before: *const f32,
+    pub before_row: usize,
     /// `[lanes, units]`
-    cell: *const f32,
-    grad: *const f32,
-    dh: *const f32,
-    dc: *mut f32,
+    pub cell: *const f32,
+    pub grad: *const f32,
+    pub dh: *const f32,
+    pub dc: *mut f32,
     /// Distance of the rows of `dgates`.
-    gate_row: usize,
-    dgates: *mut f32,
+    pub gate_row: usize,
+    pub dgates: *mut f32,
     /// A copy of these, and where the units are in it.
-    copy: Option<(SharedCopy, usize, usize)>,
+    pub copy: Option<(SharedCopy, usize, usize)>,
 }
 
 #[inline(always)]
@@ -409,7 +413,7 @@ unsafe fn cell_backward_body<V: Vector>(step: &CellBackward) {
         }
     }
 }
-kernel!(unsafe fn cell_backward(step: &CellBackward) => cell_backward_body);
+kernel!(pub(super) unsafe fn cell_backward(step: &CellBackward) => cell_backward_body);
 
 /// `N` vectors, of each of which `n` values count.
 #[inline(always)]

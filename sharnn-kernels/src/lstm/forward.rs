@@ -41,6 +41,9 @@ impl Lstm<'_> {
         assert_eq!(gates.len(), kept_steps * 4 * state, "size of gates");
         assert_eq!(cells.len(), rows * d, "size of cells");
 
+        if self.is_few() {
+            return self.forward_few(output, gates, cells);
+        }
         let mut h = LeftCopy::room(2 * lanes, d, operands.format());
         let h = h.as_mut().map(LeftCopy::share);
         if let Some(h) = h {
@@ -135,21 +138,21 @@ impl Forward<'_> {
 }
 
 /// One step of some units.
-struct CellForward {
-    lanes: usize,
-    units: usize,
+pub(super) struct CellForward {
+    pub lanes: usize,
+    pub units: usize,
     /// `[lanes, 4, units]`
-    gates: *mut f32,
+    pub gates: *mut f32,
     /// The cells of the step before, in rows so far apart.
-    before: *const f32,
-    before_row: usize,
+    pub before: *const f32,
+    pub before_row: usize,
     /// `[lanes, units]`
-    cell: *mut f32,
+    pub cell: *mut f32,
     /// Rows of `d`.
-    hidden: *mut f32,
-    d: usize,
+    pub hidden: *mut f32,
+    pub d: usize,
     /// A copy of h, and where these units are in it.
-    copy: Option<(SharedCopy, usize, usize)>,
+    pub copy: Option<(SharedCopy, usize, usize)>,
 }
 
 #[inline(always)]
@@ -171,7 +174,7 @@ unsafe fn cell_forward_body<V: Vector>(step: &CellForward) {
         }
     }
 }
-kernel!(unsafe fn cell_forward(step: &CellForward) => cell_forward_body);
+kernel!(pub(super) unsafe fn cell_forward(step: &CellForward) => cell_forward_body);
 
 /// `N` vectors, of each of which `n` values count.
 #[inline(always)]

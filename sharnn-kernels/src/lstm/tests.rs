@@ -149,7 +149,7 @@ const NAMES: [&str; 7] = ["output", "x", "weight_ih", "weight_hh", "bias", "h0",
 
 fn cases() -> &'static [[usize; 4]] {
     match cfg!(miri) {
-        true => &[[1, 1, 1, 1], [2, 3, 5, 17]],
+        true => &[[1, 1, 1, 1], [2, 3, 5, 17], [3, 3, 5, 17]],
         false => &[
             [1, 1, 1, 1],
             [1, 3, 5, 4],
@@ -158,6 +158,8 @@ fn cases() -> &'static [[usize; 4]] {
             [13, 16, 8, 40],
             [5, 17, 33, 128],
             [3, 2, 20, 300],
+            [5, 2, 20, 100],
+            [9, 1, 4, 7],
             // More steps than a chunk has.
             [37, 17, 9, 24],
         ],
