@@ -63,7 +63,8 @@ pub struct Args {
     /// Steps of linear warm-up
     #[arg(long, value_name = "N", help_heading = "Recipe")]
     pub warmup: Option<u64>,
-    /// Learning rate after the warm-up: constant, linear (to zero at --steps or --epochs) or cosine
+    /// Learning rate after the warm-up: constant, or to zero at --steps or --epochs along a line (linear), half a cosine (cosine)
+    /// or a line over the last three tenths (late)
     #[arg(long, value_name = "KIND", help_heading = "Recipe")]
     pub schedule: Option<String>,
     /// Precision of matrix products in training and scoring: f32, bf16, or auto, the fastest on this CPU where backend flex
@@ -182,7 +183,8 @@ fn schedule(kind: &str) -> Result<Schedule> {
         "constant" => Schedule::Constant,
         "linear" => Schedule::Linear,
         "cosine" => Schedule::Cosine,
-        _ => bail!("--schedule {kind:?} cannot be used: use constant, linear or cosine"),
+        "late" => Schedule::Late,
+        _ => bail!("--schedule {kind:?} cannot be used: use constant, linear, cosine or late"),
     })
 }
 

@@ -24,7 +24,7 @@ pub fn scores(splits: &Splits, valid: f64, test: f64, whole: bool) {
     for (name, split, bpc) in [("validation", &splits.valid, valid), ("test", &splits.test, test)] {
         let zstd = zstd_bpc(split).map_or("-".into(), |bpc| format!("{bpc:.3}"));
         let entropy = order0_entropy(split);
-        println!("{name:<16} {bpc:>9.3} {zstd:>10} {entropy:>17.3}   ({} bytes)", split.len());
+        println!("{name:<16} {bpc:>9.4} {zstd:>10} {entropy:>17.3}   ({} bytes)", split.len());
     }
     if !whole && splits.name == "enwik8" {
         println!("(the first bytes of each split; --full-eval scores the whole)");

@@ -35,7 +35,7 @@ pub use metrics::{EvalRecord, METRICS_FILE, Metrics, MetricsError, Record, Train
 pub use observer::{Event, Observer};
 pub use params::{MapFloat, NamedTensor, ParamInfo, VisitFloat, collect_params, map_params, param_infos, visit_params};
 pub use progress::Progress;
-pub use recipe::{Phase, Recipe, RecipeError, Schedule};
+pub use recipe::{LATE_FALL, Phase, Recipe, RecipeError, Schedule};
 pub use select_state::select_state;
 pub use step_log::{Smoothed, Window};
 pub use tensor_file::{HostTensor, WeightsError, load_metadata, load_tensors, save_tensors};

@@ -74,7 +74,12 @@ pub enum Schedule {
     Linear,
     /// It falls along half a cosine.
     Cosine,
+    /// It stays for [seven tenths](LATE_FALL) of the phase, then falls along a straight line.
+    Late,
 }
+
+/// Where [`Schedule::Late`] begins to fall: the share of the phase before that.
+pub const LATE_FALL: f64 = 0.7;
 
 /// A recipe that cannot be followed: which field, what it holds, and what would do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -103,6 +108,7 @@ impl Phase {
             Schedule::Constant => 1.0,
             Schedule::Linear => 1.0 - progress,
             Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+            Schedule::Late => ((1.0 - progress) / (1.0 - LATE_FALL)).min(1.0),
         };
         self.lr * warmup * decay
     }
@@ -272,6 +278,14 @@ mod tests {
             assert!((phase.lr_at(100, 0.5) - 0.5).abs() < 1e-15);
             assert!(phase.lr_at(100, 1.0).abs() < 1e-15);
             assert!((phase.lr_at(4, 0.5) - 0.25).abs() < 1e-15, "warm-up and decay multiply");
+        }
+    }
+
+    #[test]
+    fn a_late_fall_begins_late_and_reaches_zero_at_the_end() {
+        let phase = Phase { warmup_steps: 10, schedule: Schedule::Late, ..Phase::constant(1.0, 1) };
+        for (step, progress, lr) in [(4, 0.5, 0.5), (100, 0.5, 1.0), (100, 0.7, 1.0), (100, 0.85, 0.5), (100, 1.0, 0.0)] {
+            assert!((phase.lr_at(step, progress) - lr).abs() < 1e-12, "step {step} at {progress}");
         }
     }
 
