@@ -4,8 +4,8 @@
 //! inner loop streams through memory in order; weights are packed once a step. What the panels hold and what multiplies them
 //! is the [`Format`], which follows from the operands' precision and the CPU:
 //!
-//! - f32, or bfloat16 widened to f32: `[k][two vectors]`, for the [`vectors`](self::vectors);
-//! - pairs of bfloat16: `[k / 2][32][2]`, for [`tiles`](self::tiles), whichever instructions they are made of.
+//! - f32, `[k][two vectors]`, or pairs of bfloat16, `[k / 2][two vectors][2]`, for the [`vectors`](self::vectors) of f32;
+//! - pairs of bfloat16, `[k / 2][32][2]`, for [`tiles`](self::tiles), whichever instructions they are made of.
 //!
 //! The left operand is used as it lies where it can be, and otherwise packed block by block. A tile of `C` stays in
 //! registers while a block of terms is added to it, in the order of `k`: the value of an element does not depend on how the
@@ -142,9 +142,9 @@ impl Operands {
 pub(crate) enum Format {
     /// f32.
     F32,
-    /// f32 that were rounded to bfloat16.
+    /// bfloat16 of two neighbouring rows side by side, which take the place of one f32; widened when they are multiplied.
     Rounded,
-    /// bfloat16 of two neighbouring rows side by side, which take the place of one f32.
+    /// The same in panels as wide as matrix tiles.
     Pairs,
 }
 
@@ -160,8 +160,8 @@ impl Format {
     /// Places for f32 that `rows` of a column take.
     pub(crate) fn places(self, rows: usize) -> usize {
         match self {
-            Self::F32 | Self::Rounded => rows,
-            Self::Pairs => rows.div_ceil(2),
+            Self::F32 => rows,
+            Self::Rounded | Self::Pairs => rows.div_ceil(2),
         }
     }
 }

@@ -284,7 +284,8 @@ mod tests {
     #[test]
     fn a_late_fall_begins_late_and_reaches_zero_at_the_end() {
         let phase = Phase { warmup_steps: 10, schedule: Schedule::Late, ..Phase::constant(1.0, 1) };
-        for (step, progress, lr) in [(4, 0.5, 0.5), (100, 0.5, 1.0), (100, 0.7, 1.0), (100, 0.85, 0.5), (100, 1.0, 0.0)] {
+        for (step, progress, lr) in [(4, 0.5, 0.5), (100, 0.5, 1.0), (100, 0.7, 1.0), (100, 0.85, 0.5), (100, 1.0, 0.0)]
+        {
             assert!((phase.lr_at(step, progress) - lr).abs() < 1e-12, "step {step} at {progress}");
         }
     }

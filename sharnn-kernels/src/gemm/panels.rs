@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::left::lines;
-use super::{Columns, Format, Left, Mat, Operands, Product, Start, round_bf16};
+use super::{Columns, Format, Left, Mat, Operands, Product, Start};
 use crate::buffer::{Buffer, Shared};
 use crate::simd::{Vector, kernel};
 use crate::{math, team};
@@ -192,9 +192,8 @@ unsafe fn set_body<V: Vector>(panels: Panels, block: Mat, [row, col]: [usize; 2]
                     ends_odd: row + first + rows == panels.k && panels.k % 2 == 1,
                 };
                 match panels.format {
-                    Format::F32 => part.write::<V, false>(),
-                    Format::Rounded => part.write::<V, true>(),
-                    Format::Pairs => part.write_pairs::<V>(),
+                    Format::F32 => part.write::<V>(),
+                    Format::Rounded | Format::Pairs => part.write_pairs::<V>(),
                 }
             }
             done += cols;
@@ -212,7 +211,7 @@ impl Part {
     }
 
     #[inline(always)]
-    unsafe fn write<V: Vector, const ROUND: bool>(&self) {
+    unsafe fn write<V: Vector>(&self) {
         let &Self { rows, cols, width, .. } = self;
         unsafe {
             let to = self.to.add(self.row * width + self.col);
@@ -220,13 +219,11 @@ impl Part {
                 for i in 0..rows {
                     let (from, to) = (self.from.add(i * self.row_stride), to.add(i * width));
                     for j in (0..cols).step_by(V::LANES) {
-                        let x = V::load_up_to(from.add(j), cols - j);
-                        let x = if ROUND { math::round_bf16(x) } else { x };
-                        x.store_up_to(to.add(j), cols - j);
+                        V::load_up_to(from.add(j), cols - j).store_up_to(to.add(j), cols - j);
                     }
                 }
             } else if self.row_stride == 1 {
-                self.by_squares::<V, ROUND>(rows, |i, j, lines, n| {
+                self.by_squares::<V, false>(rows, |i, j, lines, n| {
                     for (k, line) in lines.iter().enumerate() {
                         let to = to.add((i + k) * width + j);
                         match n {
@@ -238,8 +235,7 @@ impl Part {
             } else {
                 for i in 0..rows {
                     for j in 0..cols {
-                        let x = self.value(i, j);
-                        *to.add(i * width + j) = if ROUND { round_bf16(x) } else { x };
+                        *to.add(i * width + j) = self.value(i, j);
                     }
                 }
             }

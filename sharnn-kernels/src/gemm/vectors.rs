@@ -58,9 +58,10 @@ unsafe fn product_body<V: Vector>(product: &Product, scratch: &mut [f32]) {
                 for panel in 0..n_panels {
                     let (offset, cols) = product.cols.of_panel(panel, width);
                     let start = start.at_col(offset);
-                    let panel = product.panels.add(panel * product.panel_len + first_term * width);
+                    let panel = product.panels.add(panel * product.panel_len + format.places(first_term) * width);
                     // The block after this one: weights may lie in a far cache.
-                    let next = panel.wrapping_add(if n_panels > 1 { product.panel_len } else { terms * width });
+                    let block = format.places(terms) * width;
+                    let next = panel.wrapping_add(if n_panels > 1 { product.panel_len } else { block });
                     // Tiles as equal as can be: few rows would leave the multipliers waiting for their own results.
                     let n_tiles = rows.div_ceil(V::TILE_ROWS);
                     for tile in 0..n_tiles {
@@ -75,9 +76,11 @@ unsafe fn product_body<V: Vector>(product: &Product, scratch: &mut [f32]) {
                         let ahead = if tile + 1 == n_tiles { next } else { panel };
                         let c = c.add(i * c_row + offset);
                         let tile = Tile { a, a_row, terms, panel, ahead, c, c_row, cols, start };
-                        match source {
-                            Source::Panels => tile.compute::<V, true>(end - i),
-                            Source::Place | Source::Rows => tile.compute::<V, false>(end - i),
+                        match (source, format) {
+                            (Source::Panels, Format::F32) => tile.compute::<V, true, false>(end - i),
+                            (Source::Panels, _) => tile.compute::<V, true, true>(end - i),
+                            (Source::Place | Source::Rows, Format::F32) => tile.compute::<V, false, false>(end - i),
+                            (Source::Place | Source::Rows, _) => tile.compute::<V, false, true>(end - i),
                         }
                     }
                 }
@@ -171,14 +174,15 @@ struct Tile {
 }
 
 impl Tile {
-    /// `PACKED`: the left operand lies in a panel of a tile's height; otherwise its rows are contiguous.
+    /// `PACKED`: the left operand lies in a panel of a tile's height; otherwise its rows are contiguous. `PAIRS`: the panel holds
+    /// pairs of bfloat16.
     #[inline(always)]
-    unsafe fn compute<V: Vector, const PACKED: bool>(self, rows: usize) {
+    unsafe fn compute<V: Vector, const PACKED: bool, const PAIRS: bool>(self, rows: usize) {
         macro_rules! by_rows {
             ($($n:literal)*) => {
                 match rows {
                     // SAFETY: the caller's.
-                    $($n if $n <= V::TILE_ROWS => unsafe { self.rows::<V, PACKED, $n>() },)*
+                    $($n if $n <= V::TILE_ROWS => unsafe { self.rows::<V, PACKED, PAIRS, $n>() },)*
                     _ => unreachable!("a tile of {rows} rows"),
                 }
             };
@@ -187,7 +191,7 @@ impl Tile {
     }
 
     #[inline(always)]
-    unsafe fn rows<V: Vector, const PACKED: bool, const R: usize>(&self) {
+    unsafe fn rows<V: Vector, const PACKED: bool, const PAIRS: bool, const R: usize>(&self) {
         // SAFETY: the caller's: `terms` columns of `R` rows of `a`, `terms` rows of the panel, `cols` columns of `c`.
         unsafe {
             let mut sums = [[V::splat(0.0); 2]; R];
@@ -196,14 +200,29 @@ impl Tile {
             let mut k = 0;
             // Four terms a turn, at constant distances from one running index.
             while k + 4 <= self.terms {
-                for unrolled in 0..4 {
-                    self.term(&mut sums, &rows, k + unrolled, (k + unrolled) * step);
+                if PAIRS {
+                    self.pair(&mut sums, &rows, k, k * step, step);
+                    self.pair(&mut sums, &rows, k + 2, (k + 2) * step, step);
+                } else {
+                    for unrolled in 0..4 {
+                        self.term(&mut sums, &rows, k + unrolled, (k + unrolled) * step);
+                    }
                 }
                 k += 4;
             }
             while k < self.terms {
-                self.term(&mut sums, &rows, k, k * step);
-                k += 1;
+                if !PAIRS {
+                    self.term(&mut sums, &rows, k, k * step);
+                    k += 1;
+                } else if k + 2 <= self.terms {
+                    self.pair(&mut sums, &rows, k, k * step, step);
+                    k += 2;
+                } else {
+                    let panel = self.panel.add(k * V::LANES);
+                    let (pair0, pair1) = (V::load(panel), V::load(panel.add(V::LANES)));
+                    add_term(&mut sums, &rows, k * step, pair0.low_half_up(), pair1.low_half_up());
+                    k += 1;
+                }
             }
             for (r, sums) in sums.iter().enumerate() {
                 let c = self.c.add(r * self.c_row);
@@ -223,6 +242,7 @@ impl Tile {
         }
     }
 
+    /// One term, `k`, of which the left operand's values are at `at`.
     #[inline(always)]
     unsafe fn term<V: Vector, const R: usize>(
         &self,
@@ -234,13 +254,62 @@ impl Tile {
         // SAFETY: the caller's.
         unsafe {
             let panel = self.panel.add(k * 2 * V::LANES);
-            let (b0, b1) = (V::load(panel), V::load(panel.add(V::LANES)));
             V::prefetch(self.ahead.wrapping_add(k * 2 * V::LANES));
-            for ([sum0, sum1], row) in sums.iter_mut().zip(rows) {
-                let x = V::splat(*row.add(at));
-                *sum0 = x.mul_add(b0, *sum0);
-                *sum1 = x.mul_add(b1, *sum1);
-            }
+            add_term(sums, rows, at, V::load(panel), V::load(panel.add(V::LANES)));
+        }
+    }
+
+    /// Two terms, `k` and the one after it, which is `step` further in the left operand.
+    #[inline(always)]
+    unsafe fn pair<V: Vector, const R: usize>(
+        &self,
+        sums: &mut [[V; 2]; R],
+        rows: &[*const f32; R],
+        k: usize,
+        at: usize,
+        step: usize,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            let panel = self.panel.add(k * V::LANES);
+            V::prefetch(self.ahead.wrapping_add(k * V::LANES));
+            let (pair0, pair1) = (V::load(panel), V::load(panel.add(V::LANES)));
+            add_term(sums, rows, at, pair0.low_half_up(), pair1.low_half_up());
+            // Read twice: to be kept meanwhile, the pairs would push sums out of their registers.
+            let panel = seen_anew(panel);
+            let (pair0, pair1) = (V::load(panel), V::load(panel.add(V::LANES)));
+            let high = V::splat_bits(0xffff_0000);
+            add_term(sums, rows, at + step, pair0.and_bits(high), pair1.and_bits(high));
+        }
+    }
+}
+
+/// The same address, of which the compiler does not know that it is.
+#[inline(always)]
+fn seen_anew(at: *const f32) -> *const f32 {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    {
+        let mut at = at;
+        // SAFETY: no instruction at all.
+        #[allow(clippy::pointers_in_nomem_asm_block, reason = "nothing is read through it")]
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) at, options(pure, nomem, nostack, preserves_flags))
+        };
+        at
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    at
+}
+
+/// Adds the products of a value of each row, at `at`, with a row of the panel.
+#[inline(always)]
+unsafe fn add_term<V: Vector, const R: usize>(sums: &mut [[V; 2]; R], rows: &[*const f32; R], at: usize, b0: V, b1: V) {
+    for ([sum0, sum1], row) in sums.iter_mut().zip(rows) {
+        // SAFETY: the caller's.
+        unsafe {
+            let x = V::splat(*row.add(at));
+            *sum0 = x.mul_add(b0, *sum0);
+            *sum1 = x.mul_add(b1, *sum1);
         }
     }
 }
