@@ -58,7 +58,7 @@ pub struct Lstm<'a> {
 }
 
 /// What the forward pass keeps for the backward, in an order of its own: all steps of some units lie together, so that who
-/// computes them goes straight through the memory.
+/// computes them goes straight through the memory. Of a few rows in all, rows lie together.
 pub struct LstmTrace<'a> {
     /// Activated gates, `seq_len * lanes * 4 d` values. Without them the backward computes them again, to the same bits.
     pub gates: Option<&'a mut [f32]>,
