@@ -13,6 +13,7 @@
 
 mod few;
 mod left;
+mod near;
 mod panels;
 mod tiles;
 mod vectors;
@@ -318,6 +319,8 @@ pub(crate) fn multiply(a: Mat, b: Mat, operands: Operands, c: &mut [f32], start:
         few::multiply(a, b, operands, c, start);
     } else if few::are_few_terms(b) {
         few::multiply_terms(a, b, operands, c, start);
+    } else if near::are_near(a, b, operands) {
+        near::multiply(a, b, c, start);
     } else {
         on_all_threads(a, &Packed::new(b, operands), c, start);
     }

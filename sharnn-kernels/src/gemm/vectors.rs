@@ -224,21 +224,7 @@ impl Tile {
                     k += 1;
                 }
             }
-            for (r, sums) in sums.iter().enumerate() {
-                let c = self.c.add(r * self.c_row);
-                for (half, &sum) in sums.iter().enumerate() {
-                    let from = half * V::LANES;
-                    if self.cols > from {
-                        let n = self.cols - from;
-                        let sum = match self.start {
-                            Start::Zero => sum,
-                            Start::Result => sum.add(V::load_up_to(c.add(from), n)),
-                            Start::Row(row) => sum.add(V::load_up_to(row.add(from), n)),
-                        };
-                        sum.store_up_to(c.add(from), n);
-                    }
-                }
-            }
+            write_tile(&sums, self.c, self.c_row, self.cols, self.start);
         }
     }
 
@@ -303,13 +289,48 @@ fn seen_anew(at: *const f32) -> *const f32 {
 
 /// Adds the products of a value of each row, at `at`, with a row of the panel.
 #[inline(always)]
-unsafe fn add_term<V: Vector, const R: usize>(sums: &mut [[V; 2]; R], rows: &[*const f32; R], at: usize, b0: V, b1: V) {
+pub(super) unsafe fn add_term<V: Vector, const R: usize>(
+    sums: &mut [[V; 2]; R],
+    rows: &[*const f32; R],
+    at: usize,
+    b0: V,
+    b1: V,
+) {
     for ([sum0, sum1], row) in sums.iter_mut().zip(rows) {
         // SAFETY: the caller's.
         unsafe {
             let x = V::splat(*row.add(at));
             *sum0 = x.mul_add(b0, *sum0);
             *sum1 = x.mul_add(b1, *sum1);
+        }
+    }
+}
+
+/// Writes the sums of a tile, added to `start`, to the first `cols` columns at `c`, of which rows are `c_row` apart.
+#[inline(always)]
+pub(super) unsafe fn write_tile<V: Vector, const R: usize>(
+    sums: &[[V; 2]; R],
+    c: *mut f32,
+    c_row: usize,
+    cols: usize,
+    start: Start,
+) {
+    for (r, sums) in sums.iter().enumerate() {
+        for (half, &sum) in sums.iter().enumerate() {
+            let from = half * V::LANES;
+            if cols > from {
+                let n = cols - from;
+                // SAFETY: the caller's.
+                unsafe {
+                    let c = c.add(r * c_row + from);
+                    let sum = match start {
+                        Start::Zero => sum,
+                        Start::Result => sum.add(V::load_up_to(c, n)),
+                        Start::Row(row) => sum.add(V::load_up_to(row.add(from), n)),
+                    };
+                    sum.store_up_to(c, n);
+                }
+            }
         }
     }
 }
