@@ -8,7 +8,7 @@
 //! all four gates, which stay in its cache, applies the nonlinearities to them at once, and meets the others at a barrier,
 //! one a step. The segment is gone through in chunks of a few hundred rows: the input's part of a chunk's gates is one
 //! product right before its steps, and in the backward the gradients of weights and input are added up right after them,
-//! while the chunk's values are in the cache.
+//! while the chunk's values are in the cache. A few rows in all ([`few`]) are not worth packed weights.
 
 mod backward;
 mod few;
