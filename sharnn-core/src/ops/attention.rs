@@ -71,20 +71,20 @@ fn causal_mask<B: Backend>(seq_len: usize, key_len: usize, device: &B::Device) -
 }
 
 /// `[batch_size, rows, d_model]` -> `[batch_size, n_heads, rows, d_head]`.
-fn split_heads<B: Backend>(x: Tensor<B, 3>, n_heads: usize) -> Tensor<B, 4> {
+pub(super) fn split_heads<B: Backend>(x: Tensor<B, 3>, n_heads: usize) -> Tensor<B, 4> {
     let [batch_size, rows, d] = x.dims();
     x.reshape([batch_size, rows, n_heads, d / n_heads]).swap_dims(1, 2)
 }
 
 /// `[batch_size, n_heads, rows, d_head]` -> `[batch_size, rows, d_model]`.
-fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
+pub(super) fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
     let [batch_size, n_heads, rows, d_head] = x.dims();
     x.swap_dims(1, 2).reshape([batch_size, rows, n_heads * d_head])
 }
 
 impl<B: Backend> AttentionInputs<B> {
     /// `[memory ; current]`, `[batch_size, mem_len + seq_len, d_model]`.
-    fn rows(&self) -> Tensor<B, 3> {
+    pub(super) fn rows(&self) -> Tensor<B, 3> {
         match &self.memory {
             Some(memory) => Tensor::cat(vec![memory.clone(), self.current.clone()], 1),
             None => self.current.clone(),

@@ -36,21 +36,14 @@ pub struct LambOptions {
 }
 
 /// What all parameters share in one step: the options, the clip, and whether the step counts at all.
-///
-/// A step that does not count multiplies the moments by exactly 1 and adds -0, which leaves every float as it is, and
-/// subtracts +0 from the parameter: only the gradient has to be masked for that.
 #[derive(Clone, Debug)]
 pub struct LambStep<B: Backend> {
     /// The options.
     pub options: LambOptions,
     /// What gradients are multiplied by, 0 where the step does not count, `[1]`.
     pub scale: Tensor<B, 1>,
-    /// Whether the step counts, `[1]`.
-    pub finite: Tensor<B, 1, Bool>,
-    keep_first: Tensor<B, 1>,
-    keep_second: Tensor<B, 1>,
-    add_first: Tensor<B, 1>,
-    add_second: Tensor<B, 1>,
+    /// 1 where the step counts, 0 where it does not, `[1]`.
+    pub counts: Tensor<B, 1>,
 }
 
 impl<B: Backend> LambStep<B> {
@@ -60,18 +53,8 @@ impl<B: Backend> LambStep<B> {
     /// # Shapes
     /// - `scale` and `finite`: `[1]`
     pub fn new(options: LambOptions, scale: Tensor<B, 1>, finite: Tensor<B, 1, Bool>) -> Self {
-        let skip = finite.clone().bool_not();
-        let scale = scale.mask_fill(skip.clone(), 0.0);
-        let keep = |beta: f64| scale.full_like(beta).mask_fill(skip.clone(), 1.0);
-        Self {
-            options,
-            finite,
-            keep_first: keep(options.beta1),
-            keep_second: keep(options.beta2),
-            add_first: scale.clone() * (1.0 - options.beta1),
-            add_second: scale.clone() * scale.clone() * (1.0 - options.beta2),
-            scale,
-        }
+        let skip = finite.bool_not();
+        Self { options, counts: scale.ones_like().mask_fill(skip.clone(), 0.0), scale: scale.mask_fill(skip, 0.0) }
     }
 }
 
@@ -93,20 +76,28 @@ pub struct LambUpdate<B: Backend> {
 }
 
 /// The body of [`Backend::lamb`].
+///
+/// A step that does not count multiplies the moments by exactly 1 and adds -0, which leaves every float as it is, and
+/// subtracts +0 from the parameter: only the gradient has to be masked for that.
 pub fn update<B: Backend>(
     step: &LambStep<B>,
     param: Tensor<B, 1>,
     grad: Tensor<B, 1>,
     moments: Option<(Tensor<B, 1>, Tensor<B, 1>)>,
 ) -> LambUpdate<B> {
-    let LambOptions { lr, eps, weight_decay, min_trust, .. } = step.options;
-    let skip = step.finite.clone().expand([param.dims()[0]]).bool_not();
+    let LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust } = step.options;
+    let scale = &step.scale;
+    let skip = step.counts.clone().equal_elem(0.0);
+    let keep = |beta: f64| scale.full_like(beta).mask_fill(skip.clone(), 1.0);
+    let add_first = scale.clone() * (1.0 - beta1);
+    let add_second = scale.clone() * scale.clone() * (1.0 - beta2);
     let (first, second) = moments.unwrap_or_else(|| (param.zeros_like(), param.zeros_like()));
 
     // x + (-0) is x for every x, -0 included; x + 0 is not.
-    let grad = grad.mask_fill(skip.clone(), -0.0);
-    let first = first * step.keep_first.clone() + grad.clone() * step.add_first.clone();
-    let second = second * step.keep_second.clone() + grad.clone() * grad * step.add_second.clone();
+    let all_skip = skip.clone().expand([param.dims()[0]]);
+    let grad = grad.mask_fill(all_skip.clone(), -0.0);
+    let first = first * keep(beta1) + grad.clone() * add_first;
+    let second = second * keep(beta2) + grad.clone() * grad * add_second;
 
     let mut update = first.clone() / (second.clone().sqrt() + eps);
     if weight_decay != 0.0 {
@@ -119,7 +110,7 @@ pub fn update<B: Backend>(
     if let Some(min_trust) = min_trust {
         trust_ratio = trust_ratio.clamp_min(min_trust);
     }
-    let taken = (update * (trust_ratio.clone() * lr)).mask_fill(skip, 0.0);
+    let taken = (update * (trust_ratio.clone() * lr)).mask_fill(all_skip, 0.0);
     LambUpdate { param: param - taken, first, second, weight_norm, adam_norm, trust_ratio }
 }
 

@@ -135,7 +135,7 @@ pub fn forward<B: Backend>(inputs: LstmInputs<B>, precision: Precision) -> (Tens
 }
 
 /// Rows `first, x_1 .. x_{T-1}`: what came before each step.
-fn before<B: Backend>(first: Tensor<B, 2>, x: Tensor<B, 3>, seq_len: usize) -> Tensor<B, 3> {
+pub(super) fn before<B: Backend>(first: Tensor<B, 2>, x: Tensor<B, 3>, seq_len: usize) -> Tensor<B, 3> {
     match seq_len {
         1 => first.unsqueeze_dim(0),
         _ => Tensor::cat(vec![first.unsqueeze_dim(0), x.narrow(0, 0, seq_len - 1)], 0),
@@ -143,7 +143,11 @@ fn before<B: Backend>(first: Tensor<B, 2>, x: Tensor<B, 3>, seq_len: usize) -> T
 }
 
 /// The activated gates of all steps at once, from what was put out.
-fn gates_again<B: Backend>(inputs: &LstmInputs<B>, output: Tensor<B, 3>, precision: Precision) -> Tensor<B, 3> {
+pub(super) fn gates_again<B: Backend>(
+    inputs: &LstmInputs<B>,
+    output: Tensor<B, 3>,
+    precision: Precision,
+) -> Tensor<B, 3> {
     let [seq_len, batch_size, d_in] = inputs.x.dims();
     let [_, d] = inputs.h0.dims();
     let rows = seq_len * batch_size;

@@ -12,6 +12,8 @@
 mod attention;
 mod autodiff;
 mod boom;
+#[cfg(feature = "cubecl")]
+mod cube;
 mod decoder_loss;
 mod dropout;
 #[cfg(feature = "flex")]
@@ -22,6 +24,8 @@ mod layer_norm;
 mod linear;
 mod lstm;
 mod precision;
+#[cfg(feature = "tch")]
+mod tch;
 
 use burn::tensor::Tensor;
 
@@ -216,20 +220,3 @@ impl Backend for burn_ndarray::NdArray<f32> {}
 /// In double precision, for finite differences.
 #[cfg(feature = "ndarray")]
 impl Backend for burn_ndarray::NdArray<f64> {}
-
-#[cfg(feature = "tch")]
-impl<E: burn_tch::TchElement> Backend for burn_tch::LibTorch<E> {}
-
-#[cfg(feature = "cubecl")]
-impl<R, F, I, BT> Backend for burn_cubecl::CubeBackend<R, F, I, BT>
-where
-    R: burn_cubecl::CubeRuntime,
-    F: burn_cubecl::FloatElement,
-    I: burn_cubecl::IntElement,
-    BT: burn_cubecl::element::BoolElement,
-    Self: burn::tensor::backend::Backend,
-{
-}
-
-#[cfg(feature = "cubecl")]
-impl<B: burn_fusion::FusionBackend> Backend for burn_fusion::Fusion<B> {}

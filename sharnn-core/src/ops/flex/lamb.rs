@@ -19,8 +19,8 @@ pub(super) fn update(
         && is_f32(&grad)
         && moments.as_ref().is_none_or(|(first, second)| is_f32(first) && is_f32(second));
     // On the CPU it is known at once whether the step counts. One that does not is rare.
-    let counts = step.finite.to_data().iter::<bool>().next() == Some(true);
-    if !(all_f32 && counts) {
+    let counts = || Values::of(&step.counts)[0] != 0.0;
+    if !(all_f32 && is_f32(&step.counts) && counts()) {
         return generic::update(step, param, grad, moments);
     }
     let n = param.dims()[0];

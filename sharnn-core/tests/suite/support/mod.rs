@@ -9,7 +9,8 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor, TensorData, backend::AutodiffBackend, backend::Backend as BurnBackend};
 use sharnn_core::{Attend, ShaRnnConfig, pytorch_name};
 
-/// Runs generic tests on `Autodiff` of every CPU backend that is compiled in.
+/// Runs generic tests on `Autodiff` of every backend that is compiled in, but for CUDA; wgpu's needs a device, which may be
+/// one in software.
 #[allow(unused_macros)]
 macro_rules! on_backends {
     ($($test:ident),*) => {
@@ -21,8 +22,24 @@ macro_rules! on_backends {
         mod ndarray {
             $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<burn::backend::NdArray<f32>>>(); })*
         }
+        #[cfg(feature = "wgpu")]
+        mod wgpu {
+            $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<crate::support::Wgpu>>(); })*
+        }
+        #[cfg(feature = "wgpu")]
+        mod fusion {
+            $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<burn_fusion::Fusion<crate::support::Wgpu>>>(); })*
+        }
+        #[cfg(feature = "tch")]
+        mod tch {
+            $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<burn::backend::LibTorch>>(); })*
+        }
     };
 }
+
+/// Without fusion, whatever Burn's features say.
+#[cfg(feature = "wgpu")]
+pub type Wgpu = burn_cubecl::CubeBackend<burn_cubecl::cubecl::wgpu::WgpuRuntime, f32, i32, u32>;
 
 /// One fixture file.
 pub struct Fixture {

@@ -1,0 +1,231 @@
+//! The fused operations as CubeCL kernels: CUDA, and by the same source Vulkan, Metal and ROCm.
+//!
+//! Matrix products are Burn's, but for the LSTM's recurrent one; what comes before and after them is one kernel. Kernels read
+//! and write contiguous f32. Tensors of another type take the generic bodies.
+
+mod attention;
+mod boom;
+mod decoder_loss;
+mod dropout;
+mod fusion;
+mod lamb;
+mod layer_norm;
+mod linear;
+mod lstm;
+mod reduce;
+
+use burn::tensor::{DType, Shape, Tensor, TensorPrimitive};
+use burn_cubecl::cubecl::calculate_cube_count_elemwise;
+use burn_cubecl::cubecl::prelude::*;
+use burn_cubecl::element::BoolElement;
+use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
+use burn_cubecl::kernel::{cast, into_contiguous};
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
+
+use super::{
+    AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomInputs, BoomSaved, DecoderLossInputs,
+    DecoderLossSaved, Dropout, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted,
+    Precision,
+};
+
+/// Units of a cube, where a kernel does not say otherwise: what every device allows.
+const UNITS: u32 = 256;
+
+/// A [`CubeBackend`], whatever its types are.
+trait OnCube:
+    Backend
+    + burn::tensor::backend::Backend<
+        FloatTensorPrimitive = CubeTensor<Self::Runtime>,
+        IntTensorPrimitive = CubeTensor<Self::Runtime>,
+    >
+{
+    type Runtime: CubeRuntime;
+}
+
+impl<R, F, I, BT> OnCube for CubeBackend<R, F, I, BT>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+    Self: burn::tensor::backend::Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
+{
+    type Runtime = R;
+}
+
+/// A float tensor's contiguous values.
+fn values<B: OnCube, const D: usize>(x: Tensor<B, D>) -> CubeTensor<B::Runtime> {
+    into_contiguous(x.into_primitive().tensor())
+}
+
+/// The reverse of [`values`].
+fn tensor<B: OnCube, const D: usize>(x: CubeTensor<B::Runtime>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(x))
+}
+
+/// Whether a tensor is of f32, as the kernels want it.
+fn is_f32<B: OnCube, const D: usize>(x: &Tensor<B, D>) -> bool {
+    x.dtype() == DType::F32
+}
+
+/// A matrix product of f32 whose operands are taken in `precision`.
+fn product<B: OnCube, const D: usize>(a: Tensor<B, D>, b: Tensor<B, D>, precision: Precision) -> Tensor<B, D> {
+    match precision {
+        Precision::F32 => a.matmul(b),
+        Precision::Bf16 => {
+            let [a, b] = [a, b].map(|x| operand(x.into_primitive().tensor(), precision));
+            let product = matmul(a, b, None, MatmulStrategy::default(), DType::F32);
+            tensor(product.expect("a product of checked shapes"))
+        }
+    }
+}
+
+/// The operand of a product.
+fn operand<R: CubeRuntime>(x: CubeTensor<R>, precision: Precision) -> CubeTensor<R> {
+    match precision {
+        Precision::F32 => x,
+        Precision::Bf16 => cast(x, DType::BF16),
+    }
+}
+
+/// Room for a result, on the device of `like`.
+fn room<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>) -> CubeTensor<R> {
+    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), DType::F32)
+}
+
+/// An argument of a kernel.
+fn arg<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
+    x.clone().into_array_arg()
+}
+
+/// Cubes of [`UNITS`] for so many elements.
+fn for_elements<R: CubeRuntime>(like: &CubeTensor<R>, n: usize) -> (CubeCount, CubeDim) {
+    let dim = CubeDim::new_1d(UNITS);
+    (calculate_cube_count_elemwise(&like.client, n, dim), dim)
+}
+
+/// A cube of [`UNITS`] for each row; there may be more cubes than rows.
+fn for_rows<R: CubeRuntime>(like: &CubeTensor<R>, rows: usize) -> (CubeCount, CubeDim) {
+    (calculate_cube_count_elemwise(&like.client, rows, CubeDim::new_1d(1)), CubeDim::new_1d(UNITS))
+}
+
+impl<R, F, I, BT> Backend for CubeBackend<R, F, I, BT>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    BT: BoolElement,
+    Self: burn::tensor::backend::Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
+{
+    fn affine(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Tensor<Self, 1>,
+        precision: Precision,
+    ) -> Tensor<Self, 2> {
+        linear::forward(x, weight, bias, precision)
+    }
+
+    fn affine_backward(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        grad: Tensor<Self, 2>,
+        wanted: [bool; 3],
+        precision: Precision,
+    ) -> LinearGrads<Self> {
+        linear::backward(x, weight, grad, wanted, precision)
+    }
+
+    fn layer_norm_rows(x: Tensor<Self, 2>, weight: Tensor<Self, 1>, bias: Tensor<Self, 1>) -> Tensor<Self, 2> {
+        layer_norm::forward(x, weight, bias)
+    }
+
+    fn layer_norm_rows_backward(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 1>,
+        grad: Tensor<Self, 2>,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 1>, Tensor<Self, 1>) {
+        layer_norm::backward(x, weight, grad)
+    }
+
+    fn dropout(x: Tensor<Self, 3>, dropout: Dropout) -> Tensor<Self, 3> {
+        dropout::apply(x, dropout)
+    }
+
+    fn lstm(inputs: LstmInputs<Self>, precision: Precision) -> Tensor<Self, 3> {
+        lstm::infer(inputs, precision)
+    }
+
+    fn lstm_forward(inputs: LstmInputs<Self>, precision: Precision) -> (Tensor<Self, 3>, LstmSaved<Self>) {
+        lstm::forward(inputs, precision)
+    }
+
+    fn lstm_backward(saved: LstmSaved<Self>, grad: Tensor<Self, 3>, wanted: LstmWanted) -> LstmGrads<Self> {
+        lstm::backward(saved, grad, wanted)
+    }
+
+    fn memory_attention(inputs: AttentionInputs<Self>, precision: Precision) -> Tensor<Self, 3> {
+        attention::forward(inputs, precision).0
+    }
+
+    fn memory_attention_forward(
+        inputs: AttentionInputs<Self>,
+        precision: Precision,
+    ) -> (Tensor<Self, 3>, AttentionSaved<Self>) {
+        attention::forward(inputs, precision)
+    }
+
+    fn memory_attention_backward(
+        saved: AttentionSaved<Self>,
+        grad: Tensor<Self, 3>,
+        memory_wanted: bool,
+    ) -> AttentionGrads<Self> {
+        attention::backward(saved, grad, memory_wanted)
+    }
+
+    fn boom(inputs: BoomInputs<Self>, precision: Precision) -> Tensor<Self, 3> {
+        boom::forward(inputs, precision).0
+    }
+
+    fn boom_forward(inputs: BoomInputs<Self>, precision: Precision) -> (Tensor<Self, 3>, BoomSaved<Self>) {
+        boom::forward(inputs, precision)
+    }
+
+    fn boom_backward(saved: BoomSaved<Self>, grad: Tensor<Self, 3>) -> BoomGrads<Self> {
+        boom::backward(saved, grad)
+    }
+
+    fn decoder_loss(inputs: DecoderLossInputs<Self>, precision: Precision) -> Tensor<Self, 1> {
+        decoder_loss::forward(inputs, precision).0
+    }
+
+    fn decoder_loss_forward(
+        inputs: DecoderLossInputs<Self>,
+        precision: Precision,
+    ) -> (Tensor<Self, 1>, DecoderLossSaved<Self>) {
+        decoder_loss::forward(inputs, precision)
+    }
+
+    fn decoder_loss_backward(
+        saved: DecoderLossSaved<Self>,
+        grad: Tensor<Self, 1>,
+        wanted: [bool; 3],
+    ) -> LinearGrads<Self> {
+        decoder_loss::backward(saved, grad, wanted)
+    }
+
+    fn lamb(
+        step: &LambStep<Self>,
+        param: Tensor<Self, 1>,
+        grad: Tensor<Self, 1>,
+        moments: Option<(Tensor<Self, 1>, Tensor<Self, 1>)>,
+    ) -> LambUpdate<Self> {
+        lamb::update(step, param, grad, moments)
+    }
+
+    fn squared_norm(x: Tensor<Self, 1>) -> Tensor<Self, 1> {
+        lamb::squared_norm(x)
+    }
+}
