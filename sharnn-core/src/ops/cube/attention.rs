@@ -15,7 +15,7 @@ use crate::ops::{AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved,
 ///
 /// `scores` is `[lanes, heads * seq_len, key_len]`, `dropped` too, or anything where nothing `drops`.
 #[cube(launch)]
-fn softmax_kernel(
+pub(super) fn softmax_kernel(
     scores: &mut Array<f32>,
     dropped: &mut Array<f32>,
     mask: &Mask,
@@ -66,7 +66,7 @@ fn softmax_kernel(
 
 /// From the gradients of the dropped weights to those of the scores, in place, and the dropped weights again.
 #[cube(launch)]
-fn backward_kernel(
+pub(super) fn backward_kernel(
     weights: &Array<f32>,
     grads: &mut Array<f32>,
     dropped: &mut Array<f32>,

@@ -18,7 +18,7 @@ fn sigmoid(x: f32) -> f32 {
 
 /// `z` is without bias, `[rows, d_ff]`; `out` is `[rows, d]`. Rows are time-major.
 #[cube(launch)]
-fn forward_kernel(
+pub(super) fn forward_kernel(
     z: &Array<f32>,
     bias: &Array<f32>,
     out: &mut Array<f32>,
@@ -48,7 +48,7 @@ fn forward_kernel(
 
 /// The gradient of `z`, from that of the output, `[rows, d]`.
 #[cube(launch)]
-fn backward_kernel(
+pub(super) fn backward_kernel(
     z: &Array<f32>,
     bias: &Array<f32>,
     grad: &Array<f32>,

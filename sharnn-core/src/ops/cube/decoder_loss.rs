@@ -14,7 +14,7 @@ use crate::ops::{DecoderLossInputs, DecoderLossSaved, LinearGrads, Precision, de
 const LOWEST: f32 = f32::MIN;
 
 #[cube(launch)]
-fn forward_kernel<I: Numeric>(
+pub(super) fn forward_kernel<I: Numeric>(
     logits: &Array<f32>,
     bias: &Array<f32>,
     targets: &Array<I>,
@@ -56,7 +56,7 @@ fn forward_kernel<I: Numeric>(
 }
 
 #[cube(launch)]
-fn backward_kernel<I: Numeric>(
+pub(super) fn backward_kernel<I: Numeric>(
     log_probs: &Array<f32>,
     targets: &Array<I>,
     grad: &Array<f32>,

@@ -11,12 +11,12 @@ use crate::ops::{Dropout, LaneAxis, dropout as generic};
 /// What a kernel needs to know of a mask.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct Mask {
-    key0: u32,
-    key1: u32,
-    step: u32,
-    first_lane: u32,
-    threshold: u32,
-    scale: f32,
+    pub(super) key0: u32,
+    pub(super) key1: u32,
+    pub(super) step: u32,
+    pub(super) first_lane: u32,
+    pub(super) threshold: u32,
+    pub(super) scale: f32,
 }
 
 /// The mask as an argument; one that keeps all where there is no dropout.
@@ -61,7 +61,7 @@ pub(super) fn factor(mask: &Mask, lane: u32, row: u32, column: u32) -> f32 {
 
 /// `LANES_FIRST`: rows of `x` are counted `[lanes, inner]`, else `[inner rows, lanes]`.
 #[cube(launch)]
-fn apply_kernel(
+pub(super) fn apply_kernel(
     x: &Array<f32>,
     out: &mut Array<f32>,
     mask: &Mask,

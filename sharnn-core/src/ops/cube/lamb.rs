@@ -14,18 +14,18 @@ const MAX_CUBES: usize = UNITS as usize;
 
 /// The options of a step that its moments need.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-struct Options {
-    beta1: f32,
-    beta2: f32,
-    one_minus_beta1: f32,
-    one_minus_beta2: f32,
-    eps: f32,
-    weight_decay: f32,
+pub(super) struct Options {
+    pub(super) beta1: f32,
+    pub(super) beta2: f32,
+    pub(super) one_minus_beta1: f32,
+    pub(super) one_minus_beta2: f32,
+    pub(super) eps: f32,
+    pub(super) weight_decay: f32,
 }
 
 /// Moments and update of all elements, and each cube's sums of squares: of parameters, and after all of those, of updates.
 #[cube(launch)]
-fn moments_kernel(
+pub(super) fn moments_kernel(
     param: &Array<f32>,
     grad: &Array<f32>,
     first: &Array<f32>,
@@ -75,7 +75,7 @@ fn moments_kernel(
 
 /// Norm of the parameter, norm of the update and trust ratio, by one cube.
 #[cube(launch)]
-fn ratio_kernel(
+pub(super) fn ratio_kernel(
     sums: &Array<f32>,
     weight_norm: &mut Array<f32>,
     adam_norm: &mut Array<f32>,
@@ -108,7 +108,7 @@ fn ratio_kernel(
 }
 
 #[cube(launch)]
-fn apply_kernel(
+pub(super) fn apply_kernel(
     param: &Array<f32>,
     update: &Array<f32>,
     trust_ratio: &Array<f32>,
@@ -126,7 +126,7 @@ fn apply_kernel(
 }
 
 #[cube(launch)]
-fn squares_kernel(x: &Array<f32>, sums: &mut Array<f32>) {
+pub(super) fn squares_kernel(x: &Array<f32>, sums: &mut Array<f32>) {
     let mut shared = reduce::shared();
     let mut part = 0.0f32;
     let mut i = ABSOLUTE_POS;
@@ -142,7 +142,7 @@ fn squares_kernel(x: &Array<f32>, sums: &mut Array<f32>) {
 
 /// Sum of at most [`UNITS`] values, by one cube.
 #[cube(launch)]
-fn add_up_kernel(x: &Array<f32>, sum: &mut Array<f32>) {
+pub(super) fn add_up_kernel(x: &Array<f32>, sum: &mut Array<f32>) {
     let mut shared = reduce::shared();
     let unit = UNIT_POS as usize;
     let mut part = 0.0f32;

@@ -31,7 +31,14 @@ fn statistics(x: &Array<f32>, start: usize, d: usize, eps: f32, shared: &mut Sha
 }
 
 #[cube(launch)]
-fn forward_kernel(x: &Array<f32>, weight: &Array<f32>, bias: &Array<f32>, out: &mut Array<f32>, rows: u32, eps: f32) {
+pub(super) fn forward_kernel(
+    x: &Array<f32>,
+    weight: &Array<f32>,
+    bias: &Array<f32>,
+    out: &mut Array<f32>,
+    rows: u32,
+    eps: f32,
+) {
     let row = CUBE_POS;
     if row >= rows as usize {
         terminate!();
@@ -49,7 +56,7 @@ fn forward_kernel(x: &Array<f32>, weight: &Array<f32>, bias: &Array<f32>, out: &
 
 /// `dx`, and `grad ⊙ x̂`, whose column sums are the gradient of the weight.
 #[cube(launch)]
-fn backward_kernel(
+pub(super) fn backward_kernel(
     x: &Array<f32>,
     weight: &Array<f32>,
     grad: &Array<f32>,

@@ -167,10 +167,10 @@ fn sigmoid(x: f32) -> f32 {
 
 /// Lanes, hidden units, steps.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
-struct Sizes {
-    seq_len: u32,
-    lanes: u32,
-    d: u32,
+pub(super) struct Sizes {
+    pub(super) seq_len: u32,
+    pub(super) lanes: u32,
+    pub(super) d: u32,
 }
 
 fn sizes<R: CubeRuntime>([seq_len, lanes, d]: [usize; 3]) -> SizesLaunch<R> {
@@ -211,7 +211,7 @@ fn bring_step<E: Float>(
 
 /// One step forward. `output` holds the hidden states of all steps and, at the end, the last cells.
 #[cube(launch)]
-fn forward_kernel<E: Float>(
+pub(super) fn forward_kernel<E: Float>(
     projected: &Array<f32>,
     weight: &Array<E>,
     bias_ih: &Array<f32>,
@@ -321,7 +321,7 @@ fn forward_kernel<E: Float>(
 
 /// One step backward: the gradients of a step's gates from those of the step after it. `weight` is transposed, `[d, 4 d]`.
 #[cube(launch)]
-fn backward_kernel<E: Float>(
+pub(super) fn backward_kernel<E: Float>(
     weight: &Array<E>,
     gates: &Array<f32>,
     cells: &Array<f32>,
@@ -444,9 +444,9 @@ struct Outputs<R: CubeRuntime> {
 
 /// What is kept of each step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Keeps {
-    gates: bool,
-    cells: bool,
+pub(super) struct Keeps {
+    pub(super) gates: bool,
+    pub(super) cells: bool,
 }
 
 /// The recurrence over a segment.

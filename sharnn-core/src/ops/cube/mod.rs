@@ -5,6 +5,8 @@
 
 mod attention;
 mod boom;
+#[cfg(all(test, feature = "cuda"))]
+mod cuda_sources;
 mod decoder_loss;
 mod dropout;
 mod fusion;
