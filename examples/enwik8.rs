@@ -74,6 +74,7 @@ impl Job {
         let Self { args, plan, choice, splits } = self;
         let run_dir = plan.options.run_dir.clone();
         eprintln!("{}", plan.describe(&splits));
+        eprintln!("{}", plan.memory::<B>());
         let mut progress = Progress::new();
         let mut trainer = Trainer::<B>::open(plan.config, plan.recipe, splits.clone(), plan.options, device)
             .map_err(args::explain)?;

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use clap::Parser;
+use sharnn::core::{MemoryEstimate, StepShape};
 #[cfg(feature = "flex")]
 use sharnn::core::{WeightFormat, kernels::Operands};
 use sharnn::train::{Limits, Phase, Schedule, TrainError, latest_manifest};
-use sharnn::{Attend, BackendKind, Precision, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions};
+use sharnn::{Attend, Backend, BackendKind, Precision, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions};
 
 /// Train a SHA-RNN language model on enwik8 (or on any file) and score it in bits per byte.
 ///
@@ -381,6 +382,12 @@ impl Plan {
             splits.train.len(),
             options.run_dir.display()
         )
+    }
+
+    /// An estimate of what training takes.
+    pub fn memory<B: Backend>(&self) -> MemoryEstimate {
+        let Self { config, recipe, options, .. } = self;
+        config.training_memory(StepShape::of::<B>(recipe.batch_size, recipe.segments.max(), options.recompute))
     }
 
     /// One line of how the model will be scored.

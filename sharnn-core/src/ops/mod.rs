@@ -47,6 +47,10 @@ pub trait Backend: burn::tensor::backend::Backend {
         None
     }
 
+    /// Whether [`memory_attention_forward`](Self::memory_attention_forward) keeps the weights, rather than what they can be
+    /// computed from again: see [`AttentionKept`].
+    const KEEPS_ATTENTION_WEIGHTS: bool = true;
+
     /// `y = x Wᵀ + b`.
     ///
     /// # Shapes

@@ -47,6 +47,8 @@ impl Backend for Flex {
         Some(Isa::current().name())
     }
 
+    const KEEPS_ATTENTION_WEIGHTS: bool = false;
+
     fn affine(
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 2>,
