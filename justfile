@@ -25,6 +25,11 @@ backends:
     cargo clippy --workspace --features wgpu -- -D warnings
     cargo clippy --workspace --no-default-features --features ndarray -- -D warnings
 
+# The kernels of GPUs on a Vulkan device, such as Mesa's in software. Some 10 minutes, most of them to compile.
+gpu-tests:
+    cargo test -p sharnn-core --no-default-features --features wgpu --test suite wgpu::
+    cargo test -p sharnn-core --no-default-features --features wgpu --test suite fusion::
+
 bench:
     cargo bench
 
