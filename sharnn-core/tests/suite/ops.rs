@@ -6,7 +6,10 @@ use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{Bool, Distribution, Element, Int, Tensor, TensorData};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sharnn_core::ops::{AttentionInputs, BoomInputs, DecoderLossInputs, LAYER_NORM_EPS, LaneAxis, LstmInputs};
+use sharnn_core::ops::{
+    AttentionInputs, BoomInputs, DecoderLossInputs, LAYER_NORM_EPS, LambOptions, LambStep, LaneAxis, LstmInputs,
+    generic,
+};
 use sharnn_core::{AutodiffBackend, Backend, Dropout, DropoutSite, DropoutStream, Precision};
 
 type Flat<B> = Tensor<B, 1>;
@@ -99,7 +102,7 @@ fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     ((x * 0.5).tanh() + 1.0) * 0.5
 }
 
-on_backends!(affine, layer_norm, dropped, lstm, attention, boom, decoder_loss);
+on_backends!(affine, layer_norm, dropped, lstm, attention, boom, decoder_loss, lamb);
 
 // --- affine ---------------------------------------------------------------------------------------------------------
 
@@ -471,4 +474,46 @@ fn bf16_rounds_the_operands_of_products_and_nothing_else() {
     assert_near("output", &rounded, &full, 0.02);
     assert_ne!(full_grads[1], rounded_grads[1], "the weight's gradient is a product too");
     assert_eq!(full_grads[2], rounded_grads[2], "the bias's gradient is a sum");
+}
+
+// --- LAMB -----------------------------------------------------------------------------------------------------------
+
+/// A step against the generic body; one that does not count leaves every bit as it is, whatever the gradient holds.
+fn lamb<B: AutodiffBackend>() {
+    for (n, has_moments, min_trust, weight_decay) in
+        [(1, true, None, 0.0), (100, false, Some(0.25), 0.1), (5000, true, Some(0.25), 0.1), (300_001, true, None, 0.1)]
+    {
+        for counts in [true, false] {
+            let what = format!("{n} values, moments {has_moments}, counts {counts}");
+            let options = LambOptions { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay, min_trust };
+            let finite = Tensor::from_data([counts], &Default::default());
+            let step = LambStep::<B::InnerBackend>::new(options, upload(&[0.5]), finite);
+            let values_of: Vec<Flat<B::InnerBackend>> = inputs(&[n, n, n, n]).iter().map(|x| upload(x)).collect();
+            let [param, grad, first, second] = values_of.try_into().unwrap();
+            let grad = if counts { grad } else { grad * f64::NAN };
+            let moments = has_moments.then(|| (first, second.abs()));
+            let got = B::InnerBackend::lamb(&step, param.clone(), grad.clone(), moments.clone());
+            let want = generic::lamb(&step, param.clone(), grad.clone(), moments.clone());
+            let pairs = [
+                ("parameter", got.param.clone(), want.param),
+                ("first moment", got.first.clone(), want.first),
+                ("second moment", got.second.clone(), want.second),
+                ("weight norm", got.weight_norm, want.weight_norm),
+                ("norm of the update", got.adam_norm, want.adam_norm),
+                ("trust ratio", got.trust_ratio, want.trust_ratio),
+            ];
+            for (which, got, want) in pairs {
+                assert_near(&format!("{what}: {which}"), &values(got), &values(want), 2e-5);
+            }
+            if !counts {
+                assert_eq!(values(got.param), values(param.clone()), "{what}");
+                if let Some((first, second)) = moments {
+                    assert_eq!([values(got.first), values(got.second)], [values(first), values(second)], "{what}");
+                }
+            }
+            let norm = B::InnerBackend::squared_norm(param.clone());
+            let want = values(param).iter().map(|x| x * x).sum();
+            assert_near(&format!("{what}: squared norm"), &values(norm), &[want], 2e-5);
+        }
+    }
 }
