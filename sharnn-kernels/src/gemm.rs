@@ -375,7 +375,7 @@ mod tests {
     #[test]
     fn products_agree_with_sums_in_double_precision() {
         let sizes: &[[usize; 3]] = match cfg!(miri) {
-            true => &[[1, 1, 1], [7, 3, 17], [9, 10, 17], [10, 8, 9]],
+            true => &[[1, 1, 1], [7, 3, 17]],
             false => &[
                 [1, 1, 1],
                 [1, 5, 33],

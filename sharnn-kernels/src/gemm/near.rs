@@ -95,3 +95,23 @@ unsafe fn tile_of<V: Vector, const R: usize>(a: Mat, b: Mat, col: usize, c: *mut
         write_tile(&sums, c, b.cols, left, start);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_near, random};
+
+    /// Few enough values for Miri, for which the tests of whole products take too long.
+    #[test]
+    fn edges_of_tiles_agree_with_double_precision() {
+        for [m, k, n] in [[9, 10, 17], [13, 3, 8], [4, 1, 33]] {
+            let (a, b) = (random(m * k, 1), random(k * n, 2));
+            let want: Vec<f64> = (0..m * n)
+                .map(|e| (0..k).map(|t| f64::from(a[t * m + e / n]) * f64::from(b[t * n + e % n])).sum())
+                .collect();
+            let mut c = vec![f32::NAN; m * n];
+            multiply(Mat::row_major(&a, k, m).t(), Mat::row_major(&b, k, n), &mut c, |_| Start::Zero);
+            assert_near(&format!("{m} x {k} x {n}"), &c, &want, 1e-6);
+        }
+    }
+}
