@@ -227,6 +227,11 @@ impl ShaRnnConfig {
         self.attend.contains(block, self.n_layers)
     }
 
+    /// Number of blocks that attend.
+    pub(crate) fn n_attending(&self) -> usize {
+        (0..self.n_layers).filter(|&block| self.attends(block)).count()
+    }
+
     /// Number of parameters of the model before its value gates are collapsed.
     pub fn num_params(&self) -> usize {
         let d = self.d_model;
@@ -235,9 +240,8 @@ impl ShaRnnConfig {
         let norms = 3 * 2 * d;
         // Query map and its norm, three gates, the value gate's map, and the norms of query and memory.
         let attention = (d * d + d) + 2 * d + 3 * d + (2 * d * d + 2 * d) + 2 * 2 * d;
-        let n_attending = (0..self.n_layers).filter(|&block| self.attends(block)).count();
         let decoder = self.vocab_size + if self.tied { 0 } else { self.vocab_size * d };
-        self.vocab_size * d + decoder + self.n_layers * (lstm + boom + norms) + n_attending * attention
+        self.vocab_size * d + decoder + self.n_layers * (lstm + boom + norms) + self.n_attending() * attention
     }
 
     /// A model with fresh weights from an unpredictable seed, printed nowhere: use [`init_seeded`](Self::init_seeded) to

@@ -63,7 +63,7 @@ impl ShaRnnConfig {
         let rows = lanes * seq_len as u64;
         let keys = self.mem_len.max(seq_len) as u64;
         let blocks = self.n_layers as u64;
-        let attending = (0..self.n_layers).filter(|&block| self.attends(block)).count() as u64;
+        let attending = self.n_attending() as u64;
         let drops = u64::from(self.dropout_hidden > 0.0);
         let kept = u64::from(!recompute);
 

@@ -1,7 +1,7 @@
 //! Products with a small result, of operands in a near cache, as the gradient of a small weight is: each value is multiplied
 //! too few times to have it packed, so both operands are read as they lie.
 
-use super::vectors::{add_term, write_tile};
+use super::vectors::{add_term, by_rows, write_tile};
 use super::{Mat, Operands, Start};
 use crate::blocks::{for_each_with, product_work};
 use crate::buffer::Shared;
@@ -55,15 +55,7 @@ unsafe fn product_body<V: Vector>(a: Mat, b: Mat, c: *mut f32, start: Start) {
             unsafe {
                 let (a, c) = (a.narrow_rows(row, end - row), c.add(row * n + col));
                 let start = start.at_col(col);
-                macro_rules! by_rows {
-                    ($($r:literal)*) => {
-                        match end - row {
-                            $($r if $r <= V::TILE_ROWS => tile_of::<V, $r>(a, b, col, c, start),)*
-                            rows => unreachable!("a tile of {rows} rows"),
-                        }
-                    };
-                }
-                by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+                by_rows!(V, end - row, R => tile_of::<V, R>(a, b, col, c, start));
             }
         }
     }

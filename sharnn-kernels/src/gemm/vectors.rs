@@ -29,6 +29,23 @@ enum Source {
     Panels,
 }
 
+/// Runs `body` with the number of a tile's rows, at most `V::TILE_ROWS`, as a constant.
+macro_rules! by_rows {
+    ($V:ident, $rows:expr, $R:ident => $body:expr) => {
+        by_rows!(@ $V, $rows, $R, $body, 1 2 3 4 5 6 7 8 9 10 11 12)
+    };
+    (@ $V:ident, $rows:expr, $R:ident, $body:expr, $($n:literal)*) => {
+        match $rows {
+            $($n if $n <= $V::TILE_ROWS => {
+                const $R: usize = $n;
+                $body
+            })*
+            rows => unreachable!("a tile of {rows} rows"),
+        }
+    };
+}
+pub(super) use by_rows;
+
 #[inline(always)]
 unsafe fn product_body<V: Vector>(product: &Product, scratch: &mut [f32]) {
     let &Product { left, rows, k, format, c, c_row, .. } = product;
@@ -178,16 +195,8 @@ impl Tile {
     /// pairs of bfloat16.
     #[inline(always)]
     unsafe fn compute<V: Vector, const PACKED: bool, const PAIRS: bool>(self, rows: usize) {
-        macro_rules! by_rows {
-            ($($n:literal)*) => {
-                match rows {
-                    // SAFETY: the caller's.
-                    $($n if $n <= V::TILE_ROWS => unsafe { self.rows::<V, PACKED, PAIRS, $n>() },)*
-                    _ => unreachable!("a tile of {rows} rows"),
-                }
-            };
-        }
-        by_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+        // SAFETY: the caller's.
+        by_rows!(V, rows, R => unsafe { self.rows::<V, PACKED, PAIRS, R>() });
     }
 
     #[inline(always)]

@@ -7,14 +7,9 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::dropout::{Mask, factor, mask};
-use super::{OnCube, arg, for_elements, is_f32, linear, product, room, tensor, values};
+use super::{OnCube, arg, for_elements, is_f32, linear, product, room, sigmoid, tensor, values};
 use crate::activation::GELU_SLOPE;
 use crate::ops::{BoomGrads, BoomInputs, BoomSaved, Dropout, LinearGrads, Precision, boom as generic};
-
-#[cube]
-fn sigmoid(x: f32) -> f32 {
-    1.0f32 / (1.0f32 + (-x).exp())
-}
 
 /// `z` is without bias, `[rows, d_ff]`; `out` is `[rows, d]`. Rows are time-major.
 #[cube(launch)]

@@ -15,7 +15,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 use half::bf16;
 
-use super::{OnCube, UNITS, arg, is_f32, linear, operand, product, room, tensor, values};
+use super::{OnCube, UNITS, arg, is_f32, linear, operand, product, room, sigmoid, tensor, values};
 use crate::ops::{LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted, Precision, lstm as generic};
 
 /// Lanes of a cube: the rows of a tensor core's tile.
@@ -158,11 +158,6 @@ fn bring<S: Float, E: Float>(
         }
         tile[(to + row) * stride + term] = value;
     }
-}
-
-#[cube]
-fn sigmoid(x: f32) -> f32 {
-    1.0f32 / (1.0f32 + (-x).exp())
 }
 
 /// Lanes, hidden units, steps.

@@ -17,6 +17,7 @@ mod lstm;
 mod reduce;
 
 use burn::tensor::{DType, Shape, Tensor, TensorPrimitive};
+use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::calculate_cube_count_elemwise;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::element::BoolElement;
@@ -34,6 +35,11 @@ use super::{
 
 /// Units of a cube, where a kernel does not say otherwise: what every device allows.
 const UNITS: u32 = 256;
+
+#[cube]
+fn sigmoid(x: f32) -> f32 {
+    1.0f32 / (1.0f32 + (-x).exp())
+}
 
 /// A [`CubeBackend`], whatever its types are.
 trait OnCube:
