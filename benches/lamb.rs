@@ -4,7 +4,7 @@ mod support;
 
 use burn::tensor::{Bool, Tensor, TensorData};
 use criterion::{Criterion, criterion_group, criterion_main};
-use sharnn::core::ops::{LambOptions, LambStep};
+use sharnn::core::ops::{LambOptions, LambParam, LambStep, LambUpdate};
 use sharnn::{AutodiffBackend, Backend, BackendJob, Precision};
 use support::Random;
 
@@ -30,18 +30,24 @@ impl BackendJob for Lamb<'_> {
 
         let expected = reference([&param, &grad, &first, &second].map(|x| support::values(x.clone())));
         let moments = Some((first.clone(), second.clone()));
-        let update = B::InnerBackend::lamb(&step, param.clone(), grad.clone(), moments);
+        let update = |param, moments| {
+            let all = vec![LambParam { param, grad: grad.clone(), moments }];
+            let [update]: [LambUpdate<_>; 1] =
+                B::InnerBackend::lamb(&step, all).0.try_into().expect("an update for each parameter");
+            update
+        };
+        let first_update = update(param.clone(), moments);
         // What is taken off is far smaller than the parameter.
-        let taken = support::values(param.clone() - update.param);
+        let taken = support::values(param.clone() - first_update.param);
         for (what, found, expected) in [
             ("taken", taken, &expected[0]),
-            ("first moment", support::values(update.first), &expected[1]),
-            ("second moment", support::values(update.second), &expected[2]),
+            ("first moment", support::values(first_update.first), &expected[1]),
+            ("second moment", support::values(first_update.second), &expected[2]),
         ] {
             support::assert_near(what, &found, expected);
         }
         let sum = support::dot(&support::values(grad.clone()), &support::values(grad.clone()));
-        let squared_norm = || B::InnerBackend::squared_norm(grad.clone());
+        let squared_norm = || B::InnerBackend::squared_norm(vec![grad.clone()]);
         support::assert_near("squared norm", &support::values(squared_norm()), &[sum]);
 
         let mut group = support::group::<B>(self.0, "lamb", Precision::F32, n);
@@ -49,7 +55,7 @@ impl BackendJob for Lamb<'_> {
         let mut state = Some((param, (first, second)));
         support::time::<B, _>(&mut group, "step", &device, || {
             let (param, moments) = state.take().expect("a parameter between two steps");
-            let update = B::InnerBackend::lamb(&step, param, grad.clone(), Some(moments));
+            let update = update(param, Some(moments));
             state = Some((update.param, (update.first, update.second)));
         });
         support::time::<B, _>(&mut group, "squared_norm", &device, squared_norm);

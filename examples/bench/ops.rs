@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sharnn::core::kernels::{Isa, threads};
 use sharnn::core::ops::{
-    AttentionInputs, BoomInputs, DecoderLossInputs, Dropout, DropoutSite, LambOptions, LambStep, LambUpdate,
+    AttentionInputs, BoomInputs, DecoderLossInputs, Dropout, DropoutSite, LambOptions, LambParam, LambRatios, LambStep, LambUpdate,
     LstmInputs, LstmWanted, generic,
 };
 use sharnn::{Backend, DropoutStream, Precision};
@@ -298,11 +298,12 @@ fn lamb(_precision: Precision) -> Vec<Timed> {
     let shared = LambStep::new(options, Tensor::ones([1], &Default::default()), finite);
     for n in parameters() {
         let (shared, grad) = (&shared, floats([n]));
-        let carry = |update: fn(&LambStep<Flex>, _, _, _) -> LambUpdate<Flex>| {
+        let carry = |update: fn(&LambStep<Flex>, _) -> (Vec<LambUpdate<Flex>>, LambRatios<Flex>)| {
             let (grad, mut state) = (grad.clone(), Some((floats([n]), None)));
             move || {
                 let (param, moments) = state.take().expect("a parameter between two steps");
-                let update = update(shared, param, grad.clone(), moments);
+                let all = vec![LambParam { param, grad: grad.clone(), moments }];
+                let update = update(shared, all).0.remove(0);
                 state = Some((update.param, Some((update.first, update.second))));
             }
         };
@@ -316,7 +317,7 @@ fn squared_norm(_precision: Precision) -> Vec<Timed> {
     for n in parameters() {
         let x = floats([n]);
         let size = json!({ "parameters": n });
-        forward.add(&size, || Flex::squared_norm(x.clone()), || generic::squared_norm(x.clone()));
+        forward.add(&size, || Flex::squared_norm(vec![x.clone()]), || generic::squared_norm(vec![x.clone()]));
     }
     vec![forward]
 }

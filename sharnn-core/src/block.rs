@@ -13,6 +13,7 @@ use burn::tensor::{Tensor, backend::Backend as BurnBackend};
 
 use crate::attention::AttentionDropouts;
 use crate::init::Initializer;
+use crate::ops::ResidualInputs;
 use crate::pass::{Pass, drop};
 use crate::state::last_rows;
 use crate::{Backend, BlockState, Boom, DropoutSite, LayerNorm, Lstm, ShaRnnConfig, SingleHeadAttention};
@@ -117,7 +118,13 @@ impl<B: Backend> Block<B> {
 
         let boomed =
             self.boom.forward_time_major(self.norm_xff.forward(h.clone()), dropout(DropoutSite::BoomInner), pass);
-        let h = self.norm_ff.forward(h) + drop(boomed, dropout(DropoutSite::BoomOutput));
+        let h = B::norm_residual(ResidualInputs {
+            h,
+            weight: self.norm_ff.weight.val(),
+            bias: self.norm_ff.bias.val(),
+            x: boomed,
+            dropout: dropout(DropoutSite::BoomOutput),
+        });
         (h, BlockState { lstm: Some(lstm), memory: new_memory })
     }
 

@@ -158,7 +158,7 @@ kernel!(
     ///
     /// # Safety
     /// None beyond the instructions.
-    unsafe fn drop_rows(mask: &Mask, first_row: usize, lanes: usize, d: usize, x: &mut [f32]) => drop_rows_body
+    pub(crate) unsafe fn drop_rows(mask: &Mask, first_row: usize, lanes: usize, d: usize, x: &mut [f32]) => drop_rows_body
 );
 
 #[cfg(test)]

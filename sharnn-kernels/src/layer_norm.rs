@@ -2,6 +2,7 @@
 
 use crate::blocks::{ColumnSums, for_each_block, sum_of};
 use crate::buffer::Shared;
+use crate::dropout::{Mask, drop_rows};
 use crate::simd::{Vector, kernel};
 
 /// Number of rows.
@@ -37,24 +38,122 @@ pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [
     );
 }
 
+/// A dropout mask over rows that are counted `[rows, lanes]`.
+#[derive(Clone, Copy, Debug)]
+pub struct LaneMask<'a> {
+    /// The mask.
+    pub mask: &'a Mask,
+    /// Number of lanes.
+    pub lanes: usize,
+}
+
+impl LaneMask<'_> {
+    /// # Panics
+    /// If so many rows are not those of all lanes.
+    fn check(&self, rows: usize) {
+        assert!(self.lanes > 0 && rows.is_multiple_of(self.lanes), "{rows} rows are not [_, {}]", self.lanes);
+    }
+}
+
+/// `sum = layer_norm(x) + sum ⊙ mask`.
+///
+/// # Shapes
+/// - `x` and `sum`: `[rows, d]`
+/// - `weight` and `bias`: `[d]`
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn norm_residual(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, mask: Option<LaneMask>, sum: &mut [f32]) {
+    let d = weight.len();
+    let rows = rows_of("x", x, d);
+    assert_eq!(bias.len(), d, "bias {} and weight {d}", bias.len());
+    assert_eq!(sum.len(), x.len(), "{} values are added to {}", x.len(), sum.len());
+    if let Some(mask) = &mask {
+        mask.check(rows);
+    }
+    let sum = Shared::new(sum);
+    for_each_block(
+        rows,
+        2 * d,
+        || (),
+        |(), row, n| {
+            let x = &x[row * d..][..n * d];
+            // SAFETY: lengths were checked, and each block is written by one task.
+            unsafe {
+                let sum = sum.slice(row * d, n * d);
+                if let Some(LaneMask { mask, lanes }) = mask {
+                    drop_rows(mask, row, lanes, d, sum);
+                }
+                add_forward(x, weight, bias, eps, sum);
+            }
+        },
+    );
+}
+
+/// Where the gradients of a layer norm go.
+pub struct LayerNormGrads<'a> {
+    /// Of `x`, `[rows, d]`.
+    pub x: &'a mut [f32],
+    /// Of the weight, `[d]`.
+    pub weight: &'a mut [f32],
+    /// Of the bias, `[d]`.
+    pub bias: &'a mut [f32],
+}
+
 /// Gradients of [`layer_norm`] given that of its result. With `u = grad ⊙ weight`:
 /// `dx = (u - mean(u) - x̂ mean(u ⊙ x̂)) / sqrt(var + eps)`, `dweight = Σ grad ⊙ x̂`, `dbias = Σ grad`.
 ///
 /// # Shapes
-/// - `x`, `grad` and `dx`: `[rows, d]`
-/// - `weight`, `dweight` and `dbias`: `[d]`
+/// - `x` and `grad`: `[rows, d]`
+/// - `weight`: `[d]`
 ///
 /// # Panics
 /// If the shapes do not agree.
-pub fn layer_norm_backward(
+pub fn layer_norm_backward(x: &[f32], weight: &[f32], eps: f32, grad: &[f32], grads: LayerNormGrads) {
+    backward_blocks(x, weight, eps, grad, grads, |_, _| ());
+}
+
+/// Gradients of [`norm_residual`], given that of the sum: those of the norm, and `dsum = grad ⊙ mask` of what it was added to.
+///
+/// # Shapes
+/// - `x`, `grad` and `dsum`: `[rows, d]`
+/// - `weight`: `[d]`
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn norm_residual_backward(
     x: &[f32],
     weight: &[f32],
     eps: f32,
     grad: &[f32],
-    dx: &mut [f32],
-    dweight: &mut [f32],
-    dbias: &mut [f32],
+    grads: LayerNormGrads,
+    mask: LaneMask,
+    dsum: &mut [f32],
 ) {
+    assert_eq!(dsum.len(), x.len(), "{} values have {} gradients", x.len(), dsum.len());
+    let d = weight.len();
+    mask.check(x.len().checked_div(d).unwrap_or(0));
+    let dsum = Shared::new(dsum);
+    backward_blocks(x, weight, eps, grad, grads, |row, grad| {
+        // SAFETY: as many values as `x` has; each block is written by one task.
+        unsafe {
+            let dsum = dsum.slice(row * d, grad.len());
+            dsum.copy_from_slice(grad);
+            drop_rows(mask.mask, row, mask.lanes, d, dsum);
+        }
+    });
+}
+
+/// The gradients, block by block; `beside` is called with each block's first row and its gradients.
+fn backward_blocks(
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    grad: &[f32],
+    grads: LayerNormGrads,
+    beside: impl Fn(usize, &[f32]) + Sync,
+) {
+    let LayerNormGrads { x: dx, weight: dweight, bias: dbias } = grads;
     let d = weight.len();
     let rows = rows_of("x", x, d);
     assert_eq!(grad.len(), x.len(), "{} gradients of {} values", grad.len(), x.len());
@@ -72,6 +171,7 @@ pub fn layer_norm_backward(
                 let dx = dx.slice(row * d, n * d);
                 backward(x, weight, eps, grad, dx, weight_shared.block(row), bias_shared.block(row));
             }
+            beside(row, grad);
         },
     );
     weight_sums.finish(dweight);
@@ -104,6 +204,22 @@ pub(crate) unsafe fn statistics<V: Vector>(x: &[f32], eps: f32) -> (f32, f32) {
 #[inline(always)]
 pub(crate) unsafe fn normalise<V: Vector>(
     x: &[f32],
+    statistics: (f32, f32),
+    weight: &[f32],
+    bias: &[f32],
+    out: &mut [f32],
+) {
+    // SAFETY: the caller's.
+    unsafe { normalise_onto::<V, false>(x, statistics, weight, bias, out) }
+}
+
+/// As [`normalise`]; `ADD`ed to what is there.
+///
+/// # Safety
+/// As [`normalise`]'s.
+#[inline(always)]
+unsafe fn normalise_onto<V: Vector, const ADD: bool>(
+    x: &[f32],
     (mean, inverse): (f32, f32),
     weight: &[f32],
     bias: &[f32],
@@ -117,7 +233,9 @@ pub(crate) unsafe fn normalise<V: Vector>(
             let normed = V::load_up_to(x.as_ptr().add(i), left).sub(mean).mul(inverse);
             let (weight, bias) = (weight.as_ptr().add(i), bias.as_ptr().add(i));
             let y = normed.mul_add(V::load_up_to(weight, left), V::load_up_to(bias, left));
-            y.store_up_to(out.as_mut_ptr().add(i), left);
+            let out = out.as_mut_ptr().add(i);
+            let y = if ADD { y.add(V::load_up_to(out, left)) } else { y };
+            y.store_up_to(out, left);
         }
     }
 }
@@ -136,6 +254,24 @@ kernel!(
     /// # Safety
     /// `bias` is as long as `weight`, `out` as `x`.
     unsafe fn forward(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) => forward_body
+);
+
+#[inline(always)]
+unsafe fn add_forward_body<V: Vector>(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+    let d = weight.len();
+    for (x, out) in x.chunks_exact(d).zip(out.chunks_exact_mut(d)) {
+        // SAFETY: all rows are `d` long; the instructions are the caller's.
+        unsafe {
+            normalise_onto::<V, true>(x, statistics::<V>(x, eps), weight, bias, out);
+        }
+    }
+}
+kernel!(
+    /// Adds to `out`.
+    ///
+    /// # Safety
+    /// `bias` is as long as `weight`, `out` as `x`.
+    unsafe fn add_forward(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) => add_forward_body
 );
 
 #[inline(always)]
@@ -199,7 +335,8 @@ kernel!(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{alone, assert_near, f64s, random, skip, sums_of_columns};
+    use crate::dropout::dropout;
+    use crate::testing::{alone, assert_near, f64s, random, skip, sums_of_columns, test_mask};
 
     const EPS: f32 = 1e-12;
 
@@ -219,7 +356,8 @@ mod tests {
     fn gradients(x: &[f32], weight: &[f32], grad: &[f32]) -> [Vec<f32>; 3] {
         let d = weight.len();
         let [mut dx, mut dweight, mut dbias] = [vec![f32::NAN; x.len()], vec![f32::NAN; d], vec![f32::NAN; d]];
-        layer_norm_backward(x, weight, EPS, grad, &mut dx, &mut dweight, &mut dbias);
+        let grads = LayerNormGrads { x: &mut dx, weight: &mut dweight, bias: &mut dbias };
+        layer_norm_backward(x, weight, EPS, grad, grads);
         [dx, dweight, dbias]
     }
 
@@ -258,6 +396,45 @@ mod tests {
                 assert_near(&format!("{what} dbias"), &dbias, &sums_of_columns(&g, d), 1e-5);
             }
         }
+    }
+
+    #[test]
+    fn a_residual_sum_is_the_norm_and_the_dropout() {
+        for (rows, lanes, d) in [(0, 2, 5), (1, 1, 1), (3, 3, 7), (18, 3, 33), (132, 4, 70)] {
+            if skip(rows * d) {
+                continue;
+            }
+            let what = format!("{rows} x {d}");
+            let [x, y, grad] = [random(rows * d, 1), random(rows * d, 2), random(rows * d, 3)];
+            let [weight, bias] = [random(d, 4), random(d, 5)];
+            let mask = LaneMask { mask: &test_mask(1), lanes };
+            let [mut normed, mut dropped] = [vec![0.0; rows * d], vec![0.0; rows * d]];
+            layer_norm(&x, &weight, &bias, EPS, &mut normed);
+            for given in [None, Some(mask)] {
+                match given {
+                    Some(LaneMask { mask, lanes }) => dropout(&y, lanes, d, mask, &mut dropped),
+                    None => dropped.copy_from_slice(&y),
+                }
+                let mut sum = y.clone();
+                norm_residual(&x, &weight, &bias, EPS, given, &mut sum);
+                let want: Vec<f32> = normed.iter().zip(&dropped).map(|(a, b)| a + b).collect();
+                assert_eq!(sum, want, "{what}, {given:?}");
+            }
+            let [mut dx, mut dweight, mut dbias] = [vec![f32::NAN; rows * d], vec![f32::NAN; d], vec![f32::NAN; d]];
+            let grads = LayerNormGrads { x: &mut dx, weight: &mut dweight, bias: &mut dbias };
+            let mut dsum = vec![f32::NAN; rows * d];
+            norm_residual_backward(&x, &weight, EPS, &grad, grads, mask, &mut dsum);
+            assert_eq!([dx, dweight, dbias], gradients(&x, &weight, &grad), "{what}");
+            dropout(&grad, lanes, d, mask.mask, &mut dropped);
+            assert_eq!(dsum, dropped, "{what}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "3 rows are not [_, 2]")]
+    fn a_mask_covers_whole_rows_of_all_lanes() {
+        let mask = LaneMask { mask: &test_mask(1), lanes: 2 };
+        norm_residual(&[0.0; 6], &[0.0; 2], &[0.0; 2], EPS, Some(mask), &mut [0.0; 6]);
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! Min-trust LAMB with a clip by the global norm: the optimizer of the paper's recipe. The formula of a step is in
 //! [`sharnn_core::ops`]. Norms, clip and the decision to skip a step stay on the device.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use burn::module::Module;
-use burn::tensor::{Bool, Tensor, TensorData};
-use sharnn_core::ops::{LambOptions, LambStep, LambUpdate};
+use burn::tensor::{Bool, Shape, Tensor, TensorData};
+use sharnn_core::ops::{LambOptions, LambParam, LambStep, LambUpdate};
 use sharnn_core::{AutodiffBackend, Backend};
 
 use crate::lamb_config::LambConfig;
@@ -98,11 +98,22 @@ impl<B: AutodiffBackend> MinTrustLamb<B> {
         visit_params(&module, &mut taken);
         let grads = taken.taken;
 
-        let grad_norm = global_norm(grads.values()).unwrap_or_else(|| loss.zeros_like());
+        let grad_norm = match grads.is_empty() {
+            true => loss.zeros_like(),
+            false => B::InnerBackend::squared_norm(grads.values().cloned().collect()).sqrt(),
+        };
         let finite = loss.is_finite().bool_and(grad_norm.clone().is_finite());
         let step = self.config.step(lr, grad_norm.clone(), finite.clone());
-        let module = map_params(module, &mut Update { lamb: self, step, grads });
-        (module, StepReport { grad_norm, finite })
+        if grads.is_empty() {
+            return (module, StepReport { grad_norm, finite });
+        }
+        let moments = &mut self.moments;
+        let mut take = TakeParams { grads, moments, taken: VecDeque::new(), params: Vec::new() };
+        let module = map_params(module, &mut take);
+        let TakeParams { taken, params, .. } = take;
+        let (updates, _) = B::InnerBackend::lamb(&step, params);
+        let mut put = PutParams { moments: &mut self.moments, taken, updates: updates.into_iter() };
+        (map_params(module, &mut put), StepReport { grad_norm, finite })
     }
 
     /// Name, shape and values of every moment, by parameter path; for checkpoints. A parameter that never had a gradient
@@ -176,12 +187,6 @@ fn check_moment(tensor: &str, moment: &HostTensor, expected: Vec<usize>, file: S
     }
 }
 
-/// Norm over all gradients, `[1]`; `None` where there are none.
-fn global_norm<'a, B: Backend>(grads: impl Iterator<Item = &'a Tensor<B, 1>>) -> Option<Tensor<B, 1>> {
-    let squares: Vec<_> = grads.map(|grad| B::squared_norm(grad.clone())).collect();
-    (!squares.is_empty()).then(|| Tensor::cat(squares, 0).sum().sqrt())
-}
-
 /// Takes the gradients out of Burn's container, flattened, by path.
 struct TakeGrads<'a, B: AutodiffBackend> {
     grads: &'a mut B::Gradients,
@@ -196,23 +201,41 @@ impl<B: AutodiffBackend> VisitFloat<B> for TakeGrads<'_, B> {
     }
 }
 
-/// Updates each parameter that has a gradient.
-struct Update<'a, B: AutodiffBackend> {
-    lamb: &'a mut MinTrustLamb<B>,
-    step: LambStep<B::InnerBackend>,
+/// Takes the parameters that have a gradient out of a module, with their moments, so that no second owner keeps the backend
+/// from updating them in place. [`PutParams`] must follow.
+struct TakeParams<'a, B: AutodiffBackend> {
     grads: BTreeMap<String, Tensor<B::InnerBackend, 1>>,
+    moments: &'a mut BTreeMap<String, Moments<B::InnerBackend>>,
+    taken: VecDeque<(String, Vec<usize>)>,
+    params: Vec<LambParam<B::InnerBackend>>,
 }
 
-impl<B: AutodiffBackend> MapFloat<B> for Update<'_, B> {
+impl<B: AutodiffBackend> MapFloat<B> for TakeParams<'_, B> {
     fn map<const D: usize>(&mut self, path: &str, tensor: Tensor<B, D>) -> Tensor<B, D> {
         let Some(grad) = self.grads.remove(path) else { return tensor };
-        let shape = tensor.dims();
+        self.taken.push_back((path.to_string(), tensor.dims().to_vec()));
         let param = tensor.inner().flatten(0, D - 1);
-        // Taken out, so that no second owner keeps the backend from updating in place.
-        let moments = self.lamb.moments.remove(path).map(|moments| (moments.first, moments.second));
-        let LambUpdate { param, first, second, .. } = B::InnerBackend::lamb(&self.step, param, grad, moments);
-        self.lamb.moments.insert(path.to_string(), Moments { first, second, shape: shape.to_vec() });
-        Tensor::from_inner(param.reshape(shape))
+        let moments = self.moments.remove(path).map(|moments| (moments.first, moments.second));
+        let placeholder = Tensor::empty([1; D], &param.device());
+        self.params.push(LambParam { param, grad, moments });
+        placeholder
+    }
+}
+
+/// Puts updated parameters where [`TakeParams`] took them from.
+struct PutParams<'a, B: AutodiffBackend> {
+    moments: &'a mut BTreeMap<String, Moments<B::InnerBackend>>,
+    taken: VecDeque<(String, Vec<usize>)>,
+    updates: std::vec::IntoIter<LambUpdate<B::InnerBackend>>,
+}
+
+impl<B: AutodiffBackend> MapFloat<B> for PutParams<'_, B> {
+    fn map<const D: usize>(&mut self, path: &str, tensor: Tensor<B, D>) -> Tensor<B, D> {
+        let Some((path, shape)) = self.taken.pop_front_if(|(taken, _)| taken == path) else { return tensor };
+        let LambUpdate { param, first, second } = self.updates.next().expect("an update for each parameter");
+        let param = param.reshape(Shape::from(shape.as_slice()));
+        self.moments.insert(path, Moments { first, second, shape });
+        Tensor::from_inner(param)
     }
 }
 

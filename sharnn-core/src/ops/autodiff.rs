@@ -11,7 +11,7 @@ use burn_autodiff::ops::{Backward, Ops, OpsKind};
 
 use super::{
     AttentionInputs, AttentionSaved, Backend, BoomInputs, BoomSaved, DecoderLossInputs, DecoderLossSaved, Dropout,
-    LinearGrads, LstmInputs, LstmSaved, LstmWanted, Precision,
+    LinearGrads, LstmInputs, LstmSaved, LstmWanted, Precision, ResidualInputs, ResidualSaved,
 };
 
 /// A float tensor of any rank, as a gradient is passed to a parent.
@@ -107,6 +107,13 @@ impl<B: Backend> Saved<B, 1> for Dropout {
     }
 }
 
+impl<B: Backend> Saved<B, 4> for ResidualSaved<B> {
+    fn backward(self, grad: Primitive<B>, _wanted: [bool; 4]) -> [Option<Primitive<B>>; 4] {
+        let grads = B::norm_residual_backward(self, lift(grad));
+        [Some(lower(grads.h)), Some(lower(grads.weight)), Some(lower(grads.bias)), Some(lower(grads.x))]
+    }
+}
+
 impl<B: Backend> Saved<B, 7> for LstmSaved<B> {
     fn backward(self, grad: Primitive<B>, wanted: [bool; 7]) -> [Option<Primitive<B>>; 7] {
         let [x, weight_ih, weight_hh, bias_ih, bias_hh, _, _] = wanted;
@@ -176,6 +183,27 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         let x = lower(x);
         let output = B::dropout(lift(x.primitive.clone()), dropout);
         record::<B, C, _, _, _>([&x], || (output.clone(), dropout), || output.clone())
+    }
+
+    fn norm_residual(inputs: ResidualInputs<Self>) -> Tensor<Self, 3> {
+        let ResidualInputs { h, weight, bias, x, dropout } = inputs;
+        let (h, weight, bias, x) = (lower(h), lower(weight), lower(bias), lower(x));
+        let parents = [&h, &weight, &bias, &x].map(|parent| parent.node.clone());
+        let saved =
+            ResidualSaved::<B> { h: lift(h.primitive.clone()), weight: lift(weight.primitive.clone()), dropout };
+        // What is added is handed over, so that the sum may take its place.
+        let output = B::norm_residual(ResidualInputs {
+            h: saved.h.clone(),
+            weight: saved.weight.clone(),
+            bias: lift(bias.primitive),
+            x: lift(x.primitive),
+            dropout,
+        });
+        let output = match Node::<ResidualSaved<B>>(PhantomData).prepare::<C>(parents).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(saved, lower(output)),
+            OpsKind::UnTracked(prep) => prep.finish(lower(output)),
+        };
+        lift(output)
     }
 
     fn lstm(inputs: LstmInputs<Self>, precision: Precision) -> Tensor<Self, 3> {

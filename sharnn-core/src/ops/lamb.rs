@@ -1,4 +1,4 @@
-//! The step of min-trust LAMB on one flattened parameter.
+//! The step of min-trust LAMB on flattened parameters.
 //!
 //! ```text
 //! g = scale g                                                    scale = min(1, clip / ‖all gradients‖), the caller's
@@ -58,7 +58,18 @@ impl<B: Backend> LambStep<B> {
     }
 }
 
-/// One parameter after a step, and what the step was scaled by. All on the device.
+/// One parameter before a step: its values, its gradient and its moments, all flattened.
+#[derive(Clone, Debug)]
+pub struct LambParam<B: Backend> {
+    /// The parameter, `[n]`.
+    pub param: Tensor<B, 1>,
+    /// Its gradient, `[n]`.
+    pub grad: Tensor<B, 1>,
+    /// Its first and second moment, `[n]`; zeros where there are none yet.
+    pub moments: Option<(Tensor<B, 1>, Tensor<B, 1>)>,
+}
+
+/// One parameter after a step.
 #[derive(Clone, Debug)]
 pub struct LambUpdate<B: Backend> {
     /// The parameter, `[n]`.
@@ -67,24 +78,41 @@ pub struct LambUpdate<B: Backend> {
     pub first: Tensor<B, 1>,
     /// The second moment, `[n]`.
     pub second: Tensor<B, 1>,
-    /// Norm of the parameter before the step, clamped to 10, `[1]`.
+}
+
+/// What a step scaled each parameter's update by, in their order. All on the device.
+#[derive(Clone, Debug)]
+pub struct LambRatios<B: Backend> {
+    /// Norms of the parameters before the step, clamped to 10, `[parameters]`.
     pub weight_norm: Tensor<B, 1>,
-    /// Norm of the update `u`, `[1]`.
+    /// Norms of the updates `u`, `[parameters]`.
     pub adam_norm: Tensor<B, 1>,
-    /// The trust ratio, `[1]`.
+    /// The trust ratios, `[parameters]`.
     pub trust_ratio: Tensor<B, 1>,
 }
 
 /// The body of [`Backend::lamb`].
 ///
+/// # Panics
+/// If there are no parameters.
+pub fn update<B: Backend>(step: &LambStep<B>, params: Vec<LambParam<B>>) -> (Vec<LambUpdate<B>>, LambRatios<B>) {
+    let (updates, ratios): (Vec<_>, Vec<_>) = params.into_iter().map(|param| update_one(step, param)).unzip();
+    let mut of = [Vec::new(), Vec::new(), Vec::new()];
+    for ratio in ratios {
+        for (all, one) in of.iter_mut().zip(ratio) {
+            all.push(one);
+        }
+    }
+    let [weight_norm, adam_norm, trust_ratio] = of.map(|all| Tensor::cat(all, 0));
+    (updates, LambRatios { weight_norm, adam_norm, trust_ratio })
+}
+
+/// The step of one parameter, and its two norms and its trust ratio.
+///
 /// A step that does not count multiplies the moments by exactly 1 and adds -0, which leaves every float as it is, and
 /// subtracts +0 from the parameter: only the gradient has to be masked for that.
-pub fn update<B: Backend>(
-    step: &LambStep<B>,
-    param: Tensor<B, 1>,
-    grad: Tensor<B, 1>,
-    moments: Option<(Tensor<B, 1>, Tensor<B, 1>)>,
-) -> LambUpdate<B> {
+fn update_one<B: Backend>(step: &LambStep<B>, param: LambParam<B>) -> (LambUpdate<B>, [Tensor<B, 1>; 3]) {
+    let LambParam { param, grad, moments } = param;
     let LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust } = step.options;
     let scale = &step.scale;
     let skip = step.counts.clone().equal_elem(0.0);
@@ -103,18 +131,25 @@ pub fn update<B: Backend>(
     if weight_decay != 0.0 {
         update = update + param.clone() * weight_decay;
     }
-    let weight_norm = squared_norm(param.clone()).sqrt().clamp_max(MAX_WEIGHT_NORM);
-    let adam_norm = squared_norm(update.clone()).sqrt();
+    let weight_norm = sum_of_squares(param.clone()).sqrt().clamp_max(MAX_WEIGHT_NORM);
+    let adam_norm = sum_of_squares(update.clone()).sqrt();
     let no_ratio = weight_norm.clone().equal_elem(0.0).bool_or(adam_norm.clone().equal_elem(0.0));
     let mut trust_ratio = (weight_norm.clone() / adam_norm.clone()).mask_fill(no_ratio, 1.0);
     if let Some(min_trust) = min_trust {
         trust_ratio = trust_ratio.clamp_min(min_trust);
     }
     let taken = (update * (trust_ratio.clone() * lr)).mask_fill(all_skip, 0.0);
-    LambUpdate { param: param - taken, first, second, weight_norm, adam_norm, trust_ratio }
+    (LambUpdate { param: param - taken, first, second }, [weight_norm, adam_norm, trust_ratio])
 }
 
-/// The body of [`Backend::squared_norm`]: `Σ x²`, `[1]`.
-pub fn squared_norm<B: Backend>(x: Tensor<B, 1>) -> Tensor<B, 1> {
+fn sum_of_squares<B: Backend>(x: Tensor<B, 1>) -> Tensor<B, 1> {
     (x.clone() * x).sum()
+}
+
+/// The body of [`Backend::squared_norm`].
+///
+/// # Panics
+/// If there are no tensors.
+pub fn squared_norm<B: Backend>(xs: Vec<Tensor<B, 1>>) -> Tensor<B, 1> {
+    Tensor::cat(xs.into_iter().map(sum_of_squares).collect(), 0).sum()
 }

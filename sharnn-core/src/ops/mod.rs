@@ -24,6 +24,7 @@ mod layer_norm;
 mod linear;
 mod lstm;
 mod precision;
+mod residual;
 #[cfg(feature = "tch")]
 mod tch;
 
@@ -33,11 +34,12 @@ pub use attention::{AttentionGrads, AttentionInputs, AttentionKept, AttentionSav
 pub use boom::{BoomGrads, BoomInputs, BoomSaved};
 pub use decoder_loss::{DecoderLossInputs, DecoderLossSaved};
 pub use dropout::{Dropout, DropoutKey, DropoutSite, DropoutStream, LaneAxis};
-pub use lamb::{LambOptions, LambStep, LambUpdate};
+pub use lamb::{LambOptions, LambParam, LambRatios, LambStep, LambUpdate};
 pub use layer_norm::LAYER_NORM_EPS;
 pub use linear::LinearGrads;
 pub use lstm::{LstmGrads, LstmInputs, LstmSaved, LstmWanted};
 pub use precision::Precision;
+pub use residual::{ResidualGrads, ResidualInputs, ResidualSaved};
 
 /// A Burn backend with SHA-RNN's fused operations. All have a default body in plain Burn operations.
 pub trait Backend: burn::tensor::backend::Backend {
@@ -99,6 +101,20 @@ pub trait Backend: burn::tensor::backend::Backend {
     /// - `x` and result: `[seq_len, batch_size, d]`
     fn dropout(x: Tensor<Self, 3>, dropout: Dropout) -> Tensor<Self, 3> {
         dropout::apply(x, dropout)
+    }
+
+    /// `LN(h) + dropout(x)`, the sum that ends a block.
+    ///
+    /// # Shapes
+    /// - inputs: see [`ResidualInputs`]
+    /// - result: `[seq_len, batch_size, d]`
+    fn norm_residual(inputs: ResidualInputs<Self>) -> Tensor<Self, 3> {
+        residual::forward(inputs)
+    }
+
+    /// Gradients of [`norm_residual`](Self::norm_residual).
+    fn norm_residual_backward(saved: ResidualSaved<Self>, grad: Tensor<Self, 3>) -> ResidualGrads<Self> {
+        residual::backward(saved, grad)
     }
 
     /// The LSTM over a segment: `h_1 .. h_T, c_T` packed.
@@ -191,25 +207,23 @@ pub trait Backend: burn::tensor::backend::Backend {
         decoder_loss::backward(saved, grad, wanted)
     }
 
-    /// The step of min-trust LAMB on one parameter; `moments` are zeros at first.
+    /// The step of min-trust LAMB on all parameters.
     ///
-    /// # Shapes
-    /// - `param`, `grad` and both moments: `[n]`
-    fn lamb(
-        step: &LambStep<Self>,
-        param: Tensor<Self, 1>,
-        grad: Tensor<Self, 1>,
-        moments: Option<(Tensor<Self, 1>, Tensor<Self, 1>)>,
-    ) -> LambUpdate<Self> {
-        lamb::update(step, param, grad, moments)
+    /// # Panics
+    /// If there are no parameters.
+    fn lamb(step: &LambStep<Self>, params: Vec<LambParam<Self>>) -> (Vec<LambUpdate<Self>>, LambRatios<Self>) {
+        lamb::update(step, params)
     }
 
-    /// `Σ x²`.
+    /// `Σ x²` over the elements of all tensors.
     ///
     /// # Shapes
-    /// - `x`: `[n]`, result: `[1]`
-    fn squared_norm(x: Tensor<Self, 1>) -> Tensor<Self, 1> {
-        lamb::squared_norm(x)
+    /// - each of `xs`: `[n]`, result: `[1]`
+    ///
+    /// # Panics
+    /// If there are no tensors.
+    fn squared_norm(xs: Vec<Tensor<Self, 1>>) -> Tensor<Self, 1> {
+        lamb::squared_norm(xs)
     }
 }
 

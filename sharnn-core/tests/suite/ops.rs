@@ -7,8 +7,8 @@ use burn::tensor::{Bool, Distribution, Element, Int, Tensor, TensorData};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sharnn_core::ops::{
-    AttentionInputs, BoomInputs, DecoderLossInputs, LAYER_NORM_EPS, LambOptions, LambStep, LaneAxis, LstmInputs,
-    generic,
+    AttentionInputs, BoomInputs, DecoderLossInputs, LAYER_NORM_EPS, LambOptions, LambParam, LambStep, LaneAxis, LstmInputs,
+    ResidualInputs, generic,
 };
 use sharnn_core::{AutodiffBackend, Backend, Dropout, DropoutSite, DropoutStream, Precision};
 
@@ -102,7 +102,7 @@ fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     ((x * 0.5).tanh() + 1.0) * 0.5
 }
 
-on_backends!(affine, layer_norm, dropped, lstm, attention, boom, decoder_loss, lamb);
+on_backends!(affine, layer_norm, dropped, norm_residual, lstm, attention, boom, decoder_loss, lamb);
 
 // --- affine ---------------------------------------------------------------------------------------------------------
 
@@ -163,6 +163,41 @@ fn dropped<B: AutodiffBackend>() {
             x[0].clone() * Flat::from_data(mask, &B::Device::default())
         };
         compare::<B>(&format!("dropout {dims:?}"), &fused, &plain, &inputs(&[dims.iter().product()]));
+    }
+}
+
+// --- the sum that ends a block ---------------------------------------------------------------------------------------
+
+fn residual_op<B: Backend>(dims: [usize; 3], drop: bool, fused: bool) -> impl Fn(&[Flat<B>]) -> Flat<B> {
+    move |all| {
+        let (h, x) = (all[0].clone().reshape(dims), all[3].clone().reshape(dims));
+        let (weight, bias) = (all[1].clone(), all[2].clone());
+        let dropout = drop.then(|| dropout(DropoutSite::BoomOutput));
+        let y = match fused {
+            true => B::norm_residual(ResidualInputs { h, weight, bias, x, dropout }),
+            false => {
+                let [seq_len, lanes, d] = dims;
+                let normed = layer_norm_op(seq_len * lanes, d, false)(&all[..3]).reshape(dims);
+                let mask = dropout.map(|dropout| dropout.mask(dims, LaneAxis::Second, &x));
+                normed + mask.map_or(x.clone(), |mask| x * mask)
+            }
+        };
+        y.reshape([dims.iter().product::<usize>()])
+    }
+}
+
+fn residual_sizes(dims: [usize; 3]) -> [usize; 4] {
+    let n = dims.iter().product();
+    [n, dims[2], dims[2], n]
+}
+
+fn norm_residual<B: AutodiffBackend>() {
+    for dims in [[1, 1, 3], [2, 3, 5], [7, 1, 33], [5, 16, 24]] {
+        for drop in [false, true] {
+            let what = format!("residual sum {dims:?}, dropout {drop}");
+            let inputs = inputs(&residual_sizes(dims));
+            compare::<B>(&what, &residual_op(dims, drop, true), &residual_op(dims, drop, false), &inputs);
+        }
     }
 }
 
@@ -432,6 +467,8 @@ fn decoder_loss<B: AutodiffBackend>() {
 fn every_backward_agrees_with_finite_differences() {
     finite_differences("affine", &affine_op(3, 4, 5, true), &inputs(&[12, 20, 5]));
     finite_differences("layer norm", &layer_norm_op(3, 5, true), &inputs(&[15, 5, 5]));
+    let dims = [3, 2, 5];
+    finite_differences("residual sum", &residual_op(dims, true, true), &inputs(&residual_sizes(dims)));
     for recompute in [false, true] {
         let fused = How::Fused { recompute };
         finite_differences("lstm", &lstm_op([4, 2, 3, 5], fused), &inputs(&lstm_sizes(4, 2, 3, 5)));
@@ -478,42 +515,51 @@ fn bf16_rounds_the_operands_of_products_and_nothing_else() {
 
 // --- LAMB -----------------------------------------------------------------------------------------------------------
 
-/// A step against the generic body; one that does not count leaves every bit as it is, whatever the gradient holds.
+/// A step against the generic body; one that does not count leaves every bit as it is, whatever the gradient holds. There are
+/// more parameters than a kernel is given at once.
 fn lamb<B: AutodiffBackend>() {
-    for (n, has_moments, min_trust, weight_decay) in
-        [(1, true, None, 0.0), (100, false, Some(0.25), 0.1), (5000, true, Some(0.25), 0.1), (300_001, true, None, 0.1)]
-    {
+    let sizes = || [1, 100, 5000, 300_001].into_iter().chain(3..69);
+    for (has_moments, min_trust, weight_decay) in [(true, None, 0.0), (false, Some(0.25), 0.1), (true, Some(0.25), 0.1)] {
         for counts in [true, false] {
-            let what = format!("{n} values, moments {has_moments}, counts {counts}");
+            let what = format!("moments {has_moments}, min_trust {min_trust:?}, counts {counts}");
             let options = LambOptions { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay, min_trust };
             let finite = Tensor::from_data([counts], &Default::default());
             let step = LambStep::<B::InnerBackend>::new(options, upload(&[0.5]), finite);
-            let values_of: Vec<Flat<B::InnerBackend>> = inputs(&[n, n, n, n]).iter().map(|x| upload(x)).collect();
-            let [param, grad, first, second] = values_of.try_into().unwrap();
-            let grad = if counts { grad } else { grad * f64::NAN };
-            let moments = has_moments.then(|| (first, second.abs()));
-            let got = B::InnerBackend::lamb(&step, param.clone(), grad.clone(), moments.clone());
-            let want = generic::lamb(&step, param.clone(), grad.clone(), moments.clone());
-            let pairs = [
-                ("parameter", got.param.clone(), want.param),
-                ("first moment", got.first.clone(), want.first),
-                ("second moment", got.second.clone(), want.second),
-                ("weight norm", got.weight_norm, want.weight_norm),
-                ("norm of the update", got.adam_norm, want.adam_norm),
-                ("trust ratio", got.trust_ratio, want.trust_ratio),
-            ];
-            for (which, got, want) in pairs {
+            let param = |n| {
+                let all: Vec<Flat<B::InnerBackend>> = inputs(&[n, n, n, n]).iter().map(|x| upload(x)).collect();
+                let [param, grad, first, second] = all.try_into().unwrap();
+                let grad = if counts { grad } else { grad * f64::NAN };
+                LambParam { param, grad, moments: has_moments.then(|| (first, second.abs())) }
+            };
+            let params: Vec<_> = sizes().map(param).collect();
+            let (got, got_ratios) = B::InnerBackend::lamb(&step, params.clone());
+            let (want, want_ratios) = generic::lamb(&step, params.clone());
+            for (which, got, want) in [
+                ("weight norm", got_ratios.weight_norm, want_ratios.weight_norm),
+                ("norm of the update", got_ratios.adam_norm, want_ratios.adam_norm),
+                ("trust ratio", got_ratios.trust_ratio, want_ratios.trust_ratio),
+            ] {
                 assert_near(&format!("{what}: {which}"), &values(got), &values(want), 2e-5);
             }
-            if !counts {
-                assert_eq!(values(got.param), values(param.clone()), "{what}");
-                if let Some((first, second)) = moments {
-                    assert_eq!([values(got.first), values(got.second)], [values(first), values(second)], "{what}");
+            for (((n, got), want), before) in sizes().zip(got).zip(want).zip(&params) {
+                let what = format!("{n} values, {what}");
+                for (which, got, want) in [
+                    ("parameter", got.param.clone(), want.param),
+                    ("first moment", got.first.clone(), want.first),
+                    ("second moment", got.second.clone(), want.second),
+                ] {
+                    assert_near(&format!("{what}: {which}"), &values(got), &values(want), 2e-5);
+                }
+                if !counts {
+                    assert_eq!(values(got.param), values(before.param.clone()), "{what}");
+                    if let Some((first, second)) = before.moments.clone() {
+                        assert_eq!([values(got.first), values(got.second)], [values(first), values(second)], "{what}");
+                    }
                 }
             }
-            let norm = B::InnerBackend::squared_norm(param.clone());
-            let want = values(param).iter().map(|x| x * x).sum();
-            assert_near(&format!("{what}: squared norm"), &values(norm), &[want], 2e-5);
+            let all: Vec<_> = params.into_iter().map(|param| param.param).collect();
+            let want = all.iter().flat_map(|x| values(x.clone())).map(|x| x * x).sum();
+            assert_near(&format!("{what}: squared norm"), &values(B::InnerBackend::squared_norm(all)), &[want], 2e-5);
         }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use burn::backend::{Autodiff, Flex};
 use burn::module::Param;
 use burn::tensor::{Bool, Tensor};
+use sharnn_core::ops::LambParam;
 use sharnn_core::{AutodiffBackend, Backend, Pass, pytorch_name};
 use sharnn_train::{FIRST_MOMENT, LambConfig, MinTrustLamb, SECOND_MOMENT, collect_params, load_weights, save_tensors};
 
@@ -38,16 +39,17 @@ fn run_updates<B: Backend>(fixture: &Fixture) {
             let grad = flat(fixture, &format!("grad.{step}.{key}"));
             let finite = Tensor::<B, 1, Bool>::from_data([true], &Default::default());
             let shared = config.step::<B>(lr, Tensor::ones([1], &Default::default()), finite);
-            let update = B::lamb(&shared, param, grad, moments);
+            let (mut updates, ratios) = B::lamb(&shared, vec![LambParam { param, grad, moments }]);
+            let update = updates.remove(0);
             let compare = |what: &str, found: &Tensor<B, 1>| {
                 fixture.check(&format!("{what}.{step}.{key}"), found.clone());
             };
             compare("param", &update.param);
             compare("m", &update.first);
             compare("v", &update.second);
-            compare("weight_norm", &update.weight_norm);
-            compare("adam_norm", &update.adam_norm);
-            compare("trust_ratio", &update.trust_ratio);
+            compare("weight_norm", &ratios.weight_norm);
+            compare("adam_norm", &ratios.adam_norm);
+            compare("trust_ratio", &ratios.trust_ratio);
             param = update.param;
             moments = Some((update.first, update.second));
         }

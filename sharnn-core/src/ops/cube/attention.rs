@@ -1,23 +1,26 @@
-//! What lies between the attention's products: mask, softmax and dropout in one pass over the scores, and the same backward.
+//! What lies between the attention's products: mask, softmax and dropout in one pass over the scores, and the same
+//! backward. In bfloat16 the weights are kept as the products take them.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor, TensorMetadata};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
+use half::bf16;
 
 use super::dropout::{Mask, apply_from, factor, mask};
-use super::{OnCube, UNITS, arg, for_rows, is_f32, product, reduce, room, tensor, values};
+use super::{OnCube, UNITS, arg, for_rows, is_f32, product, reduce, room_of, tensor, values};
 use crate::ops::attention::{self as generic, merge_heads, split_heads};
 use crate::ops::{AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved, Dropout, LaneAxis, Precision};
 
-/// Softmax over the keys that a query sees, in place, and the weights after their dropout.
+/// Softmax over the keys that a query sees, and the weights after their dropout. The weights may take the place of the scores.
 ///
-/// `scores` is `[lanes, heads * seq_len, key_len]`, `dropped` too, or anything where nothing `drops`.
+/// `scores` and `weights` are `[lanes, heads * seq_len, key_len]`, `dropped` too, or anything where nothing `drops`.
 #[cube(launch)]
-pub(super) fn softmax_kernel(
-    scores: &mut Array<f32>,
-    dropped: &mut Array<f32>,
+pub(super) fn softmax_kernel<E: Float>(
+    scores: &Array<f32>,
+    weights: &mut Array<E>,
+    dropped: &mut Array<E>,
     mask: &Mask,
     rows: u32,
     rows_of_lane: u32,
@@ -44,9 +47,7 @@ pub(super) fn softmax_kernel(
     let mut part = 0.0f32;
     let mut i = UNIT_POS as usize;
     while i < visible {
-        let e = (scores[start + i] - largest).exp();
-        scores[start + i] = e;
-        part += e;
+        part += (scores[start + i] - largest).exp();
         i += units;
     }
     let sum = reduce::sum(part, &mut shared);
@@ -54,22 +55,25 @@ pub(super) fn softmax_kernel(
     while i < key_len as usize {
         let mut weight = 0.0f32;
         if i < visible {
-            weight = scores[start + i] / sum;
+            weight = (scores[start + i] - largest).exp() / sum;
         }
-        scores[start + i] = weight;
+        weights[start + i] = E::cast_from(weight);
         if comptime!(drops) {
-            dropped[start + i] = weight * factor(mask, row / rows_of_lane, row % rows_of_lane, i as u32);
+            let kept = factor(mask, row / rows_of_lane, row % rows_of_lane, i as u32);
+            dropped[start + i] = E::cast_from(weight * kept);
         }
         i += units;
     }
 }
 
-/// From the gradients of the dropped weights to those of the scores, in place, and the dropped weights again.
+/// From the gradients of the dropped weights to those of the scores, which may take their place, and the dropped weights
+/// again.
 #[cube(launch)]
-pub(super) fn backward_kernel(
-    weights: &Array<f32>,
-    grads: &mut Array<f32>,
-    dropped: &mut Array<f32>,
+pub(super) fn backward_kernel<E: Float>(
+    grads: &Array<f32>,
+    weights: &Array<E>,
+    scores: &mut Array<E>,
+    dropped: &mut Array<E>,
     mask: &Mask,
     rows: u32,
     rows_of_lane: u32,
@@ -86,22 +90,25 @@ pub(super) fn backward_kernel(
     let mut part = 0.0f32;
     let mut i = UNIT_POS as usize;
     while i < key_len as usize {
-        let weight = weights[start + i];
+        let weight = f32::cast_from(weights[start + i]);
+        let mut grad = grads[start + i];
         if comptime!(drops) {
             let kept = factor(mask, row / rows_of_lane, row % rows_of_lane, i as u32);
-            let grad = grads[start + i] * kept;
-            grads[start + i] = grad;
-            dropped[start + i] = weight * kept;
-            part += weight * grad;
-        } else {
-            part += weight * grads[start + i];
+            grad *= kept;
+            dropped[start + i] = E::cast_from(weight * kept);
         }
+        part += weight * grad;
         i += units;
     }
     let sum = reduce::sum(part, &mut shared);
     let mut i = UNIT_POS as usize;
     while i < key_len as usize {
-        grads[start + i] = weights[start + i] * (grads[start + i] - sum);
+        let weight = f32::cast_from(weights[start + i]);
+        let mut grad = grads[start + i];
+        if comptime!(drops) {
+            grad *= factor(mask, row / rows_of_lane, row % rows_of_lane, i as u32);
+        }
+        scores[start + i] = E::cast_from(weight * (grad - sum));
         i += units;
     }
 }
@@ -112,21 +119,51 @@ fn sizes<R: CubeRuntime>(x: &CubeTensor<R>) -> [u32; 4] {
     [lanes * heads * seq_len, heads * seq_len, seq_len, key_len]
 }
 
-/// Turns scores into weights in place; the weights after their dropout.
+/// Where a kernel writes what may take the place of its first argument, `of` f32: there, where it is f32 as well.
+fn in_place_of<R: CubeRuntime>(of: &CubeTensor<R>, dtype: DType) -> (CubeTensor<R>, ArrayArg<R>) {
+    if dtype == DType::F32 {
+        return (of.clone(), of.as_tensor_alias(0).into_array_arg());
+    }
+    let out = room_of(of, of.shape(), dtype);
+    let place = arg(&out);
+    (out, place)
+}
+
+/// Type of the weights, and of the gradients of the scores, where the inputs are `of_inputs`: that of the operands of the
+/// products they go to.
+pub(super) fn weight_dtype(precision: Precision, of_inputs: DType) -> DType {
+    match (precision, of_inputs) {
+        (Precision::Bf16, DType::F32) => DType::BF16,
+        _ => of_inputs,
+    }
+}
+
+/// The weights of some scores, and the weights after their dropout.
 ///
 /// # Shapes
-/// - `scores` and result: `[lanes, heads, seq_len, key_len]`
-fn softmax<R: CubeRuntime>(scores: &CubeTensor<R>, dropout: Option<&Dropout>) -> CubeTensor<R> {
-    let [rows, rows_of_lane, seq_len, key_len] = sizes(scores);
-    let dropped = dropout.map(|_| room(scores, scores.meta.shape().clone()));
-    let unused = || room(scores, [1]);
+/// - `scores` and results: `[lanes, heads, seq_len, key_len]`
+fn softmax<R: CubeRuntime>(
+    scores: CubeTensor<R>,
+    dropout: Option<&Dropout>,
+    precision: Precision,
+) -> (CubeTensor<R>, CubeTensor<R>) {
+    let [rows, rows_of_lane, seq_len, key_len] = sizes(&scores);
+    let dtype = weight_dtype(precision, DType::F32);
+    let (weights, place) = in_place_of(&scores, dtype);
+    let dropped = dropout.map(|_| room_of(&scores, scores.shape(), dtype));
+    let unused = || room_of(&scores, [1], dtype);
     if rows > 0 {
-        let (count, dim) = for_rows(scores, rows as usize);
-        softmax_kernel::launch::<R>(
+        let (count, dim) = for_rows(&scores, rows as usize);
+        let launch = match precision {
+            Precision::F32 => softmax_kernel::launch::<f32, R>,
+            Precision::Bf16 => softmax_kernel::launch::<bf16, R>,
+        };
+        launch(
             &scores.client,
             count,
             dim,
-            arg(scores),
+            arg(&scores),
+            place,
             arg(&dropped.clone().unwrap_or_else(unused)),
             mask(dropout),
             rows,
@@ -136,29 +173,37 @@ fn softmax<R: CubeRuntime>(scores: &CubeTensor<R>, dropout: Option<&Dropout>) ->
             dropout.is_some(),
         );
     }
-    dropped.unwrap_or_else(|| scores.clone())
+    (weights.clone(), dropped.unwrap_or(weights))
 }
 
-/// Turns gradients of the dropped weights into those of the scores, in place; the dropped weights.
+/// The gradients of the scores from those of the dropped weights, and the dropped weights again.
 ///
 /// # Shapes
-/// - `weights`, `grads` and result: `[lanes, heads, seq_len, key_len]`
+/// - `weights`, `grads` and results: `[lanes, heads, seq_len, key_len]`
 fn score_grads<R: CubeRuntime>(
-    weights: &CubeTensor<R>,
-    grads: &CubeTensor<R>,
+    weights: CubeTensor<R>,
+    grads: CubeTensor<R>,
     dropout: Option<&Dropout>,
-) -> CubeTensor<R> {
-    let [rows, rows_of_lane, _, key_len] = sizes(weights);
-    let dropped = dropout.map(|_| room(weights, weights.meta.shape().clone()));
-    let unused = || room(weights, [1]);
+    precision: Precision,
+) -> (CubeTensor<R>, CubeTensor<R>) {
+    let [rows, rows_of_lane, _, key_len] = sizes(&weights);
+    let dtype = weight_dtype(precision, DType::F32);
+    let (scores, place) = in_place_of(&grads, dtype);
+    let dropped = dropout.map(|_| room_of(&weights, weights.shape(), dtype));
+    let unused = || room_of(&weights, [1], dtype);
     if rows > 0 {
-        let (count, dim) = for_rows(weights, rows as usize);
-        backward_kernel::launch::<R>(
+        let (count, dim) = for_rows(&weights, rows as usize);
+        let launch = match precision {
+            Precision::F32 => backward_kernel::launch::<f32, R>,
+            Precision::Bf16 => backward_kernel::launch::<bf16, R>,
+        };
+        launch(
             &weights.client,
             count,
             dim,
-            arg(weights),
-            arg(grads),
+            arg(&grads),
+            arg(&weights),
+            place,
             arg(&dropped.clone().unwrap_or_else(unused)),
             mask(dropout),
             rows,
@@ -167,7 +212,7 @@ fn score_grads<R: CubeRuntime>(
             dropout.is_some(),
         );
     }
-    dropped.unwrap_or_else(|| weights.clone())
+    (scores, dropped.unwrap_or(weights))
 }
 
 /// The rows after their dropout; they are counted from `first_row` on.
@@ -188,10 +233,10 @@ pub(super) fn forward<B: OnCube>(
     let heads = inputs.n_heads;
     let rows = inputs.rows();
     let keys = split_heads(rows.clone(), heads).transpose();
-    let weights = values(product(split_heads(inputs.query.clone(), heads), keys, precision));
-    let kept: Tensor<B, 4> = tensor(softmax(&weights, inputs.weight_dropout.as_ref()));
+    let scores = values(product(split_heads(inputs.query.clone(), heads), keys, precision));
+    let (weights, kept) = softmax(scores, inputs.weight_dropout.as_ref(), precision);
     let of_values = split_heads(dropped(0, rows, inputs.value_dropout), heads);
-    let out = merge_heads(product(kept, of_values, precision));
+    let out = merge_heads(product::<B, 4>(tensor(kept), of_values, precision));
     (out, AttentionSaved { inputs, kept: AttentionKept::Weights(tensor(weights)), precision })
 }
 
@@ -215,9 +260,9 @@ pub(super) fn backward<B: OnCube>(
     let grad = split_heads(grad, heads);
 
     let of_values = split_heads(dropped(0, rows.clone(), inputs.value_dropout), heads).transpose();
-    let scores = values(product(grad.clone(), of_values, precision));
-    let kept: Tensor<B, 4> = tensor(score_grads(&values(weights), &scores, inputs.weight_dropout.as_ref()));
-    let scores: Tensor<B, 4> = tensor(scores);
+    let grads = values(product(grad.clone(), of_values, precision));
+    let (scores, kept) = score_grads(values(weights), grads, inputs.weight_dropout.as_ref(), precision);
+    let [scores, kept]: [Tensor<B, 4>; 2] = [scores, kept].map(tensor);
     let query = product(scores.clone(), split_heads(rows, heads), precision);
     let seen = |x: Tensor<B, 4>| x.narrow(3, first, count).transpose();
     let from_keys = merge_heads(product(seen(scores), split_heads(inputs.query, heads), precision));

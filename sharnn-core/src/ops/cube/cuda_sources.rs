@@ -20,7 +20,28 @@ fn read<T: CubePrimitive>(builder: Builder) -> NativeExpand<Array<T>> {
 }
 
 fn write(builder: Builder) -> NativeExpand<Array<f32>> {
-    <Array<f32> as LaunchArg>::expand_output(&PLAIN, builder)
+    write_as(builder)
+}
+
+fn write_as<T: CubePrimitive>(builder: Builder) -> NativeExpand<Array<T>> {
+    <Array<T> as LaunchArg>::expand_output(&PLAIN, builder)
+}
+
+/// As many tensors as a model of four blocks has parameters.
+fn tensors<T: LaunchArg>(one: T::CompilationArg) -> <Sequence<T> as LaunchArg>::CompilationArg {
+    std::iter::repeat_n(one, 63).collect()
+}
+
+fn read_all(builder: Builder) -> <Sequence<Array<f32>> as CubeType>::ExpandType {
+    Sequence::expand(&tensors::<Array<f32>>(PLAIN), builder)
+}
+
+fn write_all(builder: Builder) -> <Sequence<Array<f32>> as CubeType>::ExpandType {
+    Sequence::expand_output(&tensors::<Array<f32>>(PLAIN), builder)
+}
+
+fn numbers(builder: Builder) -> <Sequence<u32> as CubeType>::ExpandType {
+    Sequence::expand(&tensors::<u32>(()), builder)
 }
 
 fn number<T: LaunchArg<CompilationArg = ()>>(builder: Builder) -> T::ExpandType {
@@ -67,12 +88,15 @@ fn sizes(builder: Builder) -> <lstm::Sizes as CubeType>::ExpandType {
 
 fn options(builder: Builder) -> <lamb::Options as CubeType>::ExpandType {
     let given = OptionsCompilationArg {
+        lr: (),
         beta1: (),
         beta2: (),
         one_minus_beta1: (),
         one_minus_beta2: (),
         eps: (),
         weight_decay: (),
+        max_weight_norm: (),
+        min_trust: (),
     };
     lamb::Options::expand(&given, builder)
 }
@@ -106,6 +130,29 @@ fn lstm_kernels<E: Float>(operands: &str, mma: bool) -> Vec<(String, String)> {
     kernels
 }
 
+fn attention_kernels<E: Float>(operands: &str) -> Vec<(String, String)> {
+    vec![
+        kernel!(
+            format!("attention_softmax_{operands}"),
+            attention::softmax_kernel<E>,
+            [
+                scores: read::<f32>, weights: write_as::<E>, dropped: write_as::<E>, mask: mask, rows: number::<u32>,
+                rows_of_lane: number::<u32>, seq_len: number::<u32>, key_len: number::<u32>,
+            ],
+            [true]
+        ),
+        kernel!(
+            format!("attention_backward_{operands}"),
+            attention::backward_kernel<E>,
+            [
+                grads: read::<f32>, weights: read::<E>, scores: write_as::<E>, dropped: write_as::<E>, mask: mask,
+                rows: number::<u32>, rows_of_lane: number::<u32>, key_len: number::<u32>,
+            ],
+            [true]
+        ),
+    ]
+}
+
 fn kernels() -> Vec<(String, String)> {
     let mut kernels = vec![
         kernel!(
@@ -117,17 +164,20 @@ fn kernels() -> Vec<(String, String)> {
         kernel!(
             "layer_norm_forward",
             layer_norm::forward_kernel,
-            [x: read::<f32>, weight: read::<f32>, bias: read::<f32>, out: write, rows: number::<u32>, eps: number::<f32>],
-            []
+            [
+                x: read::<f32>, weight: read::<f32>, bias: read::<f32>, added: read::<f32>, out: write, mask: mask,
+                rows: number::<u32>, lanes: number::<u32>, eps: number::<f32>,
+            ],
+            [true, true]
         ),
         kernel!(
             "layer_norm_backward",
             layer_norm::backward_kernel,
             [
-                x: read::<f32>, weight: read::<f32>, grad: read::<f32>, dx: write, scaled: write, rows: number::<u32>,
-                eps: number::<f32>,
+                x: read::<f32>, weight: read::<f32>, grad: read::<f32>, dx: write, scaled: write, dropped: write,
+                mask: mask, rows: number::<u32>, lanes: number::<u32>, eps: number::<f32>,
             ],
-            []
+            [true]
         ),
         kernel!(
             "boom_forward",
@@ -144,24 +194,6 @@ fn kernels() -> Vec<(String, String)> {
             [
                 z: read::<f32>, bias: read::<f32>, grad: read::<f32>, dz: write, mask: mask, d: number::<u32>,
                 lanes: number::<u32>, slope: number::<f32>,
-            ],
-            [true]
-        ),
-        kernel!(
-            "attention_softmax",
-            attention::softmax_kernel,
-            [
-                scores: write, dropped: write, mask: mask, rows: number::<u32>, rows_of_lane: number::<u32>,
-                seq_len: number::<u32>, key_len: number::<u32>,
-            ],
-            [true]
-        ),
-        kernel!(
-            "attention_backward",
-            attention::backward_kernel,
-            [
-                weights: read::<f32>, grads: write, dropped: write, mask: mask, rows: number::<u32>,
-                rows_of_lane: number::<u32>, key_len: number::<u32>,
             ],
             [true]
         ),
@@ -184,17 +216,17 @@ fn kernels() -> Vec<(String, String)> {
             "lamb_moments",
             lamb::moments_kernel,
             [
-                param: read::<f32>, grad: read::<f32>, first: read::<f32>, second: read::<f32>, scale: read::<f32>,
-                counts: read::<f32>, new_first: write, new_second: write, update: write, sums: write, options: options,
+                params: read_all, grads: read_all, firsts: write_all, seconds: write_all, scale: read::<f32>,
+                counts: read::<f32>, sums: write, ends: numbers, options: options,
             ],
-            [true]
+            []
         ),
         kernel!(
             "lamb_ratio",
             lamb::ratio_kernel,
             [
-                sums: read::<f32>, weight_norm: write, adam_norm: write, trust_ratio: write, largest: number::<f32>,
-                min_trust: number::<f32>,
+                sums: read::<f32>, weight_norm: write, adam_norm: write, trust_ratio: write, ends: numbers,
+                first_param: number::<u32>, options: options,
             ],
             []
         ),
@@ -202,14 +234,21 @@ fn kernels() -> Vec<(String, String)> {
             "lamb_apply",
             lamb::apply_kernel,
             [
-                param: read::<f32>, update: read::<f32>, trust_ratio: read::<f32>, counts: read::<f32>, out: write,
-                lr: number::<f32>,
+                params: write_all, firsts: read_all, seconds: read_all, trust_ratio: read::<f32>, counts: read::<f32>,
+                ends: numbers, first_param: number::<u32>, options: options,
             ],
             []
         ),
-        kernel!("squared_norm", lamb::squares_kernel, [x: read::<f32>, sums: write], []),
+        kernel!(
+            "squared_norm",
+            lamb::squares_kernel,
+            [xs: read_all, sums: write, ends: numbers, first_sum: number::<u32>],
+            []
+        ),
         kernel!("squared_norm_sum", lamb::add_up_kernel, [x: read::<f32>, sum: write], []),
     ];
+    kernels.extend(attention_kernels::<f32>("f32"));
+    kernels.extend(attention_kernels::<bf16>("bf16"));
     kernels.extend(lstm_kernels::<f32>("f32", false));
     kernels.extend(lstm_kernels::<bf16>("bf16", true));
     kernels
@@ -222,7 +261,7 @@ fn every_kernel_has_a_cuda_source() {
     for (name, source) in kernels() {
         assert!(source.contains("__global__"), "{name}:\n{source}");
         let has_mma = source.contains("wmma::mma_sync");
-        let wants_mma = name.ends_with("bf16") && !name.starts_with("lstm_backward_last");
+        let wants_mma = name.starts_with("lstm") && name.ends_with("bf16") && !name.starts_with("lstm_backward_last");
         assert_eq!(has_mma, wants_mma, "{name}:\n{source}");
         if let Some(directory) = &directory {
             std::fs::write(directory.join(format!("{name}.cu")), source).unwrap();

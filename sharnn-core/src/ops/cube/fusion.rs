@@ -4,15 +4,15 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
 
-use burn::tensor::{Int, Shape, Tensor, TensorPrimitive};
+use burn::tensor::{DType, Int, Shape, Tensor, TensorPrimitive};
 use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 
 use crate::ops::{
     AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved, Backend, BoomGrads, BoomInputs, BoomSaved,
-    DecoderLossInputs, DecoderLossSaved, Dropout, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs, LstmSaved,
-    LstmWanted, Precision,
+    DecoderLossInputs, DecoderLossSaved, Dropout, LambParam, LambRatios, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs, LstmSaved,
+    LstmWanted, Precision, ResidualGrads, ResidualInputs, ResidualSaved,
 };
 
 /// Tensors of any rank on their way through a stream, taken out in the order in which they were put in.
@@ -98,13 +98,27 @@ fn record<B>(
 where
     B: FusionBackend + Backend,
 {
+    let dtype = inputs.floats[0].dtype;
+    record_types(name, inputs, shapes.into_iter().map(|shape| (shape, dtype)).collect(), body)
+}
+
+/// As [`record`]; the results' types are given too.
+fn record_types<B>(
+    name: &'static str,
+    inputs: Queue<Fusion<B>>,
+    results: Vec<(Shape, DType)>,
+    body: impl Fn(Queue<B>) -> Queue<B> + Send + Sync + 'static,
+) -> Queue<Fusion<B>>
+where
+    B: FusionBackend + Backend,
+{
     let n_floats = inputs.floats.len();
     let tensors: Vec<_> = inputs.floats.into_iter().chain(inputs.ints).collect();
-    let (client, dtype) = (tensors[0].client.clone(), tensors[0].dtype);
+    let client = tensors[0].client.clone();
     let streams = OperationStreams::with_inputs(&tensors);
     let inputs: Vec<_> = tensors.into_iter().map(|x| x.into_ir()).collect();
-    let uninit = |shape| TensorIr::uninit(client.create_empty_handle(), shape, dtype);
-    let outputs: Vec<_> = shapes.into_iter().map(uninit).collect();
+    let uninit = |(shape, dtype)| TensorIr::uninit(client.create_empty_handle(), shape, dtype);
+    let outputs: Vec<_> = results.into_iter().map(uninit).collect();
     let ir = CustomOpIr::new(name, &inputs, &outputs);
     let operation = Custom { ir: ir.clone(), n_floats, body, backend: PhantomData::<fn() -> B> };
     let floats = client.register(streams, OperationIr::Custom(ir), operation).into();
@@ -226,6 +240,28 @@ impl<B: FusionBackend + Backend> Backend for Fusion<B> {
         record("dropout", Queue::new().with(x), vec![of_x], body).take()
     }
 
+    fn norm_residual(inputs: ResidualInputs<Self>) -> Tensor<Self, 3> {
+        let ResidualInputs { h, weight, bias, x, dropout } = inputs;
+        let of_x = x.shape();
+        let body = move |mut q: Queue<B>| {
+            let inputs = ResidualInputs { h: q.take(), weight: q.take(), bias: q.take(), x: q.take(), dropout };
+            Queue::new().with(B::norm_residual(inputs))
+        };
+        record("norm_residual", Queue::new().with(h).with(weight).with(bias).with(x), vec![of_x], body).take()
+    }
+
+    fn norm_residual_backward(saved: ResidualSaved<Self>, grad: Tensor<Self, 3>) -> ResidualGrads<Self> {
+        let ResidualSaved { h, weight, dropout } = saved;
+        let shapes = vec![h.shape(), weight.shape(), weight.shape(), h.shape()];
+        let body = move |mut q: Queue<B>| {
+            let saved = ResidualSaved { h: q.take(), weight: q.take(), dropout };
+            let ResidualGrads { h, weight, bias, x } = B::norm_residual_backward(saved, q.take());
+            Queue::new().with(h).with(weight).with(bias).with(x)
+        };
+        let mut out = record("norm_residual_backward", Queue::new().with(h).with(weight).with(grad), shapes, body);
+        ResidualGrads { h: out.take(), weight: out.take(), bias: out.take(), x: out.take() }
+    }
+
     fn lstm(inputs: LstmInputs<Self>, precision: Precision) -> Tensor<Self, 3> {
         let ([seq_len, lanes, _], [_, d]) = (inputs.x.dims(), inputs.h0.dims());
         let recompute = inputs.recompute;
@@ -296,7 +332,9 @@ impl<B: FusionBackend + Backend> Backend for Fusion<B> {
     ) -> (Tensor<Self, 3>, AttentionSaved<Self>) {
         let [batch_size, seq_len, _] = inputs.query.dims();
         let key_len = seq_len + inputs.memory.as_ref().map_or(0, |memory| memory.dims()[1]);
-        let shapes = vec![inputs.query.shape(), shape([batch_size, inputs.n_heads, seq_len, key_len])];
+        let (dtype, of_weights) = (inputs.query.dtype(), shape([batch_size, inputs.n_heads, seq_len, key_len]));
+        let weights = (of_weights, super::attention::weight_dtype(precision, dtype));
+        let results = vec![(inputs.query.shape(), dtype), weights];
         let (queue, rest) = put_attention(inputs.clone());
         let body = move |mut q: Queue<B>| {
             let (out, saved) = B::memory_attention_forward(take_attention(&mut q, rest), precision);
@@ -305,7 +343,7 @@ impl<B: FusionBackend + Backend> Backend for Fusion<B> {
                 AttentionKept::LogSumExp(_) => unreachable!("this backend keeps the weights"),
             }
         };
-        let mut out = record("attention_forward", queue, shapes, body);
+        let mut out = record_types("attention_forward", queue, results, body);
         let output = out.take();
         (output, AttentionSaved { inputs, kept: AttentionKept::Weights(out.take()), precision })
     }
@@ -412,43 +450,40 @@ impl<B: FusionBackend + Backend> Backend for Fusion<B> {
         linear_grads(&mut out, wanted)
     }
 
-    fn lamb(
-        step: &LambStep<Self>,
-        param: Tensor<Self, 1>,
-        grad: Tensor<Self, 1>,
-        moments: Option<(Tensor<Self, 1>, Tensor<Self, 1>)>,
-    ) -> LambUpdate<Self> {
-        let (n, scalar) = (param.shape(), shape([1]));
-        let shapes = vec![n.clone(), n.clone(), n, scalar.clone(), scalar.clone(), scalar];
-        let (options, has_moments) = (step.options, moments.is_some());
-        let (first, second) = moments.unzip();
-        let queue = Queue::new()
-            .with(step.scale.clone())
-            .with(step.counts.clone())
-            .with(param)
-            .with(grad)
-            .with_some(first)
-            .with_some(second);
+    fn lamb(step: &LambStep<Self>, params: Vec<LambParam<Self>>) -> (Vec<LambUpdate<Self>>, LambRatios<Self>) {
+        let per_param = |param: &LambParam<Self>| [param.param.shape(), param.param.shape(), param.param.shape()];
+        let mut shapes: Vec<_> = params.iter().flat_map(per_param).collect();
+        shapes.extend([(); 3].map(|()| shape([params.len()])));
+        let (options, n) = (step.options, params.len());
+        let has_moments: Vec<_> = params.iter().map(|param| param.moments.is_some()).collect();
+        let mut queue = Queue::new().with(step.scale.clone()).with(step.counts.clone());
+        for LambParam { param, grad, moments } in params {
+            let (first, second) = moments.unzip();
+            queue = queue.with(param).with(grad).with_some(first).with_some(second);
+        }
         let body = move |mut q: Queue<B>| {
             let step = LambStep { options, scale: q.take(), counts: q.take() };
-            let (param, grad, first) = (q.take(), q.take(), q.take_if(has_moments));
-            let update = B::lamb(&step, param, grad, first.zip(q.take_if(has_moments)));
-            let rest = Queue::new().with(update.param).with(update.first).with(update.second);
-            rest.with(update.weight_norm).with(update.adam_norm).with(update.trust_ratio)
+            let mut take = |&has_moments: &bool| LambParam {
+                param: q.take(),
+                grad: q.take(),
+                moments: has_moments.then(|| (q.take(), q.take())),
+            };
+            let (updates, ratios) = B::lamb(&step, has_moments.iter().map(&mut take).collect());
+            let mut out = Queue::new();
+            for LambUpdate { param, first, second } in updates {
+                out = out.with(param).with(first).with(second);
+            }
+            out.with(ratios.weight_norm).with(ratios.adam_norm).with(ratios.trust_ratio)
         };
         let mut out = record("lamb", queue, shapes, body);
-        LambUpdate {
-            param: out.take(),
-            first: out.take(),
-            second: out.take(),
-            weight_norm: out.take(),
-            adam_norm: out.take(),
-            trust_ratio: out.take(),
-        }
+        let updates = (0..n).map(|_| LambUpdate { param: out.take(), first: out.take(), second: out.take() }).collect();
+        let ratios = LambRatios { weight_norm: out.take(), adam_norm: out.take(), trust_ratio: out.take() };
+        (updates, ratios)
     }
 
-    fn squared_norm(x: Tensor<Self, 1>) -> Tensor<Self, 1> {
-        let body = |mut q: Queue<B>| Queue::new().with(B::squared_norm(q.take()));
-        record("squared_norm", Queue::new().with(x), vec![shape([1])], body).take()
+    fn squared_norm(xs: Vec<Tensor<Self, 1>>) -> Tensor<Self, 1> {
+        let (n, queue) = (xs.len(), xs.into_iter().fold(Queue::new(), Queue::with));
+        let body = move |mut q: Queue<B>| Queue::new().with(B::squared_norm((0..n).map(|_| q.take()).collect()));
+        record("squared_norm", queue, vec![shape([1])], body).take()
     }
 }

@@ -1,256 +1,408 @@
-//! The step of min-trust LAMB on one parameter in three launches, and the squared norm in two. Nothing waits for the device.
+//! The step of min-trust LAMB on all parameters in three launches, and the squared norm of all gradients in two; more only
+//! where a kernel can't be given so many tensors. Parameters and moments change in place. Nothing waits for the device.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorMetadata};
+use burn_cubecl::CubeRuntime;
 use burn_cubecl::cubecl;
+use burn_cubecl::cubecl::calculate_cube_count_elemwise;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::{OnCube, UNITS, arg, for_elements, is_f32, reduce, room, tensor, values};
+use super::{OnCube, UNITS, arg, is_f32, reduce, room, tensor, values};
 use crate::ops::lamb::{self as generic, MAX_WEIGHT_NORM};
-use crate::ops::{LambOptions, LambStep, LambUpdate};
+use crate::ops::{LambOptions, LambParam, LambRatios, LambStep, LambUpdate};
 
-/// Cubes that sum, at most: as many partial sums as one cube adds up at once.
-const MAX_CUBES: usize = UNITS as usize;
+/// Elements that a cube goes through.
+const SHARE: usize = 32 * UNITS as usize;
 
-/// The options of a step that its moments need.
+/// Tensors of each kind that a kernel is given, at most: its code grows with them.
+const MAX_TENSORS: usize = 64;
+
+/// Arguments of a kernel besides its tensors, at most.
+const OTHER_ARGUMENTS: usize = 5;
+
+/// The options of a step.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct Options {
+    pub(super) lr: f32,
     pub(super) beta1: f32,
     pub(super) beta2: f32,
     pub(super) one_minus_beta1: f32,
     pub(super) one_minus_beta2: f32,
     pub(super) eps: f32,
     pub(super) weight_decay: f32,
+    pub(super) max_weight_norm: f32,
+    pub(super) min_trust: f32,
 }
 
-/// Moments and update of all elements, and each cube's sums of squares: of parameters, and after all of those, of updates.
+#[cube]
+fn update_of(p: f32, m: f32, v: f32, options: &Options) -> f32 {
+    m / (v.sqrt() + options.eps) + p * options.weight_decay
+}
+
+/// The moments of all elements, in place, and each cube's sums of squares, of parameters and of updates. `ends` counts the
+/// cubes of the tensors up to each one.
 #[cube(launch)]
 pub(super) fn moments_kernel(
-    param: &Array<f32>,
-    grad: &Array<f32>,
-    first: &Array<f32>,
-    second: &Array<f32>,
+    params: &Sequence<Array<f32>>,
+    grads: &Sequence<Array<f32>>,
+    firsts: &mut Sequence<Array<f32>>,
+    seconds: &mut Sequence<Array<f32>>,
     scale: &Array<f32>,
     counts: &Array<f32>,
-    new_first: &mut Array<f32>,
-    new_second: &mut Array<f32>,
-    update: &mut Array<f32>,
     sums: &mut Array<f32>,
+    ends: &Sequence<u32>,
     options: &Options,
-    #[comptime] has_moments: bool,
 ) {
+    let cube = CUBE_POS as u32;
     let mut shared = reduce::shared();
     let mut of_param = 0.0f32;
     let mut of_update = 0.0f32;
-    let mut i = ABSOLUTE_POS;
-    while i < param.len() {
-        let p = param[i];
-        let mut m = 0.0f32;
-        let mut v = 0.0f32;
-        if comptime!(has_moments) {
-            m = first[i];
-            v = second[i];
+    let mut begin = 0u32;
+    #[unroll]
+    for k in 0..params.len() {
+        let end = *ends.index(k);
+        if cube >= begin && cube < end {
+            let param = params.index(k);
+            let grad = grads.index(k);
+            let first = firsts.index_mut(k);
+            let second = seconds.index_mut(k);
+            let start = (cube - begin) as usize * comptime!(SHARE);
+            let stop = min(start + comptime!(SHARE), param.len());
+            let mut i = start + UNIT_POS as usize;
+            while i < stop {
+                let p = param[i];
+                let mut m = first[i];
+                let mut v = second[i];
+                // A step that does not count keeps its moments as they are, whatever the gradient is.
+                if counts[0] != 0.0f32 {
+                    let g = grad[i] * scale[0];
+                    m = options.beta1 * m + options.one_minus_beta1 * g;
+                    v = options.beta2 * v + options.one_minus_beta2 * g * g;
+                    first[i] = m;
+                    second[i] = v;
+                }
+                let u = update_of(p, m, v, options);
+                of_param += p * p;
+                of_update += u * u;
+                i += comptime!(UNITS as usize);
+            }
         }
-        // A step that does not count keeps its moments as they are, whatever the gradient is.
-        if counts[0] != 0.0f32 {
-            let g = grad[i] * scale[0];
-            m = options.beta1 * m + options.one_minus_beta1 * g;
-            v = options.beta2 * v + options.one_minus_beta2 * g * g;
-        }
-        let u = m / (v.sqrt() + options.eps) + p * options.weight_decay;
-        new_first[i] = m;
-        new_second[i] = v;
-        update[i] = u;
-        of_param += p * p;
-        of_update += u * u;
-        i += CUBE_COUNT * comptime!(UNITS as usize);
+        begin = end;
     }
     let of_param = reduce::sum(of_param, &mut shared);
     let of_update = reduce::sum(of_update, &mut shared);
-    if UNIT_POS == 0 {
-        sums[CUBE_POS] = of_param;
-        sums[CUBE_COUNT + CUBE_POS] = of_update;
+    if UNIT_POS == 0 && cube < begin {
+        sums[2 * cube as usize] = of_param;
+        sums[2 * cube as usize + 1] = of_update;
     }
 }
 
-/// Norm of the parameter, norm of the update and trust ratio, by one cube.
+/// Norms and trust ratio of each parameter, by a cube each.
 #[cube(launch)]
 pub(super) fn ratio_kernel(
     sums: &Array<f32>,
     weight_norm: &mut Array<f32>,
     adam_norm: &mut Array<f32>,
     trust_ratio: &mut Array<f32>,
-    max_weight_norm: f32,
-    min_trust: f32,
+    ends: &Sequence<u32>,
+    first_param: u32,
+    options: &Options,
 ) {
-    let n = sums.len() / 2;
+    let cube = CUBE_POS as u32;
+    let mut begin = 0u32;
+    let mut end = 0u32;
+    let mut before = 0u32;
+    #[unroll]
+    for k in 0..ends.len() {
+        if cube == comptime!(k as u32) {
+            begin = before;
+            end = *ends.index(k);
+        }
+        before = *ends.index(k);
+    }
     let mut shared = reduce::shared();
-    let unit = UNIT_POS as usize;
     let mut of_param = 0.0f32;
     let mut of_update = 0.0f32;
-    if unit < n {
-        of_param = sums[unit];
-        of_update = sums[n + unit];
+    let mut i = begin + UNIT_POS;
+    while i < end {
+        of_param += sums[2 * i as usize];
+        of_update += sums[2 * i as usize + 1];
+        i += comptime!(UNITS);
     }
     let of_param = reduce::sum(of_param, &mut shared);
     let of_update = reduce::sum(of_update, &mut shared);
-    if unit == 0 {
-        let weight = min(of_param.sqrt(), max_weight_norm);
+    if UNIT_POS == 0 && cube < comptime!(ends.len() as u32) {
+        let at = (first_param + cube) as usize;
+        let weight = min(of_param.sqrt(), options.max_weight_norm);
         let update = of_update.sqrt();
         let mut ratio = 1.0f32;
         if weight != 0.0f32 && update != 0.0f32 {
             ratio = weight / update;
         }
-        weight_norm[0] = weight;
-        adam_norm[0] = update;
-        trust_ratio[0] = max(ratio, min_trust);
+        weight_norm[at] = weight;
+        adam_norm[at] = update;
+        trust_ratio[at] = max(ratio, options.min_trust);
     }
 }
 
+/// Takes the updates off the parameters, in place.
 #[cube(launch)]
 pub(super) fn apply_kernel(
-    param: &Array<f32>,
-    update: &Array<f32>,
+    params: &mut Sequence<Array<f32>>,
+    firsts: &Sequence<Array<f32>>,
+    seconds: &Sequence<Array<f32>>,
     trust_ratio: &Array<f32>,
     counts: &Array<f32>,
-    out: &mut Array<f32>,
-    lr: f32,
+    ends: &Sequence<u32>,
+    first_param: u32,
+    options: &Options,
 ) {
-    if ABSOLUTE_POS < out.len() {
-        let mut p = param[ABSOLUTE_POS];
-        if counts[0] != 0.0f32 {
-            p -= update[ABSOLUTE_POS] * (trust_ratio[0] * lr);
+    let cube = CUBE_POS as u32;
+    let mut begin = 0u32;
+    #[unroll]
+    for k in 0..firsts.len() {
+        let end = *ends.index(k);
+        if cube >= begin && cube < end && counts[0] != 0.0f32 {
+            let param = params.index_mut(k);
+            let first = firsts.index(k);
+            let second = seconds.index(k);
+            let rate = trust_ratio[first_param as usize + k] * options.lr;
+            let start = (cube - begin) as usize * comptime!(SHARE);
+            let stop = min(start + comptime!(SHARE), first.len());
+            let mut i = start + UNIT_POS as usize;
+            while i < stop {
+                let p = param[i];
+                param[i] = p - update_of(p, first[i], second[i], options) * rate;
+                i += comptime!(UNITS as usize);
+            }
         }
-        out[ABSOLUTE_POS] = p;
+        begin = end;
     }
 }
 
+/// Each cube's sum of squares, written from `first_sum` on.
 #[cube(launch)]
-pub(super) fn squares_kernel(x: &Array<f32>, sums: &mut Array<f32>) {
+pub(super) fn squares_kernel(
+    xs: &Sequence<Array<f32>>,
+    sums: &mut Array<f32>,
+    ends: &Sequence<u32>,
+    first_sum: u32,
+) {
+    let cube = CUBE_POS as u32;
     let mut shared = reduce::shared();
     let mut part = 0.0f32;
-    let mut i = ABSOLUTE_POS;
-    while i < x.len() {
-        part += x[i] * x[i];
-        i += CUBE_COUNT * comptime!(UNITS as usize);
+    let mut begin = 0u32;
+    #[unroll]
+    for k in 0..xs.len() {
+        let end = *ends.index(k);
+        if cube >= begin && cube < end {
+            let x = xs.index(k);
+            let start = (cube - begin) as usize * comptime!(SHARE);
+            let stop = min(start + comptime!(SHARE), x.len());
+            let mut i = start + UNIT_POS as usize;
+            while i < stop {
+                part += x[i] * x[i];
+                i += comptime!(UNITS as usize);
+            }
+        }
+        begin = end;
     }
     let sum = reduce::sum(part, &mut shared);
-    if UNIT_POS == 0 {
-        sums[CUBE_POS] = sum;
+    if UNIT_POS == 0 && cube < begin {
+        sums[(first_sum + cube) as usize] = sum;
     }
 }
 
-/// Sum of at most [`UNITS`] values, by one cube.
+/// The sum of all values, by one cube.
 #[cube(launch)]
 pub(super) fn add_up_kernel(x: &Array<f32>, sum: &mut Array<f32>) {
     let mut shared = reduce::shared();
-    let unit = UNIT_POS as usize;
     let mut part = 0.0f32;
-    if unit < x.len() {
-        part = x[unit];
+    let mut i = UNIT_POS as usize;
+    while i < x.len() {
+        part += x[i];
+        i += comptime!(UNITS as usize);
     }
     let total = reduce::sum(part, &mut shared);
-    if unit == 0 {
+    if UNIT_POS == 0 {
         sum[0] = total;
     }
 }
 
-/// Cubes that go through `n` elements.
-fn cubes(n: usize) -> u32 {
-    n.div_ceil(4 * UNITS as usize).clamp(1, MAX_CUBES) as u32
+/// So many cubes, or some more.
+fn cubes<R: CubeRuntime>(like: &CubeTensor<R>, n: u32) -> (CubeCount, CubeDim) {
+    (calculate_cube_count_elemwise(&like.client, n as usize, CubeDim::new_1d(1)), CubeDim::new_1d(UNITS))
 }
 
-fn static_cubes(n: u32) -> (CubeCount, CubeDim) {
-    (CubeCount::Static(n, 1, 1), CubeDim::new_1d(UNITS))
+/// How many tensors a kernel can be given that has `kinds` of them.
+fn group_size<R: CubeRuntime>(like: &CubeTensor<R>, kinds: usize) -> usize {
+    let bindings = like.client.properties().hardware.max_bindings as usize;
+    (bindings.saturating_sub(OTHER_ARGUMENTS) / kinds).clamp(1, MAX_TENSORS)
+}
+
+/// The cubes of the tensors up to each one.
+fn ends<R: CubeRuntime>(tensors: &[CubeTensor<R>]) -> Vec<u32> {
+    let mut end = 0;
+    let next = |x: &CubeTensor<R>| {
+        end += x.shape().num_elements().div_ceil(SHARE) as u32;
+        end
+    };
+    tensors.iter().map(next).collect()
+}
+
+fn args<R: CubeRuntime>(tensors: &[CubeTensor<R>]) -> SequenceArg<R, Array<f32>> {
+    tensors.iter().map(arg).collect()
+}
+
+fn numbers<R: CubeRuntime>(numbers: &[u32]) -> SequenceArg<R, u32> {
+    numbers.iter().copied().collect()
+}
+
+/// Memory that may be written to: the tensor's own where nothing else needs it.
+fn owned<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+    if x.can_mut() { x } else { x.copy() }
 }
 
 pub(super) fn update<B: OnCube>(
     step: &LambStep<B>,
-    param: Tensor<B, 1>,
-    grad: Tensor<B, 1>,
-    moments: Option<(Tensor<B, 1>, Tensor<B, 1>)>,
-) -> LambUpdate<B> {
-    let [n] = param.dims();
-    if !is_f32(&param) || n == 0 {
-        return generic::update(step, param, grad, moments);
+    params: Vec<LambParam<B>>,
+) -> (Vec<LambUpdate<B>>, LambRatios<B>) {
+    if params.is_empty() || !params.iter().all(|param| is_f32(&param.param)) {
+        return generic::update(step, params);
     }
-    let LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust } = step.options;
-    let has_moments = moments.is_some();
-    let [param, grad] = [param, grad].map(values);
-    let (first, second) = moments
-        .map_or_else(|| (room(&param, [1]), room(&param, [1])), |(first, second)| (values(first), values(second)));
+    let n = params.len();
     let [scale, counts] = [&step.scale, &step.counts].map(|x| values(x.clone()));
-    let [new_first, new_second, update, out] = std::array::from_fn(|_| room(&param, [n]));
-    let sums = room(&param, [2 * cubes(n) as usize]);
-    let client = &param.client;
-    let [beta1, one_minus_beta1] = [beta1 as f32, (1.0 - beta1) as f32];
-    let [beta2, one_minus_beta2] = [beta2 as f32, (1.0 - beta2) as f32];
-    let rest = [eps as f32, weight_decay as f32];
-    let options = OptionsLaunch::new(beta1, beta2, one_minus_beta1, one_minus_beta2, rest[0], rest[1]);
-    let (count, dim) = static_cubes(cubes(n));
-    moments_kernel::launch::<B::Runtime>(
-        client,
-        count,
-        dim,
-        arg(&param),
-        arg(&grad),
-        arg(&first),
-        arg(&second),
-        arg(&scale),
-        arg(&counts),
-        arg(&new_first),
-        arg(&new_second),
-        arg(&update),
-        arg(&sums),
-        options,
-        has_moments,
-    );
-    let [weight_norm, adam_norm, trust_ratio] = std::array::from_fn(|_| room(&param, [1]));
-    let (count, dim) = static_cubes(1);
+    let norms = [(); 3].map(|()| room(&scale, [n]));
+    let mut updates = Vec::with_capacity(n);
+    let mut params = params.into_iter();
+    while params.len() > 0 {
+        let first_param = n - params.len();
+        let group: Vec<_> = params.by_ref().take(group_size(&scale, 4)).collect();
+        updates.extend(update_group(step.options, group, first_param as u32, [&scale, &counts], &norms));
+    }
+    let [weight_norm, adam_norm, trust_ratio] = norms.map(tensor);
+    (updates, LambRatios { weight_norm, adam_norm, trust_ratio })
+}
+
+/// Parameters that one kernel is given, the first of which is number `first_param` of all.
+fn update_group<B: OnCube>(
+    options: LambOptions,
+    group: Vec<LambParam<B>>,
+    first_param: u32,
+    [scale, counts]: [&CubeTensor<B::Runtime>; 2],
+    [weight_norm, adam_norm, trust_ratio]: &[CubeTensor<B::Runtime>; 3],
+) -> Vec<LambUpdate<B>> {
+    let (mut params, mut grads, mut firsts, mut seconds) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for LambParam { param, grad, moments } in group {
+        let (first, second) = moments.unwrap_or_else(|| (param.zeros_like(), param.zeros_like()));
+        params.push(owned(values(param)));
+        grads.push(values(grad));
+        firsts.push(owned(values(first)));
+        seconds.push(owned(values(second)));
+    }
+    let ends = ends(&params);
+    let all_cubes = ends.last().copied().unwrap_or(0);
+    let sums = room(scale, [2 * all_cubes.max(1) as usize]);
+    let client = &scale.client;
+    let options = || {
+        let LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust } = options;
+        OptionsLaunch::new(
+            lr as f32,
+            beta1 as f32,
+            beta2 as f32,
+            (1.0 - beta1) as f32,
+            (1.0 - beta2) as f32,
+            eps as f32,
+            weight_decay as f32,
+            MAX_WEIGHT_NORM as f32,
+            // No ratio is below 0.
+            min_trust.unwrap_or(0.0) as f32,
+        )
+    };
+    if all_cubes > 0 {
+        let (count, dim) = cubes(scale, all_cubes);
+        moments_kernel::launch::<B::Runtime>(
+            client,
+            count,
+            dim,
+            args(&params),
+            args(&grads),
+            args(&firsts),
+            args(&seconds),
+            arg(scale),
+            arg(counts),
+            arg(&sums),
+            numbers(&ends),
+            options(),
+        );
+    }
+    let (count, dim) = cubes(scale, params.len() as u32);
     ratio_kernel::launch::<B::Runtime>(
         client,
         count,
         dim,
         arg(&sums),
-        arg(&weight_norm),
-        arg(&adam_norm),
-        arg(&trust_ratio),
-        MAX_WEIGHT_NORM as f32,
-        // No ratio is below it.
-        min_trust.unwrap_or(0.0) as f32,
+        arg(weight_norm),
+        arg(adam_norm),
+        arg(trust_ratio),
+        numbers(&ends),
+        first_param,
+        options(),
     );
-    let (count, dim) = for_elements(&param, n);
-    apply_kernel::launch::<B::Runtime>(
-        client,
-        count,
-        dim,
-        arg(&param),
-        arg(&update),
-        arg(&trust_ratio),
-        arg(&counts),
-        arg(&out),
-        lr as f32,
-    );
-    LambUpdate {
-        param: tensor(out),
-        first: tensor(new_first),
-        second: tensor(new_second),
-        weight_norm: tensor(weight_norm),
-        adam_norm: tensor(adam_norm),
-        trust_ratio: tensor(trust_ratio),
+    if all_cubes > 0 {
+        let (count, dim) = cubes(scale, all_cubes);
+        apply_kernel::launch::<B::Runtime>(
+            client,
+            count,
+            dim,
+            args(&params),
+            args(&firsts),
+            args(&seconds),
+            arg(trust_ratio),
+            arg(counts),
+            numbers(&ends),
+            first_param,
+            options(),
+        );
     }
+    let updates = params.into_iter().zip(firsts).zip(seconds);
+    updates
+        .map(|((param, first), second)| LambUpdate {
+            param: tensor(param),
+            first: tensor(first),
+            second: tensor(second),
+        })
+        .collect()
 }
 
-pub(super) fn squared_norm<B: OnCube>(x: Tensor<B, 1>) -> Tensor<B, 1> {
-    let [n] = x.dims();
-    if !is_f32(&x) || n == 0 {
-        return generic::squared_norm(x);
+pub(super) fn squared_norm<B: OnCube>(xs: Vec<Tensor<B, 1>>) -> Tensor<B, 1> {
+    if xs.is_empty() || !xs.iter().all(is_f32) {
+        return generic::squared_norm(xs);
     }
-    let x = values(x);
-    let (sums, sum): (CubeTensor<_>, CubeTensor<_>) = (room(&x, [cubes(n) as usize]), room(&x, [1]));
-    let (count, dim) = static_cubes(cubes(n));
-    squares_kernel::launch::<B::Runtime>(&x.client, count, dim, arg(&x), arg(&sums));
-    let (count, dim) = static_cubes(1);
-    add_up_kernel::launch::<B::Runtime>(&x.client, count, dim, arg(&sums), arg(&sum));
+    let xs: Vec<_> = xs.into_iter().map(values).collect();
+    let like = &xs[0];
+    let all_cubes = ends(&xs).last().copied().unwrap_or(0);
+    let [sums, sum] = [room(like, [all_cubes as usize]), room(like, [1])];
+    let mut first_sum = 0;
+    for group in xs.chunks(group_size(like, 1)) {
+        let ends = ends(group);
+        let n = ends.last().copied().unwrap_or(0);
+        if n > 0 {
+            let (count, dim) = cubes(like, n);
+            squares_kernel::launch::<B::Runtime>(
+                &like.client,
+                count,
+                dim,
+                args(group),
+                arg(&sums),
+                numbers(&ends),
+                first_sum,
+            );
+        }
+        first_sum += n;
+    }
+    let (count, dim) = (CubeCount::Static(1, 1, 1), CubeDim::new_1d(UNITS));
+    add_up_kernel::launch::<B::Runtime>(&like.client, count, dim, arg(&sums), arg(&sum));
     tensor(sum)
 }

@@ -29,8 +29,8 @@ use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use super::{
     AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomInputs, BoomSaved, DecoderLossInputs,
-    DecoderLossSaved, Dropout, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted,
-    Precision,
+    DecoderLossSaved, Dropout, LambParam, LambRatios, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted,
+    Precision, ResidualGrads, ResidualInputs, ResidualSaved,
 };
 
 /// Units of a cube, where a kernel does not say otherwise: what every device allows.
@@ -93,14 +93,18 @@ fn product<B: OnCube, const D: usize>(a: Tensor<B, D>, b: Tensor<B, D>, precisio
 /// The operand of a product.
 fn operand<R: CubeRuntime>(x: CubeTensor<R>, precision: Precision) -> CubeTensor<R> {
     match precision {
-        Precision::F32 => x,
-        Precision::Bf16 => cast(x, DType::BF16),
+        Precision::Bf16 if x.dtype != DType::BF16 => cast(x, DType::BF16),
+        Precision::Bf16 | Precision::F32 => x,
     }
 }
 
-/// Room for a result, on the device of `like`.
+/// Room for a result of f32, on the device of `like`.
 fn room<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>) -> CubeTensor<R> {
-    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), DType::F32)
+    room_of(like, shape, DType::F32)
+}
+
+fn room_of<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>, dtype: DType) -> CubeTensor<R> {
+    empty_device_contiguous_dtype(like.client.clone(), like.device.clone(), shape.into(), dtype)
 }
 
 /// An argument of a kernel.
@@ -160,6 +164,14 @@ where
 
     fn dropout(x: Tensor<Self, 3>, dropout: Dropout) -> Tensor<Self, 3> {
         dropout::apply(x, dropout)
+    }
+
+    fn norm_residual(inputs: ResidualInputs<Self>) -> Tensor<Self, 3> {
+        layer_norm::residual(inputs)
+    }
+
+    fn norm_residual_backward(saved: ResidualSaved<Self>, grad: Tensor<Self, 3>) -> ResidualGrads<Self> {
+        layer_norm::residual_backward(saved, grad)
     }
 
     fn lstm(inputs: LstmInputs<Self>, precision: Precision) -> Tensor<Self, 3> {
@@ -224,16 +236,11 @@ where
         decoder_loss::backward(saved, grad, wanted)
     }
 
-    fn lamb(
-        step: &LambStep<Self>,
-        param: Tensor<Self, 1>,
-        grad: Tensor<Self, 1>,
-        moments: Option<(Tensor<Self, 1>, Tensor<Self, 1>)>,
-    ) -> LambUpdate<Self> {
-        lamb::update(step, param, grad, moments)
+    fn lamb(step: &LambStep<Self>, params: Vec<LambParam<Self>>) -> (Vec<LambUpdate<Self>>, LambRatios<Self>) {
+        lamb::update(step, params)
     }
 
-    fn squared_norm(x: Tensor<Self, 1>) -> Tensor<Self, 1> {
-        lamb::squared_norm(x)
+    fn squared_norm(xs: Vec<Tensor<Self, 1>>) -> Tensor<Self, 1> {
+        lamb::squared_norm(xs)
     }
 }

@@ -5,24 +5,36 @@ use burn_flex::Flex;
 use sharnn_kernels::{Buffer, LambStep as Kernel};
 
 use super::memory::{Owned, Values, is_f32, scalar, tensor};
-use crate::ops::{LambOptions, LambStep, LambUpdate, lamb as generic};
+use crate::ops::{LambOptions, LambParam, LambRatios, LambStep, LambUpdate, lamb as generic};
 
 type Flex1 = Tensor<Flex, 1>;
 
-pub(super) fn update(
-    step: &LambStep<Flex>,
-    param: Flex1,
-    grad: Flex1,
-    moments: Option<(Flex1, Flex1)>,
-) -> LambUpdate<Flex> {
-    let all_f32 = is_f32(&param)
-        && is_f32(&grad)
-        && moments.as_ref().is_none_or(|(first, second)| is_f32(first) && is_f32(second));
+pub(super) fn update(step: &LambStep<Flex>, params: Vec<LambParam<Flex>>) -> (Vec<LambUpdate<Flex>>, LambRatios<Flex>) {
+    let all_f32 = |LambParam { param, grad, moments }: &LambParam<Flex>| {
+        is_f32(param)
+            && is_f32(grad)
+            && moments.as_ref().is_none_or(|(first, second)| is_f32(first) && is_f32(second))
+    };
     // On the CPU it is known at once whether the step counts. One that does not is rare.
     let counts = || Values::of(&step.counts)[0] != 0.0;
-    if !(all_f32 && is_f32(&step.counts) && counts()) {
-        return generic::update(step, param, grad, moments);
+    if !(params.iter().all(all_f32) && is_f32(&step.counts) && counts()) {
+        return generic::update(step, params);
     }
+    let n = params.len();
+    let [mut weight_norm, mut adam_norm, mut trust_ratio] = [(); 3].map(|()| Buffer::room(n));
+    let updates = params.into_iter().enumerate().map(|(i, param)| {
+        let (update, ratios) = update_one(step, param);
+        [weight_norm[i], adam_norm[i], trust_ratio[i]] = ratios.map(|x| x as f32);
+        update
+    });
+    let updates = updates.collect();
+    let [weight_norm, adam_norm, trust_ratio] = [weight_norm, adam_norm, trust_ratio].map(|x| tensor(x, [n]));
+    (updates, LambRatios { weight_norm, adam_norm, trust_ratio })
+}
+
+/// One parameter, and its two norms and its trust ratio.
+fn update_one(step: &LambStep<Flex>, param: LambParam<Flex>) -> (LambUpdate<Flex>, [f64; 3]) {
+    let LambParam { param, grad, moments } = param;
     let n = param.dims()[0];
     let LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust } = step.options;
     let kernel = Kernel { scale: Values::of(&step.scale)[0].into(), beta1, beta2, eps, weight_decay };
@@ -37,19 +49,13 @@ pub(super) fn update(
         trust_ratio = trust_ratio.max(min_trust);
     }
     kernel.apply(lr * trust_ratio, param.values(), first.values(), second.values());
-    LambUpdate {
-        param: param.tensor(),
-        first: first.tensor(),
-        second: second.tensor(),
-        weight_norm: scalar(weight_norm),
-        adam_norm: scalar(adam_norm),
-        trust_ratio: scalar(trust_ratio),
-    }
+    let update = LambUpdate { param: param.tensor(), first: first.tensor(), second: second.tensor() };
+    (update, [weight_norm, adam_norm, trust_ratio])
 }
 
-pub(super) fn squared_norm(x: Flex1) -> Flex1 {
-    match is_f32(&x) {
-        true => scalar(sharnn_kernels::squared_norm(&Values::of(&x))),
-        false => generic::squared_norm(x),
+pub(super) fn squared_norm(xs: Vec<Flex1>) -> Flex1 {
+    match xs.iter().all(is_f32) {
+        true => scalar(xs.iter().map(|x| sharnn_kernels::squared_norm(&Values::of(x))).sum()),
+        false => generic::squared_norm(xs),
     }
 }

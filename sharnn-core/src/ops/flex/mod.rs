@@ -13,8 +13,8 @@ use sharnn_kernels::{Isa, Mask, Operands};
 
 use super::{
     AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomInputs, BoomSaved, DecoderLossInputs,
-    DecoderLossSaved, Dropout, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted,
-    Precision,
+    DecoderLossSaved, Dropout, LambParam, LambRatios, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted,
+    Precision, ResidualGrads, ResidualInputs, ResidualSaved,
 };
 
 impl From<Precision> for Operands {
@@ -84,6 +84,14 @@ impl Backend for Flex {
         rowwise::dropout(x, dropout)
     }
 
+    fn norm_residual(inputs: ResidualInputs<Self>) -> Tensor<Self, 3> {
+        rowwise::norm_residual(inputs)
+    }
+
+    fn norm_residual_backward(saved: ResidualSaved<Self>, grad: Tensor<Self, 3>) -> ResidualGrads<Self> {
+        rowwise::norm_residual_backward(saved, grad)
+    }
+
     fn lstm(inputs: LstmInputs<Self>, precision: Precision) -> Tensor<Self, 3> {
         lstm::infer(inputs, precision)
     }
@@ -149,16 +157,11 @@ impl Backend for Flex {
         rowwise::decoder_loss_backward(saved, grad, wanted)
     }
 
-    fn lamb(
-        step: &LambStep<Self>,
-        param: Tensor<Self, 1>,
-        grad: Tensor<Self, 1>,
-        moments: Option<(Tensor<Self, 1>, Tensor<Self, 1>)>,
-    ) -> LambUpdate<Self> {
-        lamb::update(step, param, grad, moments)
+    fn lamb(step: &LambStep<Self>, params: Vec<LambParam<Self>>) -> (Vec<LambUpdate<Self>>, LambRatios<Self>) {
+        lamb::update(step, params)
     }
 
-    fn squared_norm(x: Tensor<Self, 1>) -> Tensor<Self, 1> {
-        lamb::squared_norm(x)
+    fn squared_norm(xs: Vec<Tensor<Self, 1>>) -> Tensor<Self, 1> {
+        lamb::squared_norm(xs)
     }
 }

@@ -2,13 +2,13 @@
 
 use burn::tensor::{DType, Int, Tensor};
 use burn_flex::Flex;
-use sharnn_kernels::{Boom, BoomGrads as BoomOutputs, Buffer, DecoderLoss, DecoderLossGrads, Mat, Preactivations};
+use sharnn_kernels::{Boom, BoomGrads as BoomOutputs, Buffer, DecoderLoss, DecoderLossGrads, LaneMask, LayerNormGrads, Mat, Preactivations};
 
 use super::memory::{Owned, Values, is_f32, scalar, tensor};
 use crate::ops::{
     BoomGrads, BoomInputs, BoomSaved, DecoderLossInputs, DecoderLossSaved, Dropout, LAYER_NORM_EPS, LinearGrads,
-    Precision, boom as generic_boom, decoder_loss as generic_loss, dropout as generic_dropout,
-    layer_norm as generic_norm, linear as generic_linear,
+    Precision, ResidualGrads, ResidualInputs, ResidualSaved, boom as generic_boom, decoder_loss as generic_loss,
+    dropout as generic_dropout, layer_norm as generic_norm, linear as generic_linear, residual as generic_residual,
 };
 
 type Flex1 = Tensor<Flex, 1>;
@@ -96,8 +96,8 @@ pub(super) fn layer_norm_backward(x: Flex2, weight: Flex1, grad: Flex2) -> (Flex
     let (mut dx, mut dweight, mut dbias) =
         (Buffer::room(dims[0] * dims[1]), Buffer::room(dims[1]), Buffer::room(dims[1]));
     let (x, weight, grad) = (Values::of(&x), Values::of(&weight), Values::of(&grad));
-    let eps = LAYER_NORM_EPS as f32;
-    sharnn_kernels::layer_norm_backward(&x, &weight, eps, &grad, &mut dx, &mut dweight, &mut dbias);
+    let grads = LayerNormGrads { x: &mut dx, weight: &mut dweight, bias: &mut dbias };
+    sharnn_kernels::layer_norm_backward(&x, &weight, LAYER_NORM_EPS as f32, &grad, grads);
     (tensor(dx, dims), tensor(dweight, [dims[1]]), tensor(dbias, [dims[1]]))
 }
 
@@ -109,6 +109,43 @@ pub(super) fn dropout(x: Flex3, dropout: Dropout) -> Flex3 {
     let mut out = Buffer::room(seq_len * lanes * d);
     sharnn_kernels::dropout(&Values::of(&x), lanes, d, &dropout.kernel_mask(), &mut out);
     tensor(out, [seq_len, lanes, d])
+}
+
+pub(super) fn norm_residual(inputs: ResidualInputs<Flex>) -> Flex3 {
+    let ResidualInputs { h, weight, bias, x, dropout } = &inputs;
+    if !(is_f32(h) && is_f32(weight) && is_f32(bias) && is_f32(x)) {
+        return generic_residual::forward(inputs);
+    }
+    let lanes = h.dims()[1];
+    let mask = dropout.map(|dropout| dropout.kernel_mask());
+    let mask = mask.as_ref().map(|mask| LaneMask { mask, lanes });
+    let (h, weight, bias) = (Values::of(h), Values::of(weight), Values::of(bias));
+    // The sum takes the place of what is added.
+    let mut sum = Owned::of(inputs.x);
+    sharnn_kernels::norm_residual(&h, &weight, &bias, LAYER_NORM_EPS as f32, mask, sum.values());
+    sum.tensor()
+}
+
+pub(super) fn norm_residual_backward(saved: ResidualSaved<Flex>, grad: Flex3) -> ResidualGrads<Flex> {
+    let ResidualSaved { h, weight, dropout: Some(dropout) } = &saved else {
+        return generic_residual::backward(saved, grad);
+    };
+    if !(is_f32(h) && is_f32(weight) && is_f32(&grad)) {
+        return generic_residual::backward(saved, grad);
+    }
+    let dims @ [seq_len, lanes, d] = h.dims();
+    let n = seq_len * lanes * d;
+    let [mut dh, mut dweight, mut dbias, mut dx] = [n, d, d, n].map(Buffer::room);
+    let grads = LayerNormGrads { x: &mut dh, weight: &mut dweight, bias: &mut dbias };
+    let (h, weight, grad) = (Values::of(h), Values::of(weight), Values::of(&grad));
+    let mask = LaneMask { mask: &dropout.kernel_mask(), lanes };
+    sharnn_kernels::norm_residual_backward(&h, &weight, LAYER_NORM_EPS as f32, &grad, grads, mask, &mut dx);
+    ResidualGrads {
+        h: tensor(dh, dims),
+        weight: tensor(dweight, [d]),
+        bias: tensor(dbias, [d]),
+        x: tensor(dx, dims),
+    }
 }
 
 /// The Boom, and where it is recorded what its backward needs.
