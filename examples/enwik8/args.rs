@@ -58,6 +58,10 @@ pub struct Args {
     /// Make every segment exactly --seq-len long
     #[arg(long, help_heading = "Recipe")]
     pub fixed_segments: bool,
+    /// Round the lengths of segments to multiples of N bytes, so that a GPU's kernels see few different sizes [default: 8 on
+    /// a GPU, 1 on a CPU]
+    #[arg(long, value_name = "N", help_heading = "Recipe", conflicts_with = "fixed_segments")]
+    pub segment_multiple: Option<usize>,
     /// Learning rate after the warm-up
     #[arg(long, value_name = "LR", allow_negative_numbers = true, help_heading = "Recipe")]
     pub lr: Option<f64>,
@@ -208,6 +212,14 @@ fn fastest(backend: BackendKind) -> Precision {
     }
 }
 
+/// What lengths of segments are rounded to. On a GPU matrix products are chosen by size and read whole vectors.
+fn suitable_multiple(backend: BackendKind) -> usize {
+    match backend {
+        BackendKind::Cuda | BackendKind::Wgpu => 8,
+        _ => 1,
+    }
+}
+
 impl Args {
     /// The backend that was asked for, or the first that is compiled in.
     pub fn backend(&self) -> Result<BackendKind> {
@@ -242,8 +254,10 @@ impl Args {
             (None, None) => preset("quick")?,
         };
         self.change_model(&mut config)?;
+        let run = stored.as_ref().map(|(_, recipe)| recipe);
         self.change_recipe(&mut recipe, splits)?;
-        let auto_precision = self.change_precision(&mut recipe, stored.as_ref().map(|(_, recipe)| recipe))?;
+        self.change_segments(&mut recipe, run)?;
+        let auto_precision = self.change_precision(&mut recipe, run)?;
         if let Some(minutes) = self.minutes {
             ensure!(minutes.is_finite() && minutes > 0.0, "--minutes {minutes} cannot be used: use a number above 0");
         }
@@ -275,9 +289,6 @@ impl Args {
             ensure!(seq_len > 0, "--seq-len 0 cannot be used: use at least 1");
             *recipe = recipe.clone().with_segments_around(seq_len);
         }
-        if self.fixed_segments {
-            recipe.segments = SegmentLengths::Fixed { len: recipe.segments.max() };
-        }
         for phase in &mut recipe.phases {
             if let Some(lr) = self.lr {
                 phase.lr = lr;
@@ -306,6 +317,25 @@ impl Args {
                 recipe.test.lanes = lanes(splits.test.len());
             }
             None => {}
+        }
+        Ok(())
+    }
+
+    /// Fixes the lengths of segments, or rounds them as was asked for, or as the run does, or as suits the backend.
+    fn change_segments(&self, recipe: &mut Recipe, run: Option<&Recipe>) -> Result<()> {
+        if self.fixed_segments {
+            recipe.segments = SegmentLengths::Fixed { len: recipe.segments.max() };
+            return Ok(());
+        }
+        let of_run = run.map(|run| run.segments).filter(|segments| matches!(segments, SegmentLengths::Random { .. }));
+        let multiple = match (self.segment_multiple, of_run) {
+            (Some(multiple), _) => multiple,
+            (None, Some(segments)) => segments.multiple(),
+            (None, None) => suitable_multiple(self.backend()?).min(recipe.segments.max()),
+        };
+        recipe.segments = recipe.segments.with_multiple(multiple);
+        if let Err(error) = recipe.segments.validate() {
+            bail!("--segment-multiple {multiple} cannot be used: {error}");
         }
         Ok(())
     }
@@ -387,7 +417,8 @@ impl Plan {
     /// An estimate of what training takes.
     pub fn memory<B: Backend>(&self) -> MemoryEstimate {
         let Self { config, recipe, options, .. } = self;
-        config.training_memory(StepShape::of::<B>(recipe.batch_size, recipe.segments.max(), options.recompute))
+        let (batch_size, seq_len) = (recipe.batch_size, recipe.segments.max());
+        config.training_memory(StepShape::of::<B>(batch_size, seq_len, options.recompute, recipe.precision))
     }
 
     /// One line of how the model will be scored.
@@ -466,6 +497,25 @@ mod tests {
         let mut recipe = run.clone();
         args(&["--resume", "--precision", "f32"]).change_precision(&mut recipe, Some(&run)).unwrap();
         assert_eq!(precisions(&recipe), [Precision::F32; 3]);
+    }
+
+    #[test]
+    fn segments_are_rounded_on_a_gpu_or_as_asked_for_or_as_the_run_does() {
+        let multiple = |options: &[&str], run: Option<&Recipe>| {
+            let mut recipe = Recipe::paper();
+            args(options).change_segments(&mut recipe, run).unwrap();
+            recipe.segments.multiple()
+        };
+        assert_eq!(multiple(&[], None), 1);
+        assert_eq!(multiple(&["--segment-multiple", "16"], None), 16);
+        let mut run = Recipe::paper();
+        run.segments = run.segments.with_multiple(4);
+        assert_eq!(multiple(&["--resume"], Some(&run)), 4);
+        assert_eq!(multiple(&["--resume", "--segment-multiple", "2"], Some(&run)), 2);
+        assert_eq!(multiple(&["--fixed-segments"], Some(&run)), 1024);
+        assert_eq!([BackendKind::Cuda, BackendKind::Flex].map(suitable_multiple), [8, 1]);
+        let error = plan(&["--segment-multiple", "2000"]).err().unwrap().to_string();
+        assert!(error.starts_with("--segment-multiple 2000 cannot be used: "), "{error}");
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub use model::{Decoder, Embedding, ShaRnn};
 pub use names::pytorch_name;
 pub use norm::LayerNorm;
 pub use ops::{AutodiffBackend, Backend, Dropout, DropoutKey, DropoutSite, DropoutStream, Precision};
+#[cfg(feature = "tch")]
+pub use ops::libtorch_device;
 pub use pass::Pass;
 #[cfg(feature = "flex")]
 pub use sharnn_kernels as kernels;

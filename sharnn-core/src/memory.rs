@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Backend, ShaRnnConfig};
+use crate::{Backend, Precision, ShaRnnConfig};
 
 /// Bytes of an f32.
 const F32: u64 = 4;
@@ -19,6 +19,8 @@ pub struct StepShape {
     /// Whether the backend keeps the attention's weights for the backward pass
     /// ([`Backend::KEEPS_ATTENTION_WEIGHTS`]), which take the product of segment and memory.
     pub keeps_attention_weights: bool,
+    /// Bytes of each of those weights.
+    pub attention_weight_bytes: u64,
 }
 
 /// Bytes of a training step, by part; see [`ShaRnnConfig::training_memory`].
@@ -48,8 +50,15 @@ impl fmt::Display for MemoryEstimate {
 
 impl StepShape {
     /// For a backend.
-    pub fn of<B: Backend>(batch_size: usize, seq_len: usize, recompute: bool) -> Self {
-        Self { batch_size, seq_len, recompute, keeps_attention_weights: B::KEEPS_ATTENTION_WEIGHTS }
+    pub fn of<B: Backend>(batch_size: usize, seq_len: usize, recompute: bool, precision: Precision) -> Self {
+        let halves = B::HALVES_ATTENTION_WEIGHTS && precision == Precision::Bf16;
+        Self {
+            batch_size,
+            seq_len,
+            recompute,
+            keeps_attention_weights: B::KEEPS_ATTENTION_WEIGHTS,
+            attention_weight_bytes: if halves { F32 / 2 } else { F32 },
+        }
     }
 }
 
@@ -58,7 +67,7 @@ impl ShaRnnConfig {
     /// f32. What a backend's allocator holds beyond that, and its programs, are not in it. Gradients come as what was kept for
     /// the backward pass goes, so they count only where they are larger.
     pub fn training_memory(&self, shape: StepShape) -> MemoryEstimate {
-        let StepShape { batch_size, seq_len, recompute, keeps_attention_weights } = shape;
+        let StepShape { batch_size, seq_len, recompute, keeps_attention_weights, attention_weight_bytes } = shape;
         let [lanes, d, d_ff] = [batch_size, self.d_model, self.d_ff].map(|n| n as u64);
         let rows = lanes * seq_len as u64;
         let keys = self.mem_len.max(seq_len) as u64;
@@ -69,17 +78,20 @@ impl ShaRnnConfig {
 
         let params = self.num_params() as u64 * F32;
         let scores = self.n_heads as u64 * rows * if keeps_attention_weights { keys } else { 1 };
+        let scores = |bytes: u64| scores * bytes / F32;
+        let weights = scores(attention_weight_bytes);
         // Output and its slice, cells, and the gates.
         let lstm = blocks * rows * d * (3 + 4 * kept);
         let boom = blocks * rows * d_ff * kept;
         // Current rows, query before and after its norm, gate, dropout and scale, all in one layout or the other, and the output.
-        let attention = attending * (rows * d * (9 + drops) + scores);
+        let attention = attending * (rows * d * (9 + drops) + weights);
         // Inputs and outputs of the norms, and the residual stream.
         let stream = blocks * rows * d * (4 + 2 * drops);
         let decoder = rows * (self.vocab_size as u64 + d);
         // Of the operation that takes most while it runs backward: gradients of gates, of the Boom's activations, or of scores
-        // with the dropped weights, the rows and the dropped rows.
-        let of_scores = if keeps_attention_weights { scores * (1 + drops) } else { 0 };
+        // (in f32, and in the weights' type) with the dropped weights, the rows and the dropped rows.
+        let rounded = if attention_weight_bytes < F32 { weights } else { 0 };
+        let of_scores = if keeps_attention_weights { scores(F32) + rounded + weights * drops } else { 0 };
         let of_attention = if attending > 0 { of_scores + lanes * keys * d * (1 + drops) } else { 0 };
         let workspace = (rows * 4 * d).max(rows * d_ff).max(of_attention) + 2 * rows * d;
         let passing = (lstm + attention + boom + stream + decoder + workspace) * F32;
@@ -105,7 +117,13 @@ mod tests {
     use super::*;
 
     fn shape(keeps_attention_weights: bool) -> StepShape {
-        StepShape { batch_size: 16, seq_len: 256, recompute: false, keeps_attention_weights }
+        StepShape {
+            batch_size: 16,
+            seq_len: 256,
+            recompute: false,
+            keeps_attention_weights,
+            attention_weight_bytes: F32,
+        }
     }
 
     #[test]
@@ -113,6 +131,10 @@ mod tests {
         let paper = StepShape { seq_len: 1024, ..shape(true) };
         let bytes = ShaRnnConfig::enwik8().training_memory(paper).total();
         assert!((6_000_000_000..12_000_000_000).contains(&bytes), "{bytes}");
+        let halved = StepShape { attention_weight_bytes: F32 / 2, ..paper };
+        let saved = bytes - ShaRnnConfig::enwik8().training_memory(halved).total();
+        // Half of the weights, 16 x 1024 x 5000 of them; while running backward the gradients come in both types.
+        assert_eq!(saved, 16 * 1024 * 5000 * 2);
     }
 
     /// Peaks of the whole process on flex without dropout, in MB: docs/performance.md.

@@ -18,7 +18,8 @@ pub enum SegmentLengths {
         len: usize,
     },
     /// `clamp(trunc(Normal(b, std_dev)), min, max)`, where b is `short_base` with `short_probability` and `base`
-    /// otherwise, as in training: the model then learns nothing from where segments happen to end.
+    /// otherwise, as in training: the model then learns nothing from where segments happen to end. Where there is a
+    /// `multiple`, the nearest one from `min` to `max` is taken.
     Random {
         /// The usual length in bytes, from `min` to `max`.
         base: usize,
@@ -32,7 +33,15 @@ pub enum SegmentLengths {
         min: usize,
         /// No segment is longer, in bytes: what decides how much memory a training step takes.
         max: usize,
+        /// Lengths are multiples of it, but for the last one of an epoch: few different ones suit the kernels of GPUs,
+        /// which are chosen and timed by size. 1 for any length.
+        #[serde(default = "any_length")]
+        multiple: usize,
     },
+}
+
+fn any_length() -> usize {
+    1
 }
 
 impl SegmentLengths {
@@ -46,7 +55,27 @@ impl SegmentLengths {
     /// maximum. The standard deviation stays 5, and so does the minimum unless half of `base` is less.
     pub fn around(base: usize) -> Self {
         let short_base = (base / 2).max(1);
-        Self::Random { base, short_base, short_probability: 0.05, std_dev: 5.0, min: short_base.min(5), max: base }
+        let min = short_base.min(5);
+        Self::Random { base, short_base, short_probability: 0.05, std_dev: 5.0, min, max: base, multiple: any_length() }
+    }
+
+    /// Takes multiples of a length alone where lengths are drawn, as far as there are any; see
+    /// [`Random`](Self::Random). `Fixed` stays as it is.
+    pub fn with_multiple(self, of: usize) -> Self {
+        match self {
+            Self::Random { base, short_base, short_probability, std_dev, min, max, .. } => {
+                Self::Random { base, short_base, short_probability, std_dev, min, max, multiple: of }
+            }
+            Self::Fixed { .. } => self,
+        }
+    }
+
+    /// What lengths are multiples of; the length itself where there is one alone.
+    pub fn multiple(&self) -> usize {
+        match *self {
+            Self::Fixed { len } => len,
+            Self::Random { multiple, .. } => multiple,
+        }
     }
 
     /// The longest segment, in bytes, that these lengths can give.
@@ -64,7 +93,7 @@ impl SegmentLengths {
     pub fn validate(&self) -> Result<(), DataError> {
         match *self {
             Self::Fixed { len } => check("len", len, len >= 1, || "must be at least 1".into()),
-            Self::Random { base, short_base, short_probability, std_dev, min, max } => {
+            Self::Random { base, short_base, short_probability, std_dev, min, max, multiple } => {
                 let bounds = || format!("must lie from `min` to `max`, {min} to {max}");
                 check("min", min, min >= 1, || "must be at least 1".into())?;
                 check("max", max, max >= min, || format!("must be at least `min`, {min}"))?;
@@ -75,6 +104,10 @@ impl SegmentLengths {
                 })?;
                 check("std_dev", std_dev, std_dev.is_finite() && std_dev >= 0.0, || {
                     "must be finite and at least 0".into()
+                })?;
+                let has_one = multiple >= 1 && max / multiple * multiple >= min;
+                check("multiple", multiple, has_one, || {
+                    format!("must be at least 1 and have a multiple from `min` to `max`, {min} to {max}")
                 })
             }
         }
@@ -86,12 +119,14 @@ impl SegmentLengths {
     pub(crate) fn draw(&self, rng: &mut impl Rng) -> usize {
         match *self {
             Self::Fixed { len } => len,
-            Self::Random { base, short_base, short_probability, std_dev, min, max } => {
+            Self::Random { base, short_base, short_probability, std_dev, min, max, multiple } => {
                 let short = rng.random::<f64>() < short_probability;
                 let mean = if short { short_base } else { base } as f64;
                 let normal = Normal::new(mean, std_dev).expect("a valid standard deviation is finite and not negative");
                 // `as` truncates and saturates, like the clamp after it.
-                (normal.sample(rng) as usize).clamp(min, max)
+                let len = (normal.sample(rng) as usize).clamp(min, max);
+                let (least, most) = (min.div_ceil(multiple), max / multiple);
+                (len + multiple / 2).div_euclid(multiple).clamp(least, most) * multiple
             }
         }
     }

@@ -124,7 +124,15 @@ fn paper_lengths_have_the_distribution_they_claim() {
 fn lengths_around_another_base_keep_within_it() {
     assert_eq!(
         SegmentLengths::around(64),
-        SegmentLengths::Random { base: 64, short_base: 32, short_probability: 0.05, std_dev: 5.0, min: 5, max: 64 }
+        SegmentLengths::Random {
+            base: 64,
+            short_base: 32,
+            short_probability: 0.05,
+            std_dev: 5.0,
+            min: 5,
+            max: 64,
+            multiple: 1
+        }
     );
     for base in 1..40 {
         let lengths = SegmentLengths::around(base);
@@ -135,6 +143,32 @@ fn lengths_around_another_base_keep_within_it() {
         assert_eq!(lens.iter().sum::<usize>(), 499);
     }
     assert!(SegmentLengths::around(0).validate().is_err());
+}
+
+#[test]
+fn lengths_may_all_be_multiples() {
+    let lens = |lengths| {
+        let mut segments = Segments::new(lanes(400_000, 1), lengths, 7).unwrap();
+        let mut lens = segment_lens(&mut segments);
+        assert_eq!(lens.iter().sum::<usize>(), 399_999);
+        lens.pop();
+        lens
+    };
+    let any = lens(SegmentLengths::paper());
+    assert_eq!(lens(SegmentLengths::paper().with_multiple(1)), any);
+    let eights = lens(SegmentLengths::paper().with_multiple(8));
+    assert!(eights.iter().all(|len| len % 8 == 0 && *len <= 1024));
+    // The same draws, each to the nearest multiple.
+    assert!(any.iter().zip(&eights).all(|(any, eight)| any.abs_diff(*eight) <= 4));
+    let kinds: std::collections::BTreeSet<_> = eights.iter().collect();
+    assert!(kinds.len() <= 10 && any.iter().collect::<std::collections::BTreeSet<_>>().len() > 12, "{kinds:?}");
+    // Bounds that are no multiples themselves.
+    let mut narrow = SegmentLengths::around(50).with_multiple(16);
+    if let SegmentLengths::Random { min, .. } = &mut narrow {
+        *min = 17;
+    }
+    assert!(lens(narrow).iter().all(|len| [32, 48].contains(len)));
+    assert_eq!(SegmentLengths::Fixed { len: 9 }.with_multiple(8), SegmentLengths::Fixed { len: 9 });
 }
 
 #[test]
@@ -154,6 +188,9 @@ fn lengths_that_make_no_sense() {
         ("short_probability", random(&|json| json["short_probability"] = 1.5.into())),
         ("short_probability", random(&|json| json["short_probability"] = (-0.5).into())),
         ("std_dev", random(&|json| json["std_dev"] = (-1.0).into())),
+        ("multiple", random(&|json| json["multiple"] = 0.into())),
+        ("multiple", random(&|json| json["multiple"] = 1025.into())),
+        ("multiple", random(&|json| (json["min"], json["multiple"]) = (1020.into(), 1000.into()))),
         ("std_dev", with_std_dev(f64::NAN)),
         ("std_dev", with_std_dev(f64::INFINITY)),
     ];
@@ -183,7 +220,10 @@ fn lengths_with_an_unknown_field_or_kind() {
     ] {
         assert!(serde_json::from_str::<SegmentLengths>(json).is_err(), "{json}");
     }
-    for lengths in [SegmentLengths::Fixed { len: 8 }, SegmentLengths::paper()] {
+    let mut older = serde_json::to_value(SegmentLengths::paper()).unwrap();
+    older.as_object_mut().unwrap().remove("multiple");
+    assert_eq!(serde_json::from_value::<SegmentLengths>(older).unwrap(), SegmentLengths::paper());
+    for lengths in [SegmentLengths::Fixed { len: 8 }, SegmentLengths::paper(), SegmentLengths::paper().with_multiple(8)] {
         let json = serde_json::to_string(&lengths).unwrap();
         assert_eq!(serde_json::from_str::<SegmentLengths>(&json).unwrap(), lengths);
     }

@@ -17,7 +17,7 @@ pub enum BackendKind {
     Cuda,
     /// `burn-wgpu`: any GPU with Vulkan, Metal or DirectX 12.
     Wgpu,
-    /// `burn-tch`: LibTorch, on the CPU.
+    /// `burn-tch`: LibTorch, on an NVIDIA GPU where it sees one, else on the CPU.
     Tch,
 }
 
@@ -146,7 +146,7 @@ impl BackendKind {
             #[cfg(feature = "wgpu")]
             Self::Wgpu => Ok(job.run::<Autodiff<Wgpu>>(Default::default())),
             #[cfg(feature = "tch")]
-            Self::Tch => Ok(job.run::<Autodiff<LibTorch<f32>>>(Default::default())),
+            Self::Tch => Ok(job.run::<Autodiff<LibTorch<f32>>>(sharnn_core::libtorch_device())),
             #[allow(unreachable_patterns)]
             kind => Err(BackendError::NotCompiledIn { kind, available: Self::available() }),
         }

@@ -49,6 +49,8 @@ pub enum AttentionKept<B: Backend> {
     Weights(Tensor<B, 4>),
     /// The logarithm of the softmax's denominator, `[batch_size, n_heads, seq_len]`: memory that is linear in the length.
     LogSumExp(Tensor<B, 3>),
+    /// Not at all: all is computed again.
+    Nothing,
 }
 
 /// Gradients of the attention operation.
@@ -150,6 +152,7 @@ pub fn backward<B: Backend>(saved: AttentionSaved<B>, grad: Tensor<B, 3>, memory
     let weights = match kept {
         AttentionKept::Weights(weights) => weights,
         AttentionKept::LogSumExp(log_sum_exp) => (inputs.scores(precision) - log_sum_exp.unsqueeze_dim(3)).exp(),
+        AttentionKept::Nothing => softmax(inputs.scores(precision), 3),
     };
     let rows = inputs.rows();
     let [batch_size, key_len, d] = rows.dims();

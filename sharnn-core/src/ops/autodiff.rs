@@ -156,6 +156,8 @@ impl<B: Backend> Saved<B, 3> for DecoderLossSaved<B> {
 impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
     const KEEPS_ATTENTION_WEIGHTS: bool = B::KEEPS_ATTENTION_WEIGHTS;
 
+    const HALVES_ATTENTION_WEIGHTS: bool = B::HALVES_ATTENTION_WEIGHTS;
+
     fn instructions() -> Option<&'static str> {
         B::instructions()
     }

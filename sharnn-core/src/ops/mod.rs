@@ -39,6 +39,8 @@ pub use layer_norm::LAYER_NORM_EPS;
 pub use linear::LinearGrads;
 pub use lstm::{LstmGrads, LstmInputs, LstmSaved, LstmWanted};
 pub use precision::Precision;
+#[cfg(feature = "tch")]
+pub use tch::libtorch_device;
 pub use residual::{ResidualGrads, ResidualInputs, ResidualSaved};
 
 /// A Burn backend with SHA-RNN's fused operations. All have a default body in plain Burn operations.
@@ -52,6 +54,9 @@ pub trait Backend: burn::tensor::backend::Backend {
     /// Whether [`memory_attention_forward`](Self::memory_attention_forward) keeps the weights, rather than what they can be
     /// computed from again: see [`AttentionKept`].
     const KEEPS_ATTENTION_WEIGHTS: bool = true;
+
+    /// Whether it keeps them in bfloat16 where products are in that.
+    const HALVES_ATTENTION_WEIGHTS: bool = false;
 
     /// `y = x Wᵀ + b`.
     ///

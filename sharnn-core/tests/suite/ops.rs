@@ -102,16 +102,25 @@ fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     ((x * 0.5).tanh() + 1.0) * 0.5
 }
 
-on_backends!(affine, layer_norm, dropped, norm_residual, lstm, attention, boom, decoder_loss, lamb);
+on_backends!(affine, layer_norm, dropped, norm_residual, lstm, attention, boom, decoder_loss, bf16, lamb);
+
+/// How an operation is computed: by its plain statement, or fused, with or without activations kept.
+#[derive(Clone, Copy)]
+enum How {
+    Plain,
+    Fused { recompute: bool, precision: Precision },
+}
+
+const FUSED: How = How::Fused { recompute: false, precision: Precision::F32 };
 
 // --- affine ---------------------------------------------------------------------------------------------------------
 
-fn affine_op<B: Backend>(rows: usize, d_in: usize, d_out: usize, fused: bool) -> impl Fn(&[Flat<B>]) -> Flat<B> {
+fn affine_op<B: Backend>([rows, d_in, d_out]: [usize; 3], how: How) -> impl Fn(&[Flat<B>]) -> Flat<B> {
     move |x| {
         let (input, weight) = (x[0].clone().reshape([rows, d_in]), x[1].clone().reshape([d_out, d_in]));
-        let y = match fused {
-            true => B::affine(input, weight, x[2].clone(), Precision::F32),
-            false => input.matmul(weight.transpose()) + x[2].clone().unsqueeze(),
+        let y = match how {
+            How::Fused { precision, .. } => B::affine(input, weight, x[2].clone(), precision),
+            How::Plain => input.matmul(weight.transpose()) + x[2].clone().unsqueeze(),
         };
         y.reshape([rows * d_out])
     }
@@ -121,7 +130,7 @@ fn affine<B: AutodiffBackend>() {
     for (rows, d_in, d_out) in [(1, 1, 1), (1, 5, 3), (7, 17, 33), (48, 16, 64)] {
         let inputs = inputs(&[rows * d_in, d_out * d_in, d_out]);
         let what = format!("affine {rows}x{d_in}x{d_out}");
-        compare::<B>(&what, &affine_op(rows, d_in, d_out, true), &affine_op(rows, d_in, d_out, false), &inputs);
+        compare::<B>(&what, &affine_op([rows, d_in, d_out], FUSED), &affine_op([rows, d_in, d_out], How::Plain), &inputs);
     }
 }
 
@@ -221,13 +230,6 @@ fn lstm_sizes(t: usize, b: usize, d_in: usize, d: usize) -> [usize; 7] {
     [t * b * d_in, 4 * d * d_in, 4 * d * d, 4 * d, 4 * d, b * d, b * d]
 }
 
-/// How an operation is computed: by its plain statement, or fused, with or without activations kept.
-#[derive(Clone, Copy)]
-enum How {
-    Plain,
-    Fused { recompute: bool },
-}
-
 fn lstm_op<B: Backend>([t, b, d_in, d]: [usize; 4], how: How) -> impl Fn(&[Flat<B>]) -> Flat<B> {
     move |x| {
         let inputs = LstmInputs {
@@ -238,10 +240,10 @@ fn lstm_op<B: Backend>([t, b, d_in, d]: [usize; 4], how: How) -> impl Fn(&[Flat<
             bias_hh: x[4].clone(),
             h0: x[5].clone().reshape([b, d]),
             c0: x[6].clone().reshape([b, d]),
-            recompute: matches!(how, How::Fused { recompute: true }),
+            recompute: matches!(how, How::Fused { recompute: true, .. }),
         };
         let packed = match how {
-            How::Fused { .. } => B::lstm(inputs, Precision::F32),
+            How::Fused { precision, .. } => B::lstm(inputs, precision),
             How::Plain => plain_lstm(inputs),
         };
         packed.reshape([(t + 1) * b * d])
@@ -274,7 +276,7 @@ fn lstm<B: AutodiffBackend>() {
         let what = format!("lstm T {t} B {b} in {d_in} d {d}");
         let inputs = inputs(&lstm_sizes(t, b, d_in, d));
         for recompute in [false, true] {
-            let (fused, sizes) = (How::Fused { recompute }, [t, b, d_in, d]);
+            let (fused, sizes) = (How::Fused { recompute, precision: Precision::F32 }, [t, b, d_in, d]);
             compare::<B>(&what, &lstm_op(sizes, fused), &lstm_op(sizes, How::Plain), &inputs);
         }
     }
@@ -299,7 +301,7 @@ impl AttentionCase {
         if m == 0 { vec![b * t * d, b * t * d] } else { vec![b * t * d, b * t * d, b * m * d] }
     }
 
-    fn op<B: Backend>(self, fused: bool) -> impl Fn(&[Flat<B>]) -> Flat<B> {
+    fn op<B: Backend>(self, how: How) -> impl Fn(&[Flat<B>]) -> Flat<B> {
         let Self { b, t, m, d, heads, dropped } = self;
         move |x| {
             let inputs = AttentionInputs {
@@ -310,9 +312,9 @@ impl AttentionCase {
                 value_dropout: dropped.then(|| dropout(DropoutSite::Value)),
                 weight_dropout: dropped.then(|| dropout(DropoutSite::Weights)),
             };
-            let out = match fused {
-                true => B::memory_attention(inputs, Precision::F32),
-                false => plain_attention(inputs),
+            let out = match how {
+                How::Fused { precision, .. } => B::memory_attention(inputs, precision),
+                How::Plain => plain_attention(inputs),
             };
             out.reshape([b * t * d])
         }
@@ -361,7 +363,7 @@ const ATTENTION_CASES: [AttentionCase; 7] = [
 
 fn attention<B: AutodiffBackend>() {
     for case in ATTENTION_CASES {
-        compare::<B>(&format!("{case:?}"), &case.op(true), &case.op(false), &inputs(&case.sizes()));
+        compare::<B>(&format!("{case:?}"), &case.op(FUSED), &case.op(How::Plain), &inputs(&case.sizes()));
     }
 }
 
@@ -404,8 +406,8 @@ fn boom_op<B: Backend>((t, b, d, f): BoomDims, drop: bool, how: How) -> impl Fn(
         let bias = x[2].clone();
         let drop = drop.then(|| dropout(DropoutSite::BoomInner));
         let y = match how {
-            How::Fused { recompute } => {
-                B::boom(BoomInputs { x: input, weight, bias, dropout: drop, recompute }, Precision::F32)
+            How::Fused { recompute, precision } => {
+                B::boom(BoomInputs { x: input, weight, bias, dropout: drop, recompute }, precision)
             }
             How::Plain => {
                 let z = input.reshape([t * b, d]).matmul(weight.transpose()) + bias.unsqueeze();
@@ -428,7 +430,7 @@ fn boom<B: AutodiffBackend>() {
             let what = format!("boom {dims:?} dropout {drop}");
             let inputs = inputs(&[t * b * d, f * d, f]);
             for recompute in [false, true] {
-                let fused = How::Fused { recompute };
+                let fused = How::Fused { recompute, precision: Precision::F32 };
                 compare::<B>(&what, &boom_op(dims, drop, fused), &boom_op(dims, drop, How::Plain), &inputs);
             }
         }
@@ -437,14 +439,14 @@ fn boom<B: AutodiffBackend>() {
 
 // --- decoder loss ---------------------------------------------------------------------------------------------------
 
-fn decoder_op<B: Backend>(rows: usize, d: usize, vocab: usize, fused: bool) -> impl Fn(&[Flat<B>]) -> Flat<B> {
+fn decoder_op<B: Backend>([rows, d, vocab]: [usize; 3], how: How) -> impl Fn(&[Flat<B>]) -> Flat<B> {
     move |x| {
         let (h, weight, bias) = (x[0].clone().reshape([rows, d]), x[1].clone().reshape([vocab, d]), x[2].clone());
         let targets: Vec<i64> = (0..rows).map(|i| (i * 7 % vocab) as i64).collect();
         let targets = Tensor::<B, 1, Int>::from_data(TensorData::new(targets, [rows]), &B::Device::default());
-        match fused {
-            true => B::decoder_loss(DecoderLossInputs { h, weight, bias, targets }, Precision::F32),
-            false => {
+        match how {
+            How::Fused { precision, .. } => B::decoder_loss(DecoderLossInputs { h, weight, bias, targets }, precision),
+            How::Plain => {
                 let logits = h.matmul(weight.transpose()) + bias.unsqueeze();
                 log_softmax(logits, 1).gather(1, targets.unsqueeze_dim(1)).mean().neg()
             }
@@ -456,7 +458,7 @@ fn decoder_loss<B: AutodiffBackend>() {
     for (rows, d, vocab) in [(1, 1, 2), (3, 5, 7), (20, 16, 256), (5, 17, 33)] {
         let what = format!("decoder loss {rows}x{d}x{vocab}");
         let inputs = inputs(&[rows * d, vocab * d, vocab]);
-        compare::<B>(&what, &decoder_op(rows, d, vocab, true), &decoder_op(rows, d, vocab, false), &inputs);
+        compare::<B>(&what, &decoder_op([rows, d, vocab], FUSED), &decoder_op([rows, d, vocab], How::Plain), &inputs);
     }
 }
 
@@ -465,28 +467,61 @@ fn decoder_loss<B: AutodiffBackend>() {
 #[cfg(feature = "ndarray")]
 #[test]
 fn every_backward_agrees_with_finite_differences() {
-    finite_differences("affine", &affine_op(3, 4, 5, true), &inputs(&[12, 20, 5]));
+    finite_differences("affine", &affine_op([3, 4, 5], FUSED), &inputs(&[12, 20, 5]));
     finite_differences("layer norm", &layer_norm_op(3, 5, true), &inputs(&[15, 5, 5]));
     let dims = [3, 2, 5];
     finite_differences("residual sum", &residual_op(dims, true, true), &inputs(&residual_sizes(dims)));
     for recompute in [false, true] {
-        let fused = How::Fused { recompute };
+        let fused = How::Fused { recompute, precision: Precision::F32 };
         finite_differences("lstm", &lstm_op([4, 2, 3, 5], fused), &inputs(&lstm_sizes(4, 2, 3, 5)));
     }
     for case in ATTENTION_CASES {
-        finite_differences(&format!("{case:?}"), &case.op(true), &inputs(&case.sizes()));
+        finite_differences(&format!("{case:?}"), &case.op(FUSED), &inputs(&case.sizes()));
     }
     for drop in [false, true] {
         finite_differences(
             "boom",
-            &boom_op((3, 2, 4, 13), drop, How::Fused { recompute: drop }),
+            &boom_op((3, 2, 4, 13), drop, How::Fused { recompute: drop, precision: Precision::F32 }),
             &inputs(&[24, 52, 13]),
         );
     }
-    finite_differences("decoder loss", &decoder_op(4, 3, 6, true), &inputs(&[12, 18, 6]));
+    finite_differences("decoder loss", &decoder_op([4, 3, 6], FUSED), &inputs(&[12, 18, 6]));
 }
 
 // --- bf16 -----------------------------------------------------------------------------------------------------------
+
+/// Where the device has bf16, every operation with products gives what f32 gives, up to rounding of operands: 2⁻⁹ each, and the
+/// attention's weights may be kept so.
+fn bf16<B: AutodiffBackend>() {
+    let device = Default::default();
+    if !Precision::Bf16.is_supported::<B::InnerBackend>(&device) {
+        eprintln!("{} has no bf16 on this device", B::name(&device));
+        return;
+    }
+    for recompute in [false, true] {
+        let fused = How::Fused { recompute, precision: Precision::Bf16 };
+        let compare = |what: &str, fused: Op<B>, plain: Op<B>, sizes: &[usize]| {
+            let inputs = inputs(sizes);
+            let ((out, grads), (plain_out, plain_grads)) = (differentiate(fused, &inputs), differentiate(plain, &inputs));
+            assert_near(&format!("{what} in bf16: output"), &out, &plain_out, 2e-2);
+            for (i, (grad, plain_grad)) in grads.iter().zip(&plain_grads).enumerate() {
+                assert_near(&format!("{what} in bf16: gradient {i}"), grad, plain_grad, 3e-2);
+            }
+        };
+        let dims = [48, 16, 64];
+        compare("affine", &affine_op(dims, fused), &affine_op(dims, How::Plain), &[48 * 16, 64 * 16, 64]);
+        for dims @ [t, b, d_in, d] in [[7, 3, 16, 17], [13, 2, 8, 32], [6, 17, 48, 64]] {
+            compare("lstm", &lstm_op(dims, fused), &lstm_op(dims, How::Plain), &lstm_sizes(t, b, d_in, d));
+        }
+        for case in ATTENTION_CASES {
+            compare(&format!("{case:?}"), &case.op(fused), &case.op(How::Plain), &case.sizes());
+        }
+        let (dims, sizes) = ((4, 3, 17, 70), [4 * 3 * 17, 70 * 17, 70]);
+        compare("boom", &boom_op(dims, true, fused), &boom_op(dims, true, How::Plain), &sizes);
+        let dims = [20, 16, 256];
+        compare("decoder loss", &decoder_op(dims, fused), &decoder_op(dims, How::Plain), &[20 * 16, 256 * 16, 256]);
+    }
+}
 
 /// With operands that bf16 holds exactly, both precisions agree; with others they differ by its rounding, not more.
 #[cfg(feature = "flex")]

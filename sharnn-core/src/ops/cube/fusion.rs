@@ -184,6 +184,8 @@ fn take_attention<B: Backend>(queue: &mut Queue<B>, rest: Attention) -> Attentio
 
 /// The inner backend keeps the attention's weights for the backward, as the generic body and the one on CubeCL do.
 impl<B: FusionBackend + Backend> Backend for Fusion<B> {
+    const HALVES_ATTENTION_WEIGHTS: bool = B::HALVES_ATTENTION_WEIGHTS;
+
     fn affine(
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 2>,
@@ -340,7 +342,7 @@ impl<B: FusionBackend + Backend> Backend for Fusion<B> {
             let (out, saved) = B::memory_attention_forward(take_attention(&mut q, rest), precision);
             match saved.kept {
                 AttentionKept::Weights(weights) => Queue::new().with(out).with(weights),
-                AttentionKept::LogSumExp(_) => unreachable!("this backend keeps the weights"),
+                _ => unreachable!("this backend keeps the weights"),
             }
         };
         let mut out = record_types("attention_forward", queue, results, body);

@@ -131,6 +131,8 @@ where
     BT: BoolElement,
     Self: burn::tensor::backend::Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
 {
+    const HALVES_ATTENTION_WEIGHTS: bool = true;
+
     fn affine(
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 2>,

@@ -9,8 +9,8 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor, TensorData, backend::AutodiffBackend, backend::Backend as BurnBackend};
 use sharnn_core::{Attend, ShaRnnConfig, pytorch_name};
 
-/// Runs generic tests on `Autodiff` of every backend that is compiled in, but for CUDA; wgpu's needs a device, which may be
-/// one in software.
+/// Runs generic tests on `Autodiff` of every backend that is compiled in. Those of CUDA need a GPU, those of wgpu a device that
+/// may be one in software.
 #[allow(unused_macros)]
 macro_rules! on_backends {
     ($($test:ident),*) => {
@@ -21,6 +21,14 @@ macro_rules! on_backends {
         #[cfg(feature = "ndarray")]
         mod ndarray {
             $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<burn::backend::NdArray<f32>>>(); })*
+        }
+        #[cfg(feature = "cuda")]
+        mod cuda {
+            $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<crate::support::Cuda>>(); })*
+        }
+        #[cfg(feature = "cuda")]
+        mod cuda_fusion {
+            $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<burn_fusion::Fusion<crate::support::Cuda>>>(); })*
         }
         #[cfg(feature = "wgpu")]
         mod wgpu {
@@ -40,6 +48,10 @@ macro_rules! on_backends {
 /// Without fusion, whatever Burn's features say.
 #[cfg(feature = "wgpu")]
 pub type Wgpu = burn_cubecl::CubeBackend<burn_cubecl::cubecl::wgpu::WgpuRuntime, f32, i32, u32>;
+
+/// Without fusion too.
+#[cfg(feature = "cuda")]
+pub type Cuda = burn_cubecl::CubeBackend<burn_cubecl::cubecl::cuda::CudaRuntime, f32, i32, u8>;
 
 /// One fixture file.
 pub struct Fixture {

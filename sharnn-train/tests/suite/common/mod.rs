@@ -42,8 +42,9 @@ pub fn config() -> ShaRnnConfig {
 /// Two phases: some epochs of about 16 segments, then steps at a decaying rate, 60 steps in all.
 pub fn recipe() -> Recipe {
     let mut recipe = Recipe::paper().with_batch_size(4);
+    let (base, short_base, short_probability, std_dev) = (12, 6, 0.2, 3.0);
     recipe.segments =
-        SegmentLengths::Random { base: 12, short_base: 6, short_probability: 0.2, std_dev: 3.0, min: 2, max: 20 };
+        SegmentLengths::Random { base, short_base, short_probability, std_dev, min: 2, max: 20, multiple: 1 };
     let first = Phase { lr: 2e-2, warmup_steps: 5, schedule: Schedule::Constant, epochs: 100, steps: Some(40) };
     let second = Phase { lr: 5e-3, warmup_steps: 5, schedule: Schedule::Cosine, epochs: 100, steps: Some(20) };
     recipe.phases = vec![first, second];
