@@ -13,6 +13,8 @@
 mod args;
 #[path = "enwik8/data.rs"]
 mod data;
+#[path = "enwik8/processes.rs"]
+mod processes;
 #[path = "enwik8/report.rs"]
 mod report;
 #[path = "enwik8/runs.rs"]
@@ -21,7 +23,7 @@ mod support;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use burn::module::AutodiffModule;
 use clap::Parser;
 use sharnn::burn;
@@ -29,28 +31,49 @@ use sharnn::burn;
 use sharnn::core::DecodeEngine;
 #[cfg(feature = "flex")]
 use sharnn::train::evaluate_packed;
-use sharnn::train::{EvalError, Interrupt, Progress, Stop, Trainer, load_best, load_weights};
+use sharnn::train::{
+    EvalError, Event, Interrupt, Observer, Progress, SharedGroup, Stop, Trainer, load_best, load_weights,
+};
 use sharnn::{AutodiffBackend, BackendJob, EvalConfig, Splits};
 
 use args::{Args, Plan};
 use data::DataChoice;
 
 fn main() -> ExitCode {
-    support::exit_code(run())
+    let group = match processes::join() {
+        Ok(group) => group,
+        Err(error) => return support::exit_code(Err(error)),
+    };
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            if group.is_first() {
+                // There is nobody left to tell.
+                let _ = error.print();
+            }
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    let result = run(args, group.clone());
+    processes::exit_code(group.as_ref(), result)
 }
 
-fn run() -> Result<ExitCode> {
-    let args = Args::parse();
+fn run(args: Args, group: SharedGroup) -> Result<ExitCode> {
+    ensure!(
+        group.size() == 1 || !args.eval_only,
+        "--eval-only runs in one process, not in {}: leave out mpirun",
+        group.size()
+    );
     let backend = args.backend()?;
-    if let Some(threads) = args.threads {
-        backend.set_threads(threads)?;
-    }
-    let run_dir = runs::choose(&args)?;
+    processes::set_threads(group.as_ref(), backend, args.threads)?;
+    let run_dir = runs::choose(&args, group.as_ref())?;
     let stored = args.continues().then(|| DataChoice::stored(&run_dir)).transpose()?.flatten();
-    let choice = DataChoice::from_args(&args, stored);
-    let splits = choice.open(&args)?;
+    let choice = DataChoice::from_args(&args, stored, group.is_first());
+    // Should it have to be downloaded, then once.
+    let splits = processes::after_first(group.as_ref(), || choice.open(&args))?;
     let plan = args.plan(&run_dir, &splits)?;
-    backend.dispatch(Job { args, plan, choice, splits })?
+    let device = group.local_rank();
+    backend.dispatch_on(device, Job { args, plan, choice, splits, group })?
 }
 
 /// The whole job, generic over the backend.
@@ -59,6 +82,7 @@ struct Job {
     plan: Plan,
     choice: DataChoice,
     splits: Splits,
+    group: SharedGroup,
 }
 
 impl BackendJob for Job {
@@ -71,18 +95,32 @@ impl BackendJob for Job {
 
 impl Job {
     fn train<B: AutodiffBackend>(self, device: &B::Device) -> Result<ExitCode> {
-        let Self { args, plan, choice, splits } = self;
+        let Self { args, plan, choice, splits, group } = self;
         let run_dir = plan.options.run_dir.clone();
-        eprintln!("{}", plan.describe(&splits));
-        eprintln!("{}", plan.memory::<B>());
-        let mut progress = Progress::new();
-        let mut trainer = Trainer::<B>::open(plan.config, plan.recipe, splits.clone(), plan.options, device)
-            .map_err(args::explain)?;
-        choice.store(&run_dir)?;
-
+        let speaks = group.is_first();
+        if speaks {
+            eprintln!("{}", plan.describe(&splits));
+            eprintln!("{}", plan.memory::<B>(group.size()));
+        }
+        let mut progress = speaks.then(Progress::new);
+        let mut watch = |event: Event<'_>| {
+            if let Some(progress) = &mut progress {
+                progress.on(event);
+            }
+        };
+        // Before anything is kept, so that nothing is lost.
         let interrupt = Interrupt::on_ctrl_c()?;
-        let stop = trainer.run(&plan.limits, &mut progress, &interrupt).map_err(args::explain)?;
+        let (config, recipe, options) = (plan.config, plan.recipe, plan.options);
+        let mut trainer = Trainer::<B>::open_in(group, config, recipe, splits.clone(), options, device)
+            .map_err(args::explain)?;
+        if speaks {
+            choice.store(&run_dir)?;
+        }
+        let stop = trainer.run(&plan.limits, &mut watch, &interrupt).map_err(args::explain)?;
         if stop == Stop::Interrupted {
+            if !speaks {
+                return Ok(ExitCode::from(130));
+            }
             eprintln!(
                 "stopped after step {}; go on with: --resume --out {}",
                 trainer.position().step,
@@ -91,8 +129,11 @@ impl Job {
             return Ok(ExitCode::from(130));
         }
         let steps = trainer.position().step;
-        let finished = trainer.finish(&mut progress).map_err(args::explain)?;
+        let finished = trainer.finish(&mut watch).map_err(args::explain)?;
         drop(progress);
+        if !speaks {
+            return Ok(ExitCode::SUCCESS);
+        }
         println!(
             "trained {steps} steps; best weights, after step {}, are in {}",
             finished.best.step,

@@ -3,8 +3,9 @@
 
     python3 -m venv nvrtc
     nvrtc/bin/pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12 nvidia-cuda-nvcc-cu12
-    nvrtc/bin/python scripts/cuda-kernels.py
+    nvrtc/bin/python scripts/cuda-kernels.py [SOURCES]
 
+SOURCES is a directory of sources that the project's test wrote already (its variable is SHARNN_CUDA_SOURCES); else it is run.
 The f32 kernels are compiled for compute capability 7.0, all of them for 8.0 and 9.0. The exit code is 1 if one does not compile, or
 if a kernel of bfloat16 has no instruction of the tensor cores.
 """
@@ -80,8 +81,13 @@ def main():
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as directory:
         directory = pathlib.Path(directory)
-        write_sources(directory)
-        for path in sorted(directory.glob("*.cu")):
+        sources = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else directory
+        if sources == directory:
+            write_sources(directory)
+        paths = sorted(sources.glob("*.cu"))
+        if not paths:
+            sys.exit(f"there are no sources in {sources}")
+        for path in paths:
             is_bf16 = path.stem.endswith("bf16")
             for architecture in [80, 90] if is_bf16 else [70, 80, 90]:
                 ptx, log = nvrtc.ptx(path.read_text(), architecture)

@@ -414,10 +414,10 @@ impl Plan {
         )
     }
 
-    /// An estimate of what training takes.
-    pub fn memory<B: Backend>(&self) -> MemoryEstimate {
+    /// An estimate of what training takes in each of so many processes.
+    pub fn memory<B: Backend>(&self, processes: usize) -> MemoryEstimate {
         let Self { config, recipe, options, .. } = self;
-        let (batch_size, seq_len) = (recipe.batch_size, recipe.segments.max());
+        let (batch_size, seq_len) = (recipe.batch_size.div_ceil(processes), recipe.segments.max());
         config.training_memory(StepShape::of::<B>(batch_size, seq_len, options.recompute, recipe.precision))
     }
 

@@ -31,7 +31,8 @@ pub struct DataChoice {
 
 impl DataChoice {
     /// What the options ask for; where they are silent, what the run had; else what is there.
-    pub fn from_args(args: &Args, stored: Option<DataChoice>) -> Self {
+    /// Where that is the bundled slice, and this process `speaks`, it says so.
+    pub fn from_args(args: &Args, stored: Option<DataChoice>, speaks: bool) -> Self {
         let fresh = stored.is_none();
         let stored = stored.unwrap_or(DataChoice {
             path: (args.download || Path::new(DEFAULT_PATH).exists()).then(|| DEFAULT_PATH.into()),
@@ -43,7 +44,7 @@ impl DataChoice {
             train_bytes: args.train_bytes.or(stored.train_bytes),
             scored_bytes: if args.full_eval { None } else { args.valid_bytes.or(stored.scored_bytes) },
         };
-        if choice.path.is_none() && fresh {
+        if choice.path.is_none() && fresh && speaks {
             eprintln!(
                 "training on the bundled first megabyte of enwik8; for the whole of it, give --download (36 MB) or --data PATH"
             );

@@ -5,16 +5,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
+use sharnn::train::Group;
+
 use super::args::Args;
 
 const RUNS: &str = "runs";
 
 /// The directory of this call's run: the one that was named; else the newest, where a run is continued; else a new one.
-pub fn choose(args: &Args) -> Result<PathBuf> {
+/// The first process of a group decides.
+pub fn choose(args: &Args, group: &dyn Group) -> Result<PathBuf> {
     if let Some(dir) = &args.out {
         return Ok(dir.clone());
     }
-    let newest = newest(Path::new(RUNS));
+    let mut first = newest(Path::new(RUNS)).map(|number| number.to_string()).unwrap_or_default().into_bytes();
+    group.broadcast(&mut first);
+    let newest: Option<u32> = String::from_utf8_lossy(&first).parse().ok();
     match newest {
         Some(number) if args.continues() => Ok(dir(number)),
         None if args.continues() => {

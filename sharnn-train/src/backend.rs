@@ -133,20 +133,32 @@ impl BackendKind {
     /// # Errors
     /// [`BackendError::NotCompiledIn`], and then the job is not run.
     pub fn dispatch<J: BackendJob>(self, job: J) -> Result<J::Output, BackendError> {
+        self.dispatch_on(0, job)
+    }
+
+    /// [`dispatch`](Self::dispatch) on the GPU of this number where the backend computes on GPUs: for many processes on one
+    /// machine. Number 0 is the default device, and the CPU has one alone.
+    ///
+    /// # Errors
+    /// As [`dispatch`](Self::dispatch).
+    pub fn dispatch_on<J: BackendJob>(self, gpu: usize, job: J) -> Result<J::Output, BackendError> {
         #[allow(unused_imports)] // Which names there are is up to the features.
         use burn::backend::*;
-        let _ = &job; // Used by no arm where no backend is compiled in.
+        let _ = (&job, gpu); // Used by no arm where no such backend is compiled in.
         match self {
             #[cfg(feature = "flex")]
             Self::Flex => Ok(job.run::<Autodiff<Flex>>(Default::default())),
             #[cfg(feature = "ndarray")]
             Self::NdArray => Ok(job.run::<Autodiff<NdArray<f32>>>(Default::default())),
             #[cfg(feature = "cuda")]
-            Self::Cuda => Ok(job.run::<Autodiff<Cuda>>(Default::default())),
+            Self::Cuda => Ok(job.run::<Autodiff<Cuda>>(cuda::CudaDevice::new(gpu))),
             #[cfg(feature = "wgpu")]
-            Self::Wgpu => Ok(job.run::<Autodiff<Wgpu>>(Default::default())),
+            Self::Wgpu => Ok(job.run::<Autodiff<Wgpu>>(match gpu {
+                0 => Default::default(),
+                gpu => wgpu::WgpuDevice::DiscreteGpu(gpu),
+            })),
             #[cfg(feature = "tch")]
-            Self::Tch => Ok(job.run::<Autodiff<LibTorch<f32>>>(sharnn_core::libtorch_device())),
+            Self::Tch => Ok(job.run::<Autodiff<LibTorch<f32>>>(sharnn_core::libtorch_device(gpu))),
             #[allow(unreachable_patterns)]
             kind => Err(BackendError::NotCompiledIn { kind, available: Self::available() }),
         }

@@ -228,6 +228,11 @@ impl Checkpoint {
         Ok(ShaRnnState { blocks })
     }
 
+    /// The checksum of the best weights.
+    pub(crate) fn best_digest(&self) -> Option<FileDigest> {
+        self.manifest.files.get(BEST).cloned()
+    }
+
     /// Makes `best/` agree with this checkpoint: it may have been written after it, or be gone.
     pub(crate) fn restore_best(&self, run: &RunDir) -> Result<Option<FileDigest>, CheckpointError> {
         let Some(best) = &self.manifest.best else {

@@ -7,6 +7,7 @@
 #[cfg(feature = "flex")]
 mod packed;
 
+use std::ops::Range;
 use std::time::Instant;
 
 use burn::tensor::{Int, Tensor, TensorData};
@@ -16,6 +17,8 @@ use sharnn_data::{DataError, Lanes};
 
 #[cfg(feature = "flex")]
 pub use packed::evaluate_packed;
+
+use crate::group::{Alone, Group};
 
 /// How to evaluate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,25 +132,65 @@ pub fn evaluate<B: Backend>(
     data: &[u8],
     config: &EvalConfig,
     device: &B::Device,
-    mut progress: impl FnMut(u64, u64),
+    progress: impl FnMut(u64, u64),
+) -> Result<Evaluation, EvalError> {
+    evaluate_in(&Alone, model, data, config, device, progress)
+}
+
+/// [`evaluate`] by all processes of a group, each on its share of the lanes, with the same result for all of them. `progress` is
+/// that of the share.
+pub(crate) fn evaluate_in<B: Backend>(
+    group: &dyn Group,
+    model: &ShaRnn<B>,
+    data: &[u8],
+    config: &EvalConfig,
+    device: &B::Device,
+    progress: impl FnMut(u64, u64),
 ) -> Result<Evaluation, EvalError> {
     check(model, config, device)?;
     let lanes = cut(data, config.lanes, model.vocab_size())?;
+    let own = evaluate_lanes(&lanes, group.share(config.lanes), model, config, device, progress);
+    if group.size() == 1 {
+        return own;
+    }
+    // A loss that is not finite anywhere makes all of them so.
+    let mut sums = match &own {
+        Ok(own) => [own.nats, own.bytes_scored as f64],
+        Err(_) => [f64::NAN; 2],
+    };
+    group.sum_f64(&mut sums);
+    let own = own?;
+    if !sums[0].is_finite() {
+        return Err(EvalError::NotFinite { offset: 0, nats: sums[0] });
+    }
+    Ok(Evaluation { nats: sums[0], bytes_scored: sums[1] as u64, ..own })
+}
+
+/// Scores some of the lanes.
+fn evaluate_lanes<B: Backend>(
+    lanes: &Lanes<&[u8]>,
+    share: Range<usize>,
+    model: &ShaRnn<B>,
+    config: &EvalConfig,
+    device: &B::Device,
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Evaluation, EvalError> {
     let targets = lanes.lane_len() - 1;
-    let total = lanes.n_targets() as u64;
+    let total = (share.len() * targets) as u64;
     let pass = Pass { precision: config.precision, ..Pass::default() };
 
     let mut sum = LossSum::new();
     let mut state = model.empty_state();
     let mut pending: Option<Segment<B>> = None;
+    let targets = if share.is_empty() { 0 } else { targets };
     for start in (0..targets).step_by(config.seq_len) {
         let end = targets.min(start + config.seq_len);
-        let input = segment(&lanes, start, end, device);
-        let target = segment(&lanes, start + 1, end + 1, device);
+        let input = segment(lanes, &share, start, end, device);
+        let target = segment(lanes, &share, start + 1, end + 1, device);
         let (loss, new_state) = model.loss(input, target, state, &pass);
         state = new_state.detach();
         // The loss before is read only now, so that the device has work while the host waits for it.
-        let done = pending.replace(Segment { loss, offset: start, bytes: (config.lanes * (end - start)) as u64 });
+        let done = pending.replace(Segment { loss, offset: start, bytes: (share.len() * (end - start)) as u64 });
         if let Some(done) = done {
             done.read(&mut sum)?;
             progress(sum.bytes, total);
@@ -224,9 +267,15 @@ fn cut(data: &[u8], n_lanes: usize, vocab_size: usize) -> Result<Lanes<&[u8]>, E
     }
 }
 
-/// Bytes `start..end` of every lane as tokens, `[lanes, end - start]`.
-fn segment<B: Backend>(lanes: &Lanes<&[u8]>, start: usize, end: usize, device: &B::Device) -> Tensor<B, 2, Int> {
+/// Bytes `start..end` of the lanes of `share` as tokens, `[share, end - start]`.
+fn segment<B: Backend>(
+    lanes: &Lanes<&[u8]>,
+    share: &Range<usize>,
+    start: usize,
+    end: usize,
+    device: &B::Device,
+) -> Tensor<B, 2, Int> {
     let lane = |i: usize| lanes.lane(i)[start..end].iter().map(|&byte| i32::from(byte));
-    let tokens: Vec<i32> = (0..lanes.n_lanes()).flat_map(lane).collect();
-    Tensor::from_data(TensorData::new(tokens, [lanes.n_lanes(), end - start]), device)
+    let tokens: Vec<i32> = share.clone().flat_map(lane).collect();
+    Tensor::from_data(TensorData::new(tokens, [share.len(), end - start]), device)
 }

@@ -8,6 +8,7 @@ use burn::tensor::{Bool, Shape, Tensor, TensorData};
 use sharnn_core::ops::{LambOptions, LambParam, LambStep, LambUpdate};
 use sharnn_core::{AutodiffBackend, Backend};
 
+use crate::group::{Alone, Group};
 use crate::lamb_config::LambConfig;
 use crate::params::{MapFloat, VisitFloat, host_values, map_params, param_infos, visit_params};
 use crate::tensor_file::{HostTensor, WeightsError};
@@ -24,6 +25,8 @@ pub const SECOND_MOMENT: &str = ".second_moment";
 /// What one step did, on the device.
 #[derive(Clone, Debug)]
 pub struct StepReport<B: Backend> {
+    /// The mean loss over all processes, `[1]`.
+    pub loss: Tensor<B, 1>,
     /// Global norm of the gradients before the clip, `[1]`.
     pub grad_norm: Tensor<B, 1>,
     /// Whether loss and norm were finite, `[1]`; where not, the step changed nothing.
@@ -90,22 +93,40 @@ impl<B: AutodiffBackend> MinTrustLamb<B> {
         &mut self,
         module: M,
         loss: Tensor<B::InnerBackend, 1>,
+        grads: B::Gradients,
+        lr: f64,
+    ) -> (M, StepReport<B::InnerBackend>) {
+        self.step_in(&Alone, &mut [], module, loss, grads, lr)
+    }
+
+    /// [`step`](Self::step) of a process in a group: all make the step of the averaged loss and gradients, so that one that is
+    /// not finite anywhere changes nothing anywhere. `flags` are added up over the processes on the way.
+    ///
+    /// # Panics
+    /// As [`step`](Self::step).
+    pub fn step_in<M: Module<B>>(
+        &mut self,
+        group: &dyn Group,
+        flags: &mut [f32],
+        module: M,
+        loss: Tensor<B::InnerBackend, 1>,
         mut grads: B::Gradients,
         lr: f64,
     ) -> (M, StepReport<B::InnerBackend>) {
         assert!(lr >= 0.0 && lr.is_finite(), "the learning rate is {lr}: it must be a finite number of at least 0");
         let mut taken = TakeGrads::<B> { grads: &mut grads, taken: BTreeMap::new() };
         visit_params(&module, &mut taken);
-        let grads = taken.taken;
+        let mut grads = taken.taken;
+        let loss = average(group, loss, &mut grads, flags);
 
         let grad_norm = match grads.is_empty() {
             true => loss.zeros_like(),
             false => B::InnerBackend::squared_norm(grads.values().cloned().collect()).sqrt(),
         };
-        let finite = loss.is_finite().bool_and(grad_norm.clone().is_finite());
+        let finite = loss.clone().is_finite().bool_and(grad_norm.clone().is_finite());
         let step = self.config.step(lr, grad_norm.clone(), finite.clone());
         if grads.is_empty() {
-            return (module, StepReport { grad_norm, finite });
+            return (module, StepReport { loss, grad_norm, finite });
         }
         let moments = &mut self.moments;
         let mut take = TakeParams { grads, moments, taken: VecDeque::new(), params: Vec::new() };
@@ -113,7 +134,7 @@ impl<B: AutodiffBackend> MinTrustLamb<B> {
         let TakeParams { taken, params, .. } = take;
         let (updates, _) = B::InnerBackend::lamb(&step, params);
         let mut put = PutParams { moments: &mut self.moments, taken, updates: updates.into_iter() };
-        (map_params(module, &mut put), StepReport { grad_norm, finite })
+        (map_params(module, &mut put), StepReport { loss, grad_norm, finite })
     }
 
     /// Name, shape and values of every moment, by parameter path; for checkpoints. A parameter that never had a gradient
@@ -185,6 +206,39 @@ fn check_moment(tensor: &str, moment: &HostTensor, expected: Vec<usize>, file: S
         None => Ok(()),
         Some(index) => Err(WeightsError::BadMoment { file, tensor, index, value: moment.data[index] }),
     }
+}
+
+/// Averages loss and gradients over the processes of a group, and adds up `flags`, in one go through the host.
+fn average<B: Backend>(
+    group: &dyn Group,
+    loss: Tensor<B, 1>,
+    grads: &mut BTreeMap<String, Tensor<B, 1>>,
+    flags: &mut [f32],
+) -> Tensor<B, 1> {
+    if group.size() == 1 {
+        return loss;
+    }
+    let options = (&loss.device(), loss.dtype());
+    let mut packed = flags.to_vec();
+    packed.extend(host_values(loss));
+    for grad in grads.values() {
+        packed.extend(host_values(grad.clone()));
+    }
+    group.sum(&mut packed);
+    let (sums, mut rest) = packed.split_at_mut(flags.len());
+    flags.copy_from_slice(sums);
+    let share = 1.0 / group.size() as f32;
+    rest.iter_mut().for_each(|x| *x *= share);
+    let mut take = |n: usize| {
+        let values;
+        (values, rest) = std::mem::take(&mut rest).split_at_mut(n);
+        Tensor::from_data(TensorData::new(values.to_vec(), [n]), options)
+    };
+    let loss = take(1);
+    for grad in grads.values_mut() {
+        *grad = take(grad.dims()[0]);
+    }
+    loss
 }
 
 /// Takes the gradients out of Burn's container, flattened, by path.

@@ -4,10 +4,14 @@ mod backend;
 mod checkpoint;
 mod evaluate;
 mod generate;
+mod group;
 mod interrupt;
 mod lamb;
 mod lamb_config;
+mod lane_state;
 mod metrics;
+#[cfg(feature = "mpi")]
+mod mpi_group;
 mod observer;
 mod params;
 mod progress;
@@ -28,10 +32,13 @@ pub use checkpoint::{
 pub use evaluate::evaluate_packed;
 pub use evaluate::{EvalConfig, EvalError, Evaluation, evaluate};
 pub use generate::{GenerateError, Generator, Sampling, SamplingError};
+pub use group::{Alone, Group, GroupError, SharedGroup, launched_by_mpi};
 pub use interrupt::{EXIT_STATUS, Interrupt, InterruptError};
 pub use lamb::{FIRST_MOMENT, MinTrustLamb, SECOND_MOMENT, StepReport};
 pub use lamb_config::{LambConfig, LambConfigError};
 pub use metrics::{EvalRecord, METRICS_FILE, Metrics, MetricsError, Record, TrainRecord};
+#[cfg(feature = "mpi")]
+pub use mpi_group::MpiGroup;
 pub use observer::{Event, Observer};
 pub use params::{MapFloat, NamedTensor, ParamInfo, VisitFloat, collect_params, map_params, param_infos, visit_params};
 pub use progress::Progress;

@@ -3,6 +3,8 @@
 //! A path joins the names of the fields that lead to a parameter, as in `blocks.2.attending.attention.query.weight`. The
 //! order is that of the fields, so it is the same in every run; Burn's own parameter ids are not, and loading renews them.
 
+use std::hash::{DefaultHasher, Hasher};
+
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -78,6 +80,19 @@ pub fn collect_params<B: Backend, M: Module<B>>(module: &M) -> Vec<NamedTensor> 
     let mut collect = Collect(Vec::new());
     visit_params(module, &mut collect);
     collect.0
+}
+
+/// A number that the weights of a module determine, the same in every process.
+pub(crate) fn weights_checksum<B: Backend, M: Module<B>>(module: &M) -> u64 {
+    struct Hash(DefaultHasher);
+    impl<B: Backend> VisitFloat<B> for Hash {
+        fn visit<const D: usize>(&mut self, _path: &str, tensor: Tensor<B, D>) {
+            host_values(tensor).iter().for_each(|x| self.0.write_u32(x.to_bits()));
+        }
+    }
+    let mut hash = Hash(DefaultHasher::new());
+    visit_params(module, &mut hash);
+    hash.0.finish()
 }
 
 /// A tensor's values as f32, row-major.

@@ -28,7 +28,8 @@ const STEP: &str = "step-";
 #[derive(Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
-    _lock: File,
+    /// `None` where another process of a group has locked it, which alone writes.
+    _lock: Option<File>,
 }
 
 /// Name of the checkpoint after `step` steps.
@@ -71,9 +72,14 @@ impl RunDir {
             Err(TryLockError::WouldBlock) => return Err(CheckpointError::Locked { path: lock_path }),
             Err(TryLockError::Error(error)) => return Err(CheckpointError::io("lock", &lock_path)(error)),
         }
-        let run = Self { path: path.into(), _lock: lock };
+        let run = Self { path: path.into(), _lock: Some(lock) };
         run.clean()?;
         Ok(run)
+    }
+
+    /// A directory that another process of the group has opened, to read.
+    pub(crate) fn of_group(path: &Path) -> Self {
+        Self { path: path.into(), _lock: None }
     }
 
     /// Removes what a crash left half-written; puts back what was being replaced if nothing had taken its place yet.

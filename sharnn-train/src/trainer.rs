@@ -19,18 +19,28 @@ pub use error::TrainError;
 pub use options::{Limits, Stop, TrainOptions};
 
 use crate::checkpoint::load_best;
+use crate::group::same_weights;
+use crate::params::weights_checksum;
 use crate::run_dir::RunDir;
 use crate::step_log::{PendingStep, StepLog};
 use crate::{
     Best, CorpusIdentity, Evaluation, Event, FileDigest, Interrupt, Metrics, MinTrustLamb, Moved, Observer, Phase,
-    Position, Recipe, Smoothed, Window, select_state,
+    Position, Recipe, SharedGroup, Smoothed, Window, select_state,
 };
+
+/// Steps between two comparisons of the weights of many processes.
+const WEIGHTS_COMPARED_EVERY: u64 = 100;
 
 /// A training run: a model, and everything that it takes to train it and to go on after an interruption.
 ///
 /// A run that is stopped at any moment, by a limit, by [`Interrupt`] or by the end of the process, and then resumed, gives
 /// the losses and weights of a run that never stopped, bit for bit where the backend computes the same twice
 /// ([`BackendKind::resumes_bit_exactly`](crate::BackendKind::resumes_bit_exactly)).
+///
+/// One of these in each process of a [`Group`] trains one run over all of them ([`open_in`](Self::open_in)): each computes
+/// some lanes of the batch, and reads, draws and drops what a single process would for these lanes. The losses agree with
+/// those of a single process up to rounding, and are the same bits whenever as many processes train. All of them must be
+/// able to read the run directory; the first one writes there.
 ///
 /// ```no_run
 /// use burn::backend::{Autodiff, Flex};
@@ -56,6 +66,9 @@ pub struct Trainer<B: AutodiffBackend> {
     options: TrainOptions,
     splits: Splits,
     corpus: CorpusIdentity,
+    group: SharedGroup,
+    /// What the processes asked for in the last step.
+    asked: Asked,
     device: B::Device,
     /// `None` only inside a step.
     model: Option<ShaRnn<B>>,
@@ -69,13 +82,34 @@ pub struct Trainer<B: AutodiffBackend> {
     smoothed: Smoothed,
     clock: Clock,
     limits: Limits,
-    metrics: Metrics,
+    /// `None` in processes that do not write.
+    metrics: Option<Metrics>,
     /// What to say of a checkpoint that was computed otherwise, until it was said.
     moved: Option<Moved>,
     /// The position of the newest checkpoint.
     saved: Option<Position>,
     save_due: bool,
     run_dir: RunDir,
+}
+
+/// What processes may ask of each other while they train. Of time only the first one knows.
+#[derive(Clone, Copy, Debug, Default)]
+struct Asked {
+    interrupt: bool,
+    time_is_up: bool,
+    checkpoint: bool,
+}
+
+impl Asked {
+    /// As numbers that can be added up over a group.
+    fn flags(self) -> [f32; 3] {
+        [self.interrupt, self.time_is_up, self.checkpoint].map(|asked| f32::from(u8::from(asked)))
+    }
+
+    fn from_flags(flags: [f32; 3]) -> Self {
+        let [interrupt, time_is_up, checkpoint] = flags.map(|sum| sum > 0.0);
+        Self { interrupt, time_is_up, checkpoint }
+    }
 }
 
 /// What came of a run.
@@ -106,8 +140,12 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.limits = *limits;
         self.clock.start();
         self.announce(observer);
+        self.asked = Asked::default();
         loop {
-            if let Some(stop) = self.stop(interrupt) {
+            if self.group.size() == 1 {
+                self.asked = self.asks(interrupt);
+            }
+            if let Some(stop) = self.stop() {
                 self.checkpoint(observer)?;
                 self.clock.stop();
                 return Ok(stop);
@@ -123,7 +161,10 @@ impl<B: AutodiffBackend> Trainer<B> {
                 self.checkpoint(observer)?;
             }
             let segment = self.segments.next_segment().expect("the epoch has not ended");
-            self.step(&segment);
+            self.step(&segment, interrupt);
+            if self.position.step.is_multiple_of(WEIGHTS_COMPARED_EVERY) {
+                self.compare_weights()?;
+            }
             if self.position.step.is_multiple_of(self.options.log_every) {
                 self.log(observer)?;
             } else if self.pending.is_full() {
@@ -132,8 +173,9 @@ impl<B: AutodiffBackend> Trainer<B> {
         }
     }
 
-    /// One step of the recipe. The host does not wait for the device.
-    fn step(&mut self, segment: &Segment) {
+    /// One step of the recipe. The host does not wait for the device, unless it has to share the gradients with other
+    /// processes.
+    fn step(&mut self, segment: &Segment, interrupt: &Interrupt) {
         let lr = self.lr(segment);
         let (precision, recompute) = (self.recipe.precision, self.options.recompute);
         let pass = Pass { precision, dropout: self.dropout(segment), recompute };
@@ -143,16 +185,18 @@ impl<B: AutodiffBackend> Trainer<B> {
         let [tokens, targets] = [&segment.inputs, &segment.targets].map(|bytes| self.upload(segment, bytes));
         let (loss, new) = model.loss(tokens, targets, old.clone(), &pass);
         let grads = loss.backward();
-        let loss = loss.inner();
-        let (model, report) = self.optimizer.step(model, loss.clone(), grads, lr);
+        let mut flags = self.asks(interrupt).flags();
+        let (model, report) =
+            self.optimizer.step_in(self.group.as_ref(), &mut flags, model, loss.inner(), grads, lr);
+        self.asked = Asked::from_flags(flags);
         self.state = select_state(Tensor::from_inner(report.finite.clone()), new.detach(), old).detach();
 
         self.model = Some(model);
         self.position.step += 1;
         self.position.phase_step += 1;
-        let bytes = segment.inputs.len() as u64;
+        let bytes = (segment.len * self.recipe.batch_size) as u64;
         self.position.bytes += bytes;
-        let (step, grad_norm, finite) = (self.position.step, report.grad_norm, report.finite);
+        let (step, loss, grad_norm, finite) = (self.position.step, report.loss, report.grad_norm, report.finite);
         self.pending.push(PendingStep { step, bytes, lr, loss, grad_norm, finite });
     }
 
@@ -183,14 +227,32 @@ impl<B: AutodiffBackend> Trainer<B> {
         phase.lr_at(phase_step, by_bytes.max(by_steps))
     }
 
-    fn stop(&self, interrupt: &Interrupt) -> Option<Stop> {
+    /// What this process asks for.
+    fn asks(&self, interrupt: &Interrupt) -> Asked {
+        let is_first = self.group.is_first();
+        Asked {
+            interrupt: interrupt.is_raised(),
+            time_is_up: is_first && self.limits.max_time.is_some_and(|max| self.clock.running() >= max),
+            checkpoint: is_first && self.checkpoint_time_is_over(),
+        }
+    }
+
+    /// Checks that all processes have the same weights.
+    fn compare_weights(&self) -> Result<(), TrainError> {
+        if self.group.size() > 1 {
+            same_weights(self.group.as_ref(), self.position.step, weights_checksum(self.model()))?;
+        }
+        Ok(())
+    }
+
+    fn stop(&self) -> Option<Stop> {
         let Position { step, epoch, .. } = self.position;
         match self.limits {
             _ if self.phase().is_none() => Some(Stop::Finished),
-            _ if interrupt.is_raised() => Some(Stop::Interrupted),
+            _ if self.asked.interrupt => Some(Stop::Interrupted),
             Limits { max_steps: Some(max), .. } if step >= max => Some(Stop::Steps),
             Limits { max_epochs: Some(max), .. } if epoch >= max => Some(Stop::Epochs),
-            Limits { max_time: Some(max), .. } if self.clock.running() >= max => Some(Stop::Time),
+            _ if self.asked.time_is_up => Some(Stop::Time),
             _ => None,
         }
     }

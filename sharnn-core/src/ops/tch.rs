@@ -15,9 +15,9 @@ use super::{
     LstmInputs, LstmSaved, LstmWanted, Precision, generic,
 };
 
-/// The first NVIDIA GPU that libtorch sees, or the CPU.
-pub fn libtorch_device() -> LibTorchDevice {
-    if tch::Cuda::is_available() { LibTorchDevice::Cuda(0) } else { LibTorchDevice::Cpu }
+/// The NVIDIA GPU of this number, or the CPU where libtorch sees none.
+pub fn libtorch_device(gpu: usize) -> LibTorchDevice {
+    if tch::Cuda::is_available() { LibTorchDevice::Cuda(gpu) } else { LibTorchDevice::Cpu }
 }
 
 fn of<E: TchElement, const D: usize>(x: Tensor<LibTorch<E>, D>) -> TchTensor {

@@ -3,7 +3,7 @@
 use sharnn_core::Precision;
 use sharnn_data::DataError;
 
-use crate::{CheckpointError, EvalError, MetricsError, RecipeError, WeightsError};
+use crate::{CheckpointError, EvalError, GroupError, MetricsError, RecipeError, WeightsError};
 
 /// An error about a training run.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,10 @@ pub enum TrainError {
         /// Name of the backend.
         backend: String,
     },
+
+    /// The processes of a group can't train together.
+    #[error(transparent)]
+    Group(#[from] GroupError),
 
     /// Too many steps in a row were skipped.
     #[error(

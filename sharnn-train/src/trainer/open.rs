@@ -1,16 +1,22 @@
 //! Starting a run, and resuming one.
 
+use std::sync::Arc;
+
 use burn::module::Module;
+use serde::Serialize;
 use sharnn_core::{AutodiffBackend, ShaRnnConfig, ShaRnnState};
 use sharnn_data::{Lanes, Segments, Splits};
 
 use super::clock::Clock;
-use super::{Limits, TrainError, TrainOptions, Trainer};
+use super::{Asked, Limits, TrainError, TrainOptions, Trainer};
 use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::group::{agree, all_ok};
+use crate::lane_state::select_lanes;
 use crate::run_dir::{RunDir, checkpoints};
 use crate::step_log::StepLog;
 use crate::{
-    BEST_DIR, CorpusIdentity, Metrics, MinTrustLamb, Position, Recipe, RecipeError, Smoothed, Window, load_weights,
+    Alone, BEST_DIR, CorpusIdentity, GroupError, Metrics, MinTrustLamb, Position, Recipe, RecipeError, SharedGroup,
+    Smoothed, Window, load_weights,
 };
 
 impl<B: AutodiffBackend> Trainer<B> {
@@ -27,42 +33,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         options: TrainOptions,
         device: &B::Device,
     ) -> Result<Self, TrainError> {
-        check::<B>(&config, &recipe, &splits, &options, device)?;
-        let run_dir = RunDir::open(&options.run_dir)?;
-        if let Some((_, newest)) = checkpoints(run_dir.path())?.pop() {
-            let checkpoint = newest.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            return Err(CheckpointError::Exists { run_dir: options.run_dir, checkpoint }.into());
-        }
-        let mut model = config.init_seeded::<B>(recipe.seed, device);
-        if let Some(path) = &options.initial_weights {
-            model = load_weights(model, path)?;
-        }
-        run_dir.remove_dir(BEST_DIR)?;
-        let lanes = Lanes::new(splits.train.clone(), recipe.batch_size)?;
-        Ok(Self {
-            segments: Segments::new(lanes, recipe.segments, recipe.seed)?,
-            corpus: CorpusIdentity::of(&splits),
-            optimizer: MinTrustLamb::new(recipe.lamb.clone()),
-            state: ShaRnnState::empty(config.n_layers),
-            model: Some(model),
-            position: Position::default(),
-            best: None,
-            pending: StepLog::new(),
-            window: Window::default(),
-            smoothed: Smoothed::default(),
-            clock: Clock::at(0.0),
-            limits: Limits::default(),
-            metrics: Metrics::open(run_dir.path(), 0, 0)?,
-            moved: None,
-            saved: None,
-            save_due: false,
-            device: device.clone(),
-            config,
-            recipe,
-            options,
-            splits,
-            run_dir,
-        })
+        Start::<B> { splits, options, group: Arc::new(Alone), device }.new_run(config, recipe)
     }
 
     /// The run of the newest checkpoint in the run directory, with its own configuration and recipe.
@@ -71,7 +42,7 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// If there is no checkpoint or the newest is damaged (the error names the one before it), if the data is not the
     /// run's, or if another process trains there.
     pub fn resume(splits: Splits, options: TrainOptions, device: &B::Device) -> Result<Self, TrainError> {
-        Self::resume_as(None, splits, options, device)
+        Start::<B> { splits, options, group: Arc::new(Alone), device }.resume(None)
     }
 
     /// Resumes the run of the run directory where there is one, and starts one where there is none.
@@ -86,55 +57,42 @@ impl<B: AutodiffBackend> Trainer<B> {
         options: TrainOptions,
         device: &B::Device,
     ) -> Result<Self, TrainError> {
-        if checkpoints(&options.run_dir)?.is_empty() {
-            return Self::new(config, recipe, splits, options, device);
-        }
-        Self::resume_as(Some((&config, &recipe)), splits, options, device)
+        Self::open_in(Arc::new(Alone), config, recipe, splits, options, device)
     }
 
-    fn resume_as(
-        expected: Option<(&ShaRnnConfig, &Recipe)>,
+    /// [`open`](Self::open) by every process of a group, whose number divides the recipe's batch size. A run that so many
+    /// processes saved is resumed by as many or by others.
+    ///
+    /// An error that comes later than here, in [`run`](Self::run) or [`finish`](Self::finish), may be that of one process
+    /// alone: its program must then say so and [`abort`](crate::Group::abort) the group, which would wait for it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), in all processes, the first of which names the one that failed; and
+    /// [`TrainError::Group`] where they were not started alike.
+    pub fn open_in(
+        group: SharedGroup,
+        config: ShaRnnConfig,
+        recipe: Recipe,
         splits: Splits,
         options: TrainOptions,
         device: &B::Device,
     ) -> Result<Self, TrainError> {
-        let run_dir = RunDir::open(&options.run_dir)?;
-        let checkpoint = Checkpoint::load_newest(run_dir.path())?;
-        let manifest = checkpoint.manifest.clone();
-        let corpus = CorpusIdentity::of(&splits);
-        manifest.check(&checkpoint.dir, expected, &corpus)?;
-        let moved = manifest.moved_to::<B>(device);
-        let (config, recipe) = (manifest.config, manifest.recipe);
-        check::<B>(&config, &recipe, &splits, &options, device)?;
-
-        let model = checkpoint.model(config.init_seeded::<B>(recipe.seed, device))?;
-        let optimizer = checkpoint.moments(MinTrustLamb::new(recipe.lamb.clone()), &model)?;
-        let lanes = Lanes::new(splits.train.clone(), recipe.batch_size)?;
-        let best = manifest.best.zip(checkpoint.restore_best(&run_dir)?);
-        Ok(Self {
-            segments: Segments::restore(lanes, recipe.segments, manifest.segments)?,
-            state: checkpoint.state(device)?,
-            metrics: Metrics::open(run_dir.path(), manifest.position.step, manifest.position.validated)?,
-            model: Some(model),
-            saved: Some(manifest.position.clone()),
-            position: manifest.position,
-            pending: StepLog::new(),
-            window: manifest.window,
-            smoothed: manifest.smoothed,
-            clock: Clock::at(manifest.seconds),
-            limits: Limits::default(),
-            save_due: false,
-            device: device.clone(),
-            moved,
-            optimizer,
-            corpus,
-            best,
-            config,
-            recipe,
-            options,
-            splits,
-            run_dir,
-        })
+        let start = Start::<B> { splits, options, group: group.clone(), device };
+        let found = all_ok(group.as_ref(), start.check_group(&config, &recipe).and_then(|()| start.has_checkpoint()))?;
+        agree(group.as_ref(), &start.setup(&config, &recipe, found))?;
+        // The first process locks and cleans the directory before the others look into it.
+        let opened = match group.is_first() {
+            true => start.lock().map(Some),
+            false => Ok(None),
+        };
+        let run_dir = all_ok(group.as_ref(), opened)?;
+        let trainer = match found {
+            true => start.resume_in(run_dir, Some((&config, &recipe))),
+            false => start.new_in(run_dir, config, recipe),
+        };
+        let trainer = all_ok(group.as_ref(), trainer)?;
+        trainer.compare_weights()?;
+        Ok(trainer)
     }
 
     /// The model's configuration.
@@ -155,6 +113,176 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// Number of trained values.
     pub fn num_params(&self) -> usize {
         self.model().num_params()
+    }
+}
+
+/// What a run is started or resumed with, beside its configuration and recipe.
+struct Start<'a, B: AutodiffBackend> {
+    splits: Splits,
+    options: TrainOptions,
+    group: SharedGroup,
+    device: &'a B::Device,
+}
+
+/// What all processes of a group must have alike.
+#[derive(Serialize)]
+struct Setup<'a> {
+    program: &'static str,
+    config: &'a ShaRnnConfig,
+    recipe: &'a Recipe,
+    corpus: CorpusIdentity,
+    backend: String,
+    instructions: Option<&'static str>,
+    log_every: u64,
+    checkpoint_every: u64,
+    recompute: bool,
+    has_checkpoint: bool,
+}
+
+impl<B: AutodiffBackend> Start<'_, B> {
+    fn check_group(&self, config: &ShaRnnConfig, recipe: &Recipe) -> Result<(), TrainError> {
+        check::<B>(config, recipe, &self.splits, &self.options, self.device)?;
+        let (batch_size, size) = (recipe.batch_size, self.group.size());
+        if !batch_size.is_multiple_of(size) {
+            return Err(GroupError::Batch { batch_size, size }.into());
+        }
+        Ok(())
+    }
+
+    fn has_checkpoint(&self) -> Result<bool, TrainError> {
+        Ok(!checkpoints(&self.options.run_dir)?.is_empty())
+    }
+
+    fn setup<'a>(&self, config: &'a ShaRnnConfig, recipe: &'a Recipe, has_checkpoint: bool) -> Setup<'a> {
+        Setup {
+            program: env!("CARGO_PKG_VERSION"),
+            config,
+            recipe,
+            corpus: CorpusIdentity::of(&self.splits),
+            backend: B::name(self.device),
+            instructions: B::instructions(),
+            log_every: self.options.log_every,
+            checkpoint_every: self.options.checkpoint_every,
+            recompute: self.options.recompute,
+            has_checkpoint,
+        }
+    }
+
+    fn lock(&self) -> Result<RunDir, TrainError> {
+        Ok(RunDir::open(&self.options.run_dir)?)
+    }
+
+    fn new_run(self, config: ShaRnnConfig, recipe: Recipe) -> Result<Trainer<B>, TrainError> {
+        self.check_group(&config, &recipe)?;
+        let run_dir = self.lock()?;
+        self.new_in(Some(run_dir), config, recipe)
+    }
+
+    fn resume(self, expected: Option<(&ShaRnnConfig, &Recipe)>) -> Result<Trainer<B>, TrainError> {
+        let run_dir = self.lock()?;
+        self.resume_in(Some(run_dir), expected)
+    }
+
+    /// `run_dir` is locked in the first process; the others have none.
+    fn new_in(self, run_dir: Option<RunDir>, config: ShaRnnConfig, recipe: Recipe) -> Result<Trainer<B>, TrainError> {
+        let Self { splits, options, group, device } = self;
+        if let Some((_, newest)) = checkpoints(&options.run_dir)?.pop() {
+            let checkpoint = newest.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            return Err(CheckpointError::Exists { run_dir: options.run_dir, checkpoint }.into());
+        }
+        let mut model = config.init_seeded::<B>(recipe.seed, device);
+        if let Some(path) = &options.initial_weights {
+            model = load_weights(model, path)?;
+        }
+        let metrics = match &run_dir {
+            Some(run_dir) => {
+                run_dir.remove_dir(BEST_DIR)?;
+                Some(Metrics::open(run_dir.path(), 0, 0)?)
+            }
+            None => None,
+        };
+        let lanes = Lanes::new(splits.train.clone(), recipe.batch_size)?;
+        let share = group.share(recipe.batch_size);
+        Ok(Trainer {
+            segments: Segments::new(lanes, recipe.segments, recipe.seed)?.select_lanes(share)?,
+            corpus: CorpusIdentity::of(&splits),
+            optimizer: MinTrustLamb::new(recipe.lamb.clone()),
+            state: ShaRnnState::empty(config.n_layers),
+            model: Some(model),
+            position: Position::default(),
+            best: None,
+            pending: StepLog::new(),
+            window: Window::default(),
+            smoothed: Smoothed::default(),
+            clock: Clock::at(0.0),
+            limits: Limits::default(),
+            asked: Asked::default(),
+            moved: None,
+            saved: None,
+            save_due: false,
+            device: device.clone(),
+            run_dir: run_dir.unwrap_or_else(|| RunDir::of_group(&options.run_dir)),
+            metrics,
+            group,
+            config,
+            recipe,
+            options,
+            splits,
+        })
+    }
+
+    /// `run_dir` is locked in the first process; the others have none.
+    fn resume_in(
+        self,
+        run_dir: Option<RunDir>,
+        expected: Option<(&ShaRnnConfig, &Recipe)>,
+    ) -> Result<Trainer<B>, TrainError> {
+        let Self { splits, options, group, device } = self;
+        let checkpoint = Checkpoint::load_newest(&options.run_dir)?;
+        let manifest = checkpoint.manifest.clone();
+        let corpus = CorpusIdentity::of(&splits);
+        manifest.check(&checkpoint.dir, expected, &corpus)?;
+        let moved = manifest.moved_to::<B>(device);
+        let (config, recipe) = (manifest.config, manifest.recipe);
+        check::<B>(&config, &recipe, &splits, &options, device)?;
+
+        let model = checkpoint.model(config.init_seeded::<B>(recipe.seed, device))?;
+        let optimizer = checkpoint.moments(MinTrustLamb::new(recipe.lamb.clone()), &model)?;
+        let lanes = Lanes::new(splits.train.clone(), recipe.batch_size)?;
+        let share = group.share(recipe.batch_size);
+        let (metrics, digest) = match &run_dir {
+            Some(run_dir) => {
+                let (step, validated) = (manifest.position.step, manifest.position.validated);
+                (Some(Metrics::open(run_dir.path(), step, validated)?), checkpoint.restore_best(run_dir)?)
+            }
+            None => (None, checkpoint.best_digest()),
+        };
+        Ok(Trainer {
+            segments: Segments::restore(lanes, recipe.segments, manifest.segments)?.select_lanes(share.clone())?,
+            state: select_lanes(checkpoint.state(device)?, &share),
+            model: Some(model),
+            saved: Some(manifest.position.clone()),
+            position: manifest.position,
+            pending: StepLog::new(),
+            window: manifest.window,
+            smoothed: manifest.smoothed,
+            clock: Clock::at(manifest.seconds),
+            limits: Limits::default(),
+            asked: Asked::default(),
+            save_due: false,
+            device: device.clone(),
+            best: manifest.best.zip(digest),
+            run_dir: run_dir.unwrap_or_else(|| RunDir::of_group(&options.run_dir)),
+            metrics,
+            moved,
+            optimizer,
+            corpus,
+            group,
+            config,
+            recipe,
+            options,
+            splits,
+        })
     }
 }
 

@@ -1,15 +1,19 @@
 //! Everything of a run that is not training: reading the device, records, validation, checkpoints, the final test.
 
+use std::path::PathBuf;
+
 use burn::module::AutodiffModule;
-use sharnn_core::{AutodiffBackend, ShaRnn};
+use sharnn_core::{AutodiffBackend, ShaRnn, ShaRnnState};
 use sharnn_data::Split;
 
 use super::{Finished, TrainError, Trainer};
 use crate::checkpoint::{self, Manifest, Tensors, load_best};
+use crate::evaluate::evaluate_in;
+use crate::lane_state::gather_state;
 use crate::run_dir::{checkpoints, step_name};
 use crate::{
-    Best, EvalConfig, EvalError, EvalRecord, Evaluation, Event, Observer, Position, Record, TrainRecord, Window,
-    evaluate,
+    Best, EvalConfig, EvalError, EvalRecord, Evaluation, Event, FileDigest, Observer, Position, Record, TrainRecord,
+    Window,
 };
 
 impl<B: AutodiffBackend> Trainer<B> {
@@ -78,7 +82,7 @@ impl<B: AutodiffBackend> Trainer<B> {
             bytes_per_s: window.bytes_per_s(),
             skipped: window.skipped,
         };
-        self.metrics.append(&Record::Train(record.clone()))?;
+        self.record(Record::Train(record.clone()))?;
         observer.on(Event::Train {
             record: &record,
             smoothed_bpc: self.smoothed.bpc,
@@ -130,11 +134,11 @@ impl<B: AutodiffBackend> Trainer<B> {
             best: better.is_some(),
         };
         if let Some(best) = better {
-            let digest = checkpoint::save_best(&self.run_dir, &self.config, &best, &model)?;
+            let digest = self.save_best(&best, &model)?;
             self.best = Some((best, digest));
         }
         self.position.validated = step;
-        self.metrics.append(&Record::Valid(record.clone()))?;
+        self.record(Record::Valid(record.clone()))?;
         observer.on(Event::Valid(&record));
         self.clock.skip_lap();
         Ok(())
@@ -151,14 +155,17 @@ impl<B: AutodiffBackend> Trainer<B> {
             _ => (&self.splits.test, &self.recipe.test),
         };
         let progress = |done, total| observer.on(Event::Evaluating { split, done, total });
-        evaluate(model, bytes, config, &self.device, progress).map_err(|source| TrainError::Evaluate { split, source })
+        evaluate_in(self.group.as_ref(), model, bytes, config, &self.device, progress).map_err(|source| TrainError::Evaluate { split, source })
     }
 
     pub(super) fn checkpoint_is_due(&self) -> bool {
         let every = self.options.checkpoint_every;
         let by_steps = every > 0 && self.position.step.is_multiple_of(every);
-        let by_time = self.options.checkpoint_interval.is_some_and(|interval| self.clock.since_saved() >= interval);
-        self.save_due || by_steps || by_time
+        self.save_due || by_steps || self.asked.checkpoint
+    }
+
+    pub(super) fn checkpoint_time_is_over(&self) -> bool {
+        self.options.checkpoint_interval.is_some_and(|interval| self.clock.since_saved() >= interval)
     }
 
     /// Writes a checkpoint, unless the run stands where the newest one does. While steps are being skipped it is put off: a
@@ -174,7 +181,22 @@ impl<B: AutodiffBackend> Trainer<B> {
             observer.on(Event::NotSaved { step });
             return Ok(());
         }
-        self.metrics.sync()?;
+        self.compare_weights()?;
+        // What the other processes hold; only the first one has it all.
+        let state = gather_state(self.group.as_ref(), &self.state, &self.device);
+        if let Some(state) = state {
+            let path = self.write_checkpoint(&state)?;
+            observer.on(Event::Checkpoint { step, path: &path });
+        }
+        self.saved = Some(self.position.clone());
+        self.clock.saved();
+        Ok(())
+    }
+
+    fn write_checkpoint(&mut self, state: &ShaRnnState<B>) -> Result<PathBuf, TrainError> {
+        if let Some(metrics) = &mut self.metrics {
+            metrics.sync()?;
+        }
         let manifest = Manifest {
             format: checkpoint::FORMAT,
             config: self.config.clone(),
@@ -191,13 +213,28 @@ impl<B: AutodiffBackend> Trainer<B> {
             files: Default::default(),
         };
         let best = self.best.as_ref().map(|(_, digest)| digest);
-        let tensors = Tensors { model: self.model(), optimizer: &self.optimizer, state: &self.state, best };
+        let tensors = Tensors { model: self.model(), optimizer: &self.optimizer, state, best };
         let path = checkpoint::save(&self.run_dir, manifest, &tensors)?;
         self.run_dir.prune(self.options.keep_checkpoints)?;
-        self.saved = Some(self.position.clone());
-        self.clock.saved();
-        observer.on(Event::Checkpoint { step, path: &path });
-        Ok(())
+        Ok(path)
+    }
+
+    /// Has the first process write the best weights, and waits until they are there for all.
+    fn save_best(&self, best: &Best, model: &ShaRnn<B::InnerBackend>) -> Result<FileDigest, TrainError> {
+        let mut digest = Vec::new();
+        if self.group.is_first() {
+            let written = checkpoint::save_best(&self.run_dir, &self.config, best, model)?;
+            digest = serde_json::to_vec(&written).expect("a digest is plain data");
+        }
+        self.group.broadcast(&mut digest);
+        Ok(serde_json::from_slice(&digest).expect("the first process sends a digest"))
+    }
+
+    fn record(&mut self, record: Record) -> Result<(), TrainError> {
+        match &mut self.metrics {
+            Some(metrics) => Ok(metrics.append(&record)?),
+            None => Ok(()),
+        }
     }
 
     /// Ends the run here: scores the weights as they stand, unless that was done, and tests the best ones.
@@ -219,8 +256,10 @@ impl<B: AutodiffBackend> Trainer<B> {
         let test = self.evaluate(&model, "test", observer)?;
         let (bpc, bytes, seconds) = (Some(test.bpc()), test.bytes_scored, self.clock.seconds());
         let record = EvalRecord { step, phase, epoch, seconds, bpc, bytes, best: true };
-        self.metrics.append(&Record::Test(record.clone()))?;
-        self.metrics.sync()?;
+        self.record(Record::Test(record.clone()))?;
+        if let Some(metrics) = &mut self.metrics {
+            metrics.sync()?;
+        }
         observer.on(Event::Test(&record));
         Ok(Finished { best, test, model })
     }

@@ -8,6 +8,7 @@ mod support;
 mod evaluate;
 mod generate;
 mod golden;
+mod group;
 mod interrupt;
 mod moved;
 mod optimizer;

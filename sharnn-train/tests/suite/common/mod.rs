@@ -1,5 +1,7 @@
 //! A run that is small enough to be repeated many times, and what is compared of two runs.
 
+pub mod threads;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 

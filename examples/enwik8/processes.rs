@@ -1,0 +1,81 @@
+//! The processes that train together: this one alone, or those that `mpirun` started.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use sharnn::train::{Alone, Group, SharedGroup, launched_by_mpi};
+use sharnn::BackendKind;
+
+use super::support;
+
+/// How long the others leave it to the first process to tell of an error that all have.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The group of this process.
+pub fn join() -> Result<SharedGroup> {
+    if !launched_by_mpi() {
+        return Ok(Arc::new(Alone));
+    }
+    #[cfg(feature = "mpi")]
+    match sharnn::train::MpiGroup::join() {
+        Some(group) => Ok(Arc::new(group)),
+        None => anyhow::bail!("MPI is in use already"),
+    }
+    #[cfg(not(feature = "mpi"))]
+    anyhow::bail!("MPI started this program, which was built without it: build it with --features mpi")
+}
+
+/// The exit code of a program; an error is printed in one line, and ends the whole group.
+pub fn exit_code(group: &dyn Group, result: Result<ExitCode>) -> ExitCode {
+    match result {
+        Err(error) if group.size() > 1 => {
+            if !group.is_first() {
+                std::thread::sleep(PATIENCE);
+            }
+            eprintln!("error: process {} of {}: {error:#}", group.rank(), group.size());
+            group.abort(1)
+        }
+        result => support::exit_code(result),
+    }
+}
+
+/// Sets the number of threads that was asked for; else processes on one machine share its cores.
+pub fn set_threads(group: &dyn Group, backend: BackendKind, asked: Option<usize>) -> Result<()> {
+    let threads = match asked {
+        Some(threads) => threads,
+        None if group.local_size() > 1 && matches!(backend, BackendKind::Flex | BackendKind::NdArray) => {
+            share_of_cores(std::thread::available_parallelism()?.get(), group.local_size())
+        }
+        None => return Ok(()),
+    };
+    Ok(backend.set_threads(threads)?)
+}
+
+/// Threads of each of so many processes on as many cores as each of them may run on.
+fn share_of_cores(cores: usize, processes: usize) -> usize {
+    (cores / processes).max(1)
+}
+
+/// Lets the first process go ahead with what the others then find done.
+pub fn after_first<T>(group: &dyn Group, job: impl FnOnce() -> Result<T>) -> Result<T> {
+    if group.is_first() {
+        let done = job()?;
+        group.broadcast(&mut Vec::new());
+        Ok(done)
+    } else {
+        group.broadcast(&mut Vec::new());
+        job()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_share_the_cores() {
+        assert_eq!([share_of_cores(8, 3), share_of_cores(2, 2), share_of_cores(1, 4)], [2, 1, 1]);
+    }
+}

@@ -1,0 +1,62 @@
+//! States of some lanes of a batch: brought together for a checkpoint, and taken apart again.
+
+use std::ops::Range;
+
+use burn::tensor::{Tensor, TensorData, backend::Backend};
+use sharnn_core::{BlockState, LstmState, ShaRnnState};
+
+use crate::Group;
+use crate::params::host_values;
+
+/// The state of all lanes, for the first process of a group; each brings those of its own. `None` in the others.
+pub(crate) fn gather_state<B: Backend>(
+    group: &dyn Group,
+    state: &ShaRnnState<B>,
+    device: &B::Device,
+) -> Option<ShaRnnState<B>> {
+    if group.size() == 1 {
+        return Some(state.clone());
+    }
+    let block = |block: &BlockState<B>| {
+        let lstm = block.lstm.as_ref().map(|LstmState { h, c }| (gather(group, h, device), gather(group, c, device)));
+        let memory = block.memory.as_ref().map(|memory| gather(group, memory, device));
+        BlockState {
+            lstm: lstm.and_then(|(h, c)| Some(LstmState { h: h?, c: c? })),
+            memory: memory.flatten(),
+        }
+    };
+    // Every process takes part in every tensor, whatever it gets.
+    let blocks = state.blocks.iter().map(block).collect();
+    group.is_first().then_some(ShaRnnState { blocks })
+}
+
+/// A tensor of all lanes, the first dimension, for the first process.
+fn gather<B: Backend, const D: usize>(
+    group: &dyn Group,
+    own: &Tensor<B, D>,
+    device: &B::Device,
+) -> Option<Tensor<B, D>> {
+    let bytes: Vec<u8> = host_values(own.clone()).iter().flat_map(|x| x.to_le_bytes()).collect();
+    let all = group.gather(&bytes).concat();
+    if !group.is_first() {
+        return None;
+    }
+    let values: Vec<f32> = all.chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect();
+    let mut dims = own.dims();
+    let of_lane: usize = dims[1..].iter().product();
+    dims[0] = values.len() / of_lane.max(1);
+    Some(Tensor::from_data(TensorData::new(values, dims), (device, own.dtype())))
+}
+
+/// Some lanes of a state.
+pub(crate) fn select_lanes<B: Backend>(state: ShaRnnState<B>, lanes: &Range<usize>) -> ShaRnnState<B> {
+    let block = |BlockState { lstm, memory }| BlockState {
+        lstm: lstm.map(|LstmState { h, c }: LstmState<B>| LstmState { h: narrow(h, lanes), c: narrow(c, lanes) }),
+        memory: memory.map(|memory: Tensor<B, 3>| narrow(memory, lanes)),
+    };
+    ShaRnnState { blocks: state.blocks.into_iter().map(block).collect() }
+}
+
+fn narrow<B: Backend, const D: usize>(x: Tensor<B, D>, lanes: &Range<usize>) -> Tensor<B, D> {
+    if *lanes == (0..x.dims()[0]) { x } else { x.narrow(0, lanes.start, lanes.len()) }
+}
