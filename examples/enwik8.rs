@@ -111,8 +111,8 @@ impl Job {
         // Before anything is kept, so that nothing is lost.
         let interrupt = Interrupt::on_ctrl_c()?;
         let (config, recipe, options) = (plan.config, plan.recipe, plan.options);
-        let mut trainer = Trainer::<B>::open_in(group, config, recipe, splits.clone(), options, device)
-            .map_err(args::explain)?;
+        let mut trainer =
+            Trainer::<B>::open_in(group, config, recipe, splits.clone(), options, device).map_err(args::explain)?;
         if speaks {
             choice.store(&run_dir)?;
         }

@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sharnn::core::kernels::{Isa, threads};
 use sharnn::core::ops::{
-    AttentionInputs, BoomInputs, DecoderLossInputs, Dropout, DropoutSite, LambOptions, LambParam, LambRatios, LambStep, LambUpdate,
-    LstmInputs, LstmWanted, generic,
+    AttentionInputs, BoomInputs, DecoderLossInputs, Dropout, DropoutSite, LambOptions, LambParam, LambRatios, LambStep,
+    LambUpdate, LstmInputs, LstmWanted, generic,
 };
 use sharnn::{Backend, DropoutStream, Precision};
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use sharnn::train::{Alone, Group, SharedGroup, launched_by_mpi};
 use sharnn::BackendKind;
+use sharnn::train::{Alone, Group, SharedGroup, launched_by_mpi};
 
 use super::support;
 

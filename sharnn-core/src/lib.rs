@@ -33,9 +33,9 @@ pub use memory::{MemoryEstimate, StepShape};
 pub use model::{Decoder, Embedding, ShaRnn};
 pub use names::pytorch_name;
 pub use norm::LayerNorm;
-pub use ops::{AutodiffBackend, Backend, Dropout, DropoutKey, DropoutSite, DropoutStream, Precision};
 #[cfg(feature = "tch")]
 pub use ops::libtorch_device;
+pub use ops::{AutodiffBackend, Backend, Dropout, DropoutKey, DropoutSite, DropoutStream, Precision};
 pub use pass::Pass;
 #[cfg(feature = "flex")]
 pub use sharnn_kernels as kernels;

@@ -223,7 +223,8 @@ fn lengths_with_an_unknown_field_or_kind() {
     let mut older = serde_json::to_value(SegmentLengths::paper()).unwrap();
     older.as_object_mut().unwrap().remove("multiple");
     assert_eq!(serde_json::from_value::<SegmentLengths>(older).unwrap(), SegmentLengths::paper());
-    for lengths in [SegmentLengths::Fixed { len: 8 }, SegmentLengths::paper(), SegmentLengths::paper().with_multiple(8)] {
+    for lengths in [SegmentLengths::Fixed { len: 8 }, SegmentLengths::paper(), SegmentLengths::paper().with_multiple(8)]
+    {
         let json = serde_json::to_string(&lengths).unwrap();
         assert_eq!(serde_json::from_str::<SegmentLengths>(&json).unwrap(), lengths);
     }

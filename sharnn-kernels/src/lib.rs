@@ -29,7 +29,9 @@ pub use dropout::{Mask, dropout};
 pub use gemm::{Mat, Operands, Packed, gemm, round_bf16};
 pub use isa::{ISA_VARIABLE, Isa};
 pub use lamb::{LambNorms, LambStep, squared_norm};
-pub use layer_norm::{LaneMask, LayerNormGrads, layer_norm, layer_norm_backward, norm_residual, norm_residual_backward};
+pub use layer_norm::{
+    LaneMask, LayerNormGrads, layer_norm, layer_norm_backward, norm_residual, norm_residual_backward,
+};
 pub use linear::{affine, affine_backward, column_sums};
 pub use lstm::{Lstm, LstmGrads, LstmTrace};
 pub use rows::{Rows, RowsMut};

@@ -20,10 +20,7 @@ pub(crate) fn gather_state<B: Backend>(
     let block = |block: &BlockState<B>| {
         let lstm = block.lstm.as_ref().map(|LstmState { h, c }| (gather(group, h, device), gather(group, c, device)));
         let memory = block.memory.as_ref().map(|memory| gather(group, memory, device));
-        BlockState {
-            lstm: lstm.and_then(|(h, c)| Some(LstmState { h: h?, c: c? })),
-            memory: memory.flatten(),
-        }
+        BlockState { lstm: lstm.and_then(|(h, c)| Some(LstmState { h: h?, c: c? })), memory: memory.flatten() }
     };
     // Every process takes part in every tensor, whatever it gets.
     let blocks = state.blocks.iter().map(block).collect();

@@ -95,6 +95,9 @@ impl Group for MpiGroup {
         let world = world();
         let first = world.process_at_rank(0);
         let len = i32::try_from(bytes.len()).expect("a process brings less than 2 GB together");
+        // A slice of nothing may lie at address 1, which Open MPI takes for MPI_IN_PLACE.
+        let somewhere = [0];
+        let bytes = if bytes.is_empty() { &somewhere[..0] } else { bytes };
         if !self.is_first() {
             first.gather_into(&len);
             first.gather_varcount_into(bytes);
@@ -110,7 +113,7 @@ impl Group for MpiGroup {
                 Some(start)
             })
             .collect();
-        let mut all = vec![0; lens.iter().map(|&len| len as usize).sum()];
+        let mut all = vec![0; lens.iter().map(|&len| len as usize).sum::<usize>().max(1)];
         first.gather_varcount_into_root(bytes, &mut PartitionMut::new(&mut all[..], &lens[..], &starts[..]));
         let part = |(&start, &len): (&i32, &i32)| all[start as usize..(start + len) as usize].to_vec();
         starts.iter().zip(&lens).map(part).collect()

@@ -186,8 +186,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         let (loss, new) = model.loss(tokens, targets, old.clone(), &pass);
         let grads = loss.backward();
         let mut flags = self.asks(interrupt).flags();
-        let (model, report) =
-            self.optimizer.step_in(self.group.as_ref(), &mut flags, model, loss.inner(), grads, lr);
+        let (model, report) = self.optimizer.step_in(self.group.as_ref(), &mut flags, model, loss.inner(), grads, lr);
         self.asked = Asked::from_flags(flags);
         self.state = select_state(Tensor::from_inner(report.finite.clone()), new.detach(), old).detach();
 

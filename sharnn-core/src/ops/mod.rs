@@ -39,9 +39,9 @@ pub use layer_norm::LAYER_NORM_EPS;
 pub use linear::LinearGrads;
 pub use lstm::{LstmGrads, LstmInputs, LstmSaved, LstmWanted};
 pub use precision::Precision;
+pub use residual::{ResidualGrads, ResidualInputs, ResidualSaved};
 #[cfg(feature = "tch")]
 pub use tch::libtorch_device;
-pub use residual::{ResidualGrads, ResidualInputs, ResidualSaved};
 
 /// A Burn backend with SHA-RNN's fused operations. All have a default body in plain Burn operations.
 pub trait Backend: burn::tensor::backend::Backend {

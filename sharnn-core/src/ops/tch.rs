@@ -154,7 +154,8 @@ impl<E: TchElement> Backend for LibTorch<E> {
         let ([_, seq_len, _], [_, keys, _]) = (query.dims(), rows.dims());
         let mem_len = keys - seq_len;
         let output = of(tch::with_grad(|| attend(query.clone(), rows.clone(), &inputs))).tensor;
-        let mut grads = run_backward(&[(&output, &of(grad).tensor)], &[&of(query).tensor, &of(rows).tensor]).into_iter();
+        let mut grads =
+            run_backward(&[(&output, &of(grad).tensor)], &[&of(query).tensor, &of(rows).tensor]).into_iter();
         let mut next = || tensor(grads.next().expect("a gradient for each leaf"));
         let (query, rows): (_, Tensor<Self, 3>) = (next(), next());
         let memory = (memory_wanted && mem_len > 0).then(|| rows.clone().narrow(1, 0, mem_len));

@@ -7,8 +7,8 @@ use burn::tensor::{Bool, Distribution, Element, Int, Tensor, TensorData};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sharnn_core::ops::{
-    AttentionInputs, BoomInputs, DecoderLossInputs, LAYER_NORM_EPS, LambOptions, LambParam, LambStep, LaneAxis, LstmInputs,
-    ResidualInputs, generic,
+    AttentionInputs, BoomInputs, DecoderLossInputs, LAYER_NORM_EPS, LambOptions, LambParam, LambStep, LaneAxis,
+    LstmInputs, ResidualInputs, generic,
 };
 use sharnn_core::{AutodiffBackend, Backend, Dropout, DropoutSite, DropoutStream, Precision};
 
@@ -130,7 +130,12 @@ fn affine<B: AutodiffBackend>() {
     for (rows, d_in, d_out) in [(1, 1, 1), (1, 5, 3), (7, 17, 33), (48, 16, 64)] {
         let inputs = inputs(&[rows * d_in, d_out * d_in, d_out]);
         let what = format!("affine {rows}x{d_in}x{d_out}");
-        compare::<B>(&what, &affine_op([rows, d_in, d_out], FUSED), &affine_op([rows, d_in, d_out], How::Plain), &inputs);
+        compare::<B>(
+            &what,
+            &affine_op([rows, d_in, d_out], FUSED),
+            &affine_op([rows, d_in, d_out], How::Plain),
+            &inputs,
+        );
     }
 }
 
@@ -502,7 +507,8 @@ fn bf16<B: AutodiffBackend>() {
         let fused = How::Fused { recompute, precision: Precision::Bf16 };
         let compare = |what: &str, fused: Op<B>, plain: Op<B>, sizes: &[usize]| {
             let inputs = inputs(sizes);
-            let ((out, grads), (plain_out, plain_grads)) = (differentiate(fused, &inputs), differentiate(plain, &inputs));
+            let ((out, grads), (plain_out, plain_grads)) =
+                (differentiate(fused, &inputs), differentiate(plain, &inputs));
             assert_near(&format!("{what} in bf16: output"), &out, &plain_out, 2e-2);
             for (i, (grad, plain_grad)) in grads.iter().zip(&plain_grads).enumerate() {
                 assert_near(&format!("{what} in bf16: gradient {i}"), grad, plain_grad, 3e-2);
@@ -554,7 +560,8 @@ fn bf16_rounds_the_operands_of_products_and_nothing_else() {
 /// more parameters than a kernel is given at once.
 fn lamb<B: AutodiffBackend>() {
     let sizes = || [1, 100, 5000, 300_001].into_iter().chain(3..69);
-    for (has_moments, min_trust, weight_decay) in [(true, None, 0.0), (false, Some(0.25), 0.1), (true, Some(0.25), 0.1)] {
+    for (has_moments, min_trust, weight_decay) in [(true, None, 0.0), (false, Some(0.25), 0.1), (true, Some(0.25), 0.1)]
+    {
         for counts in [true, false] {
             let what = format!("moments {has_moments}, min_trust {min_trust:?}, counts {counts}");
             let options = LambOptions { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay, min_trust };

@@ -155,7 +155,8 @@ impl<B: AutodiffBackend> Trainer<B> {
             _ => (&self.splits.test, &self.recipe.test),
         };
         let progress = |done, total| observer.on(Event::Evaluating { split, done, total });
-        evaluate_in(self.group.as_ref(), model, bytes, config, &self.device, progress).map_err(|source| TrainError::Evaluate { split, source })
+        evaluate_in(self.group.as_ref(), model, bytes, config, &self.device, progress)
+            .map_err(|source| TrainError::Evaluate { split, source })
     }
 
     pub(super) fn checkpoint_is_due(&self) -> bool {

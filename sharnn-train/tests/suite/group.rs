@@ -9,11 +9,7 @@ use sharnn_train::{
     collect_params,
 };
 
-fn open_with(
-    group: SharedGroup,
-    recipe: Recipe,
-    options: TrainOptions,
-) -> Result<Trainer<B>, TrainError> {
+fn open_with(group: SharedGroup, recipe: Recipe, options: TrainOptions) -> Result<Trainer<B>, TrainError> {
     Trainer::open_in(group, config(), recipe, splits(), options, &Default::default())
 }
 

@@ -11,8 +11,8 @@ use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
 
 use crate::ops::{
     AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved, Backend, BoomGrads, BoomInputs, BoomSaved,
-    DecoderLossInputs, DecoderLossSaved, Dropout, LambParam, LambRatios, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs, LstmSaved,
-    LstmWanted, Precision, ResidualGrads, ResidualInputs, ResidualSaved,
+    DecoderLossInputs, DecoderLossSaved, Dropout, LambParam, LambRatios, LambStep, LambUpdate, LinearGrads, LstmGrads,
+    LstmInputs, LstmSaved, LstmWanted, Precision, ResidualGrads, ResidualInputs, ResidualSaved,
 };
 
 /// Tensors of any rank on their way through a stream, taken out in the order in which they were put in.

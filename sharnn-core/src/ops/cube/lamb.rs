@@ -183,12 +183,7 @@ pub(super) fn apply_kernel(
 
 /// Each cube's sum of squares, written from `first_sum` on.
 #[cube(launch)]
-pub(super) fn squares_kernel(
-    xs: &Sequence<Array<f32>>,
-    sums: &mut Array<f32>,
-    ends: &Sequence<u32>,
-    first_sum: u32,
-) {
+pub(super) fn squares_kernel(xs: &Sequence<Array<f32>>, sums: &mut Array<f32>, ends: &Sequence<u32>, first_sum: u32) {
     let cube = CUBE_POS as u32;
     let mut shared = reduce::shared();
     let mut part = 0.0f32;
@@ -264,10 +259,7 @@ fn owned<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     if x.can_mut() { x } else { x.copy() }
 }
 
-pub(super) fn update<B: OnCube>(
-    step: &LambStep<B>,
-    params: Vec<LambParam<B>>,
-) -> (Vec<LambUpdate<B>>, LambRatios<B>) {
+pub(super) fn update<B: OnCube>(step: &LambStep<B>, params: Vec<LambParam<B>>) -> (Vec<LambUpdate<B>>, LambRatios<B>) {
     if params.is_empty() || !params.iter().all(|param| is_f32(&param.param)) {
         return generic::update(step, params);
     }

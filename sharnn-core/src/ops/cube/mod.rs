@@ -29,8 +29,8 @@ use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use super::{
     AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomInputs, BoomSaved, DecoderLossInputs,
-    DecoderLossSaved, Dropout, LambParam, LambRatios, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted,
-    Precision, ResidualGrads, ResidualInputs, ResidualSaved,
+    DecoderLossSaved, Dropout, LambParam, LambRatios, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs,
+    LstmSaved, LstmWanted, Precision, ResidualGrads, ResidualInputs, ResidualSaved,
 };
 
 /// Units of a cube, where a kernel does not say otherwise: what every device allows.

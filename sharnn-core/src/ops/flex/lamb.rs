@@ -11,9 +11,7 @@ type Flex1 = Tensor<Flex, 1>;
 
 pub(super) fn update(step: &LambStep<Flex>, params: Vec<LambParam<Flex>>) -> (Vec<LambUpdate<Flex>>, LambRatios<Flex>) {
     let all_f32 = |LambParam { param, grad, moments }: &LambParam<Flex>| {
-        is_f32(param)
-            && is_f32(grad)
-            && moments.as_ref().is_none_or(|(first, second)| is_f32(first) && is_f32(second))
+        is_f32(param) && is_f32(grad) && moments.as_ref().is_none_or(|(first, second)| is_f32(first) && is_f32(second))
     };
     // On the CPU it is known at once whether the step counts. One that does not is rare.
     let counts = || Values::of(&step.counts)[0] != 0.0;

@@ -13,8 +13,8 @@ use sharnn_kernels::{Isa, Mask, Operands};
 
 use super::{
     AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomInputs, BoomSaved, DecoderLossInputs,
-    DecoderLossSaved, Dropout, LambParam, LambRatios, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted,
-    Precision, ResidualGrads, ResidualInputs, ResidualSaved,
+    DecoderLossSaved, Dropout, LambParam, LambRatios, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs,
+    LstmSaved, LstmWanted, Precision, ResidualGrads, ResidualInputs, ResidualSaved,
 };
 
 impl From<Precision> for Operands {

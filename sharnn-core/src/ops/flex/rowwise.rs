@@ -2,7 +2,10 @@
 
 use burn::tensor::{DType, Int, Tensor};
 use burn_flex::Flex;
-use sharnn_kernels::{Boom, BoomGrads as BoomOutputs, Buffer, DecoderLoss, DecoderLossGrads, LaneMask, LayerNormGrads, Mat, Preactivations};
+use sharnn_kernels::{
+    Boom, BoomGrads as BoomOutputs, Buffer, DecoderLoss, DecoderLossGrads, LaneMask, LayerNormGrads, Mat,
+    Preactivations,
+};
 
 use super::memory::{Owned, Values, is_f32, scalar, tensor};
 use crate::ops::{
@@ -140,12 +143,7 @@ pub(super) fn norm_residual_backward(saved: ResidualSaved<Flex>, grad: Flex3) ->
     let (h, weight, grad) = (Values::of(h), Values::of(weight), Values::of(&grad));
     let mask = LaneMask { mask: &dropout.kernel_mask(), lanes };
     sharnn_kernels::norm_residual_backward(&h, &weight, LAYER_NORM_EPS as f32, &grad, grads, mask, &mut dx);
-    ResidualGrads {
-        h: tensor(dh, dims),
-        weight: tensor(dweight, [d]),
-        bias: tensor(dbias, [d]),
-        x: tensor(dx, dims),
-    }
+    ResidualGrads { h: tensor(dh, dims), weight: tensor(dweight, [d]), bias: tensor(dbias, [d]), x: tensor(dx, dims) }
 }
 
 /// The Boom, and where it is recorded what its backward needs.
