@@ -33,6 +33,11 @@ gpu-tests:
 bench:
     cargo bench
 
+# Two processes, one run. Needs Open MPI and libclang.
+mpi:
+    cargo build --release --example enwik8 --features mpi
+    mpirun --bind-to none -n 2 target/release/examples/enwik8 --steps 100
+
 # Train for about three minutes.
 quick:
     cargo run --release --example enwik8
