@@ -106,7 +106,7 @@ def libtorch_env():
 
 def build(runner, backend, env):
     """The example programs with one backend, copied aside: the next build takes their place."""
-    features = f"{backend},sample,fetch"
+    features = f"{backend},sample,fetch" + (",autotune,fusion" if backend == "cuda" else "")
     command = ["cargo", "build", "--release", "--locked", "--no-default-features", "--features", features, "--example"]
     programs = {}
     for example in ["bench", "enwik8"]:
