@@ -32,7 +32,8 @@ use sharnn::core::DecodeEngine;
 #[cfg(feature = "flex")]
 use sharnn::train::evaluate_packed;
 use sharnn::train::{
-    EvalError, Event, Interrupt, Observer, Progress, SharedGroup, Stop, Trainer, load_best, load_weights,
+    EvalError, Event, Interrupt, Observer, Progress, SharedGroup, Stop, Trainer, evaluate_dynamic, load_best,
+    load_weights,
 };
 use sharnn::{AutodiffBackend, BackendJob, EvalConfig, Splits};
 
@@ -146,11 +147,12 @@ impl Job {
 
     fn evaluate<B: AutodiffBackend>(self, device: &B::Device) -> Result<ExitCode> {
         let Self { args, plan, splits, .. } = self;
-        let model = match &args.init_weights {
-            Some(path) => load_weights(plan.config.init_seeded::<B>(0, device), path)?.valid(),
-            None => load_best::<B::InnerBackend>(&plan.options.run_dir, device)?.0,
+        let tracked = match &args.init_weights {
+            Some(path) => load_weights(plan.config.init_seeded::<B>(0, device), path)?,
+            None => load_best::<B>(&plan.options.run_dir, device)?.0,
         };
-        let model = model.with_mem_len(plan.config.mem_len);
+        let tracked = tracked.with_mem_len(plan.config.mem_len);
+        let model = tracked.valid();
         eprintln!("{}", plan.describe_scoring());
         #[cfg(feature = "flex")]
         let packed = match plan.weights {
@@ -158,6 +160,10 @@ impl Job {
             None => None,
         };
         let evaluate = |bytes: &[u8], config: &EvalConfig| {
+            if let Some(dynamic) = &plan.dynamic {
+                let model = tracked.clone();
+                return evaluate_dynamic(model, &splits.train, bytes, config, dynamic, device, |_, _| {});
+            }
             #[cfg(feature = "flex")]
             if let Some((engine, interrupt)) = &packed {
                 return evaluate_packed(engine, bytes, config.lanes, interrupt, |_, _| {});

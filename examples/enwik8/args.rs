@@ -9,7 +9,7 @@ use clap::Parser;
 use sharnn::core::{MemoryEstimate, StepShape};
 #[cfg(feature = "flex")]
 use sharnn::core::{WeightFormat, kernels::Operands};
-use sharnn::train::{Limits, Phase, Schedule, TrainError, latest_manifest};
+use sharnn::train::{DynamicEval, Limits, Phase, Schedule, TrainError, latest_manifest};
 use sharnn::{Attend, Backend, BackendKind, Precision, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions};
 
 /// Train a SHA-RNN language model on enwik8 (or on any file) and score it in bits per byte.
@@ -105,6 +105,13 @@ pub struct Args {
     /// With --eval-only: score with weights packed for decoding, in f32, bf16 or int8 (backend flex)
     #[arg(long, value_name = "FORMAT", help_heading = "Run", requires = "eval_only", conflicts_with = "precision")]
     pub weights: Option<String>,
+    /// With --eval-only: score while the weights go on learning from what was scored, at this learning rate (dynamic evaluation);
+    /// choose it on the validation split
+    #[arg(long, value_name = "LR", help_heading = "Run", requires = "eval_only", conflicts_with = "weights")]
+    pub dynamic_eval: Option<f64>,
+    /// With --dynamic-eval: how strongly weights are drawn back to where they began [default: 0.02]
+    #[arg(long, value_name = "D", help_heading = "Run", requires = "dynamic_eval")]
+    pub dynamic_decay: Option<f64>,
     /// Start from these weights: safetensors under the published PyTorch model's names
     #[arg(long, value_name = "PATH", help_heading = "Run")]
     pub init_weights: Option<PathBuf>,
@@ -138,6 +145,8 @@ pub struct Plan {
     pub auto_precision: bool,
     /// The packed weights to score with, and their name.
     pub weights: Option<(WeightFormat, &'static str)>,
+    /// How to score while learning.
+    pub dynamic: Option<DynamicEval>,
 }
 
 /// Without flex there are no packed weights.
@@ -264,7 +273,12 @@ impl Args {
         ensure!(self.steps != Some(0), "--steps 0 cannot be used: use at least 1, or --eval-only to score alone");
         ensure!(self.epochs != Some(0), "--epochs 0 cannot be used: use at least 1, or --eval-only to score alone");
         let (limits, options, weights) = (self.limits(), self.options(run_dir), self.weights()?);
-        Ok(Plan { config, recipe, limits, options, auto_precision, weights })
+        let dynamic = self.dynamic_eval.map(|lr| DynamicEval {
+            lr,
+            decay: self.dynamic_decay.unwrap_or(DynamicEval::default().decay),
+            ..DynamicEval::default()
+        });
+        Ok(Plan { config, recipe, limits, options, auto_precision, weights, dynamic })
     }
 
     fn change_model(&self, config: &mut ShaRnnConfig) -> Result<()> {
@@ -423,9 +437,12 @@ impl Plan {
 
     /// One line of how the model will be scored.
     pub fn describe_scoring(&self) -> String {
-        match self.weights {
-            Some((_, name)) => format!("scoring byte by byte with {name} weights, packed for decoding"),
-            None => format!("scoring with matrix products in {}", self.precision(self.recipe.valid.precision)),
+        match (&self.dynamic, self.weights) {
+            (Some(DynamicEval { lr, decay, .. }), _) => {
+                format!("dynamic evaluation: learning from what was scored at {lr}, decay {decay}")
+            }
+            (None, Some((_, name))) => format!("scoring byte by byte with {name} weights, packed for decoding"),
+            (None, None) => format!("scoring with matrix products in {}", self.precision(self.recipe.valid.precision)),
         }
     }
 

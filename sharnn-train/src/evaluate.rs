@@ -4,6 +4,7 @@
 //! byte is never scored, and state and memory are carried through to its end. What a byte can see depends on the segment
 //! length, since the memory is cut so that a segment fits in: results state theirs.
 
+mod dynamic;
 #[cfg(feature = "flex")]
 mod packed;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sharnn_core::{Backend, Pass, Precision, ShaRnn};
 use sharnn_data::{DataError, Lanes};
 
+pub use dynamic::{DynamicEval, evaluate_dynamic};
 #[cfg(feature = "flex")]
 pub use packed::evaluate_packed;
 
@@ -49,6 +51,14 @@ pub enum EvalError {
     Zero {
         /// Name of the option.
         field: &'static str,
+    },
+    /// A rate cannot be used.
+    #[error("{field} = {value} cannot be used: use a finite number of at least 0")]
+    Rate {
+        /// Name of the option.
+        field: &'static str,
+        /// What it is.
+        value: f64,
     },
     /// A segment would not fit into the memory.
     #[error(

@@ -30,7 +30,7 @@ pub use checkpoint::{
 };
 #[cfg(feature = "flex")]
 pub use evaluate::evaluate_packed;
-pub use evaluate::{EvalConfig, EvalError, Evaluation, evaluate};
+pub use evaluate::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluate_dynamic};
 pub use generate::{GenerateError, Generator, Sampling, SamplingError};
 pub use group::{Alone, Group, GroupError, SharedGroup, launched_by_mpi};
 pub use interrupt::{EXIT_STATUS, Interrupt, InterruptError};

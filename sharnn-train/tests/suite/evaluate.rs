@@ -174,3 +174,72 @@ fn scoring_with_packed_weights_is_watched_and_interrupted() {
     let error = evaluate_packed(&engine, &data, 2, &interrupt, |_, _| interrupt.raise()).unwrap_err();
     assert!(matches!(error, EvalError::Interrupted { done: 2048, total: 4998 }), "{error}");
 }
+
+// --- dynamic ---------------------------------------------------------------------------------------------------------
+
+mod dynamic {
+    use burn::backend::Autodiff;
+    use sharnn_train::{DynamicEval, evaluate_dynamic};
+
+    use super::*;
+
+    type B = Autodiff<Flex>;
+
+    fn tracked() -> ShaRnn<B> {
+        config().init_seeded(1, &Default::default())
+    }
+
+    fn score(data: &[u8], lanes: usize, dynamic: &DynamicEval) -> Result<f64, EvalError> {
+        let train = bytes(300);
+        let result =
+            evaluate_dynamic(tracked(), &train, data, &options(lanes, 6), dynamic, &Default::default(), |_, _| {});
+        result.map(|evaluation| evaluation.bpc())
+    }
+
+    const STILL: DynamicEval = DynamicEval { lr: 0.0, decay: 0.0, eps: 2e-3, prior_segments: 5 };
+
+    #[test]
+    fn without_steps_it_is_the_static_evaluation() {
+        for lanes in [1, 3] {
+            let data = bytes(100);
+            let fixed = evaluate(&model(&config()), &data, &options(lanes, 6), &Default::default(), |_, _| {}).unwrap();
+            let dynamic = score(&data, lanes, &STILL).unwrap();
+            assert!((dynamic - fixed.bpc()).abs() < 1e-6, "{dynamic} and {}", fixed.bpc());
+        }
+    }
+
+    /// The first segment is scored before anything was learned from it; the rest of a text that repeats itself is learned.
+    #[test]
+    fn what_was_scored_is_learned_and_only_then() {
+        let learns = DynamicEval { lr: 3e-4, ..STILL };
+        let once = &bytes(7)[..];
+        assert_eq!(score(once, 1, &learns).unwrap(), score(once, 1, &STILL).unwrap());
+        let repeated: Vec<u8> = (0..400).map(|i| [3, 9, 27, 1][i % 4]).collect();
+        let (fixed, dynamic) = (score(&repeated, 1, &STILL).unwrap(), score(&repeated, 1, &learns).unwrap());
+        assert!(dynamic < 0.85 * fixed, "{dynamic} and {fixed}");
+    }
+
+    /// A decay of 1 or more draws most weights all the way back, so that little is learned.
+    #[test]
+    fn the_decay_draws_weights_back() {
+        let repeated: Vec<u8> = (0..400).map(|i| [3, 9, 27, 1][i % 4]).collect();
+        let free = score(&repeated, 1, &DynamicEval { lr: 3e-4, ..STILL }).unwrap();
+        let drawn = score(&repeated, 1, &DynamicEval { lr: 3e-4, decay: 1e9, ..STILL }).unwrap();
+        let fixed = score(&repeated, 1, &STILL).unwrap();
+        assert!(free < drawn && drawn < fixed, "{free}, {drawn}, {fixed}");
+    }
+
+    #[test]
+    fn rates_that_cannot_be_used() {
+        for (dynamic, expected) in [
+            (DynamicEval { lr: -1.0, ..STILL }, "dynamic.lr = -1 cannot be used: use a finite number of at least 0"),
+            (DynamicEval { decay: f64::NAN, ..STILL }, "dynamic.decay = NaN cannot be used"),
+            (DynamicEval { prior_segments: 0, ..STILL }, "dynamic.prior_segments = 0 cannot be used: use at least 1"),
+        ] {
+            let error = score(&bytes(100), 1, &dynamic).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+        let endless = DynamicEval { lr: 1e30, ..STILL };
+        assert!(matches!(score(&bytes(100), 1, &endless), Err(EvalError::NotFinite { .. })));
+    }
+}
