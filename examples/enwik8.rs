@@ -140,7 +140,7 @@ impl Job {
             finished.best.step,
             run_dir.display()
         );
-        report::scores(&splits, finished.best.bpc, finished.test.bpc(), args.full_eval);
+        report::scores(&splits, finished.best.bpc, finished.test.bpc(), args.full_eval, false);
         report::sample(finished.model, &splits, args.seed())?;
         Ok(ExitCode::SUCCESS)
     }
@@ -183,7 +183,7 @@ impl Job {
             }
             scores => scores?,
         };
-        report::scores(&splits, valid, test, args.full_eval);
+        report::scores(&splits, valid, test, args.full_eval, plan.dynamic.is_some());
         report::sample(model, &splits, args.seed())?;
         Ok(ExitCode::SUCCESS)
     }

@@ -289,6 +289,8 @@ fn decoder_loss(precision: Precision) -> Vec<Timed> {
     vec![forward, both]
 }
 
+type LambBody = fn(&LambStep<Flex>, Vec<LambParam<Flex>>) -> (Vec<LambUpdate<Flex>>, LambRatios<Flex>);
+
 /// A step takes over what the one before it left, as in training.
 fn lamb(_precision: Precision) -> Vec<Timed> {
     let mut step = Timed::new("lamb", "step");
@@ -298,7 +300,7 @@ fn lamb(_precision: Precision) -> Vec<Timed> {
     let shared = LambStep::new(options, Tensor::ones([1], &Default::default()), finite);
     for n in parameters() {
         let (shared, grad) = (&shared, floats([n]));
-        let carry = |update: fn(&LambStep<Flex>, _) -> (Vec<LambUpdate<Flex>>, LambRatios<Flex>)| {
+        let carry = |update: LambBody| {
             let (grad, mut state) = (grad.clone(), Some((floats([n]), None)));
             move || {
                 let (param, moments) = state.take().expect("a parameter between two steps");

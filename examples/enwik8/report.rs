@@ -17,10 +17,11 @@ fn zstd_bpc(bytes: &[u8]) -> Option<f64> {
     Some(8.0 * compressed.len() as f64 / bytes.len() as f64)
 }
 
-/// Prints both scores, the order-0 entropy and what zstd gets.
-pub fn scores(splits: &Splits, valid: f64, test: f64, whole: bool) {
+/// Prints both scores, the order-0 entropy and what zstd gets. Those of dynamic evaluation are named so.
+pub fn scores(splits: &Splits, valid: f64, test: f64, whole: bool, dynamic: bool) {
     println!();
-    println!("bits per byte      SHA-RNN   zstd -19   order-0 entropy");
+    let model = if dynamic { "dynamic" } else { "SHA-RNN" };
+    println!("bits per byte      {model}   zstd -19   order-0 entropy");
     for (name, split, bpc) in [("validation", &splits.valid, valid), ("test", &splits.test, test)] {
         let zstd = zstd_bpc(split).map_or("-".into(), |bpc| format!("{bpc:.3}"));
         let entropy = order0_entropy(split);

@@ -285,7 +285,10 @@ struct PutParams<'a, B: AutodiffBackend> {
 
 impl<B: AutodiffBackend> MapFloat<B> for PutParams<'_, B> {
     fn map<const D: usize>(&mut self, path: &str, tensor: Tensor<B, D>) -> Tensor<B, D> {
-        let Some((path, shape)) = self.taken.pop_front_if(|(taken, _)| taken == path) else { return tensor };
+        if self.taken.front().is_none_or(|(taken, _)| taken != path) {
+            return tensor;
+        }
+        let (path, shape) = self.taken.pop_front().expect("it was looked at");
         let LambUpdate { param, first, second } = self.updates.next().expect("an update for each parameter");
         let param = param.reshape(Shape::from(shape.as_slice()));
         self.moments.insert(path, Moments { first, second, shape });
