@@ -35,6 +35,7 @@ class Runner:
     def __init__(self, out):
         self.out = out
         self.failed = []
+        self.codes = {}
 
     def run(self, name, command, env=None, seconds=None):
         """Standard output, or None where the command failed; both streams go to files."""
@@ -47,6 +48,7 @@ class Runner:
             code, stdout, stderr = "timeout", *((text or b"").decode() for text in (expired.stdout, expired.stderr))
         except OSError as error:
             code, stdout, stderr = "missing", "", str(error)
+        self.codes[name] = code
         (self.out / f"{name}.out").write_text(stdout)
         (self.out / f"{name}.err").write_text(f"{stderr}\nexit {code} after {time.monotonic() - started:.0f} s\n")
         if code != 0:
@@ -160,6 +162,10 @@ def measure(runner, args):
             with PeakMemory() as memory:
                 stdout = runner.run(f"{mode}-{name.replace(' ', '-')}", [*command, "--mode", mode, *options, *dropout], env)
             line = json.loads(stdout.strip().splitlines()[-1]) if stdout else None
+            if line and name.startswith("sharnn tch") and args.device == "cuda" and not memory.mb():
+                print(f"{name} took no memory of the GPU: this PyTorch computes on the CPU", file=sys.stderr)
+                runner.failed.append(name)
+                line = None
             rows.append((mode, name, line, memory.mb()))
     return rows
 
@@ -186,6 +192,7 @@ def train(runner, args, programs):
     backend = "cuda" if args.device == "cuda" else "flex"
     bf16 = ["--precision", "bf16"] if args.device == "cuda" else []
     preset = ["--preset", "paper"] if args.device == "cuda" else ["--preset", "xs"]
+    shutil.rmtree(runner.out / "run", ignore_errors=True)
     sharnn = [programs, "--backend", backend, *preset, *bf16, "--data", args.data, "--minutes", str(args.minutes), "--out", runner.out / "run"]
     runner.run("train-sharnn", sharnn)
     if args.peer:
@@ -193,7 +200,7 @@ def train(runner, args, programs):
         peer = [sys.executable, args.peer, "train", "--device", args.device, *size, "--data", args.data, "--steps", "1000000", "--log-every", "10"]
         # It has no limit of time: it is stopped, and what it printed until then is its curve.
         runner.run("train-peer", peer, seconds=60 * args.minutes)
-        if (runner.out / "train-peer.out").read_text().strip():
+        if runner.codes["train-peer"] == "timeout":
             runner.failed.remove("train-peer")
 
 
@@ -221,12 +228,12 @@ def main():
     tested = runner.run("tests", [*tests, "--test", "suite", "cuda" if backend == "cuda" else "flex::"])
     rows = measure(runner, args)
     card = runner.run("card", ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm", "--format=csv,noheader"]) if backend == "cuda" else "CPU"
-    if args.data and (runner.out / f"enwik8-{backend}").exists():
-        train(runner, args, runner.out / f"enwik8-{backend}")
     verdict = "passed" if tested else "FAILED"
     result = f"{(card or 'unknown card').strip()}; kernel tests {verdict}\n\n{table(rows)}\n"
     (runner.out / "table.md").write_text(result)
-    print(result)
+    print(result, flush=True)
+    if args.data and (runner.out / f"enwik8-{backend}").exists():
+        train(runner, args, runner.out / f"enwik8-{backend}")
     if runner.failed:
         sys.exit(f"failed: {', '.join(runner.failed)}; see the .err files in {runner.out}")
 

@@ -10,7 +10,9 @@ use sharnn::core::{MemoryEstimate, StepShape};
 #[cfg(feature = "flex")]
 use sharnn::core::{WeightFormat, kernels::Operands};
 use sharnn::train::{DynamicEval, Limits, Phase, Schedule, TrainError, latest_manifest};
-use sharnn::{Attend, Backend, BackendKind, Precision, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions};
+use sharnn::{
+    Attend, Backend, BackendKind, EvalConfig, Precision, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions,
+};
 
 /// Train a SHA-RNN language model on enwik8 (or on any file) and score it in bits per byte.
 ///
@@ -58,8 +60,8 @@ pub struct Args {
     /// Make every segment exactly --seq-len long
     #[arg(long, help_heading = "Recipe")]
     pub fixed_segments: bool,
-    /// Round the lengths of segments to multiples of N bytes, so that a GPU's kernels see few different sizes [default: 8 on
-    /// a GPU, 1 on a CPU]
+    /// Round the lengths of segments to multiples of N bytes, so that a GPU's kernels see few different sizes [default: 8
+    /// with --backend cuda or wgpu, else 1]
     #[arg(long, value_name = "N", help_heading = "Recipe", conflicts_with = "fixed_segments")]
     pub segment_multiple: Option<usize>,
     /// Learning rate after the warm-up
@@ -106,7 +108,8 @@ pub struct Args {
     #[arg(long, value_name = "FORMAT", help_heading = "Run", requires = "eval_only", conflicts_with = "precision")]
     pub weights: Option<String>,
     /// With --eval-only: score while the weights go on learning from what was scored, at this learning rate (dynamic evaluation);
-    /// choose it on the validation split
+    /// choose it on the validation split. In one lane, so that nothing is learned from what comes later, unless
+    /// --eval-batch says otherwise
     #[arg(long, value_name = "LR", help_heading = "Run", requires = "eval_only", conflicts_with = "weights")]
     pub dynamic_eval: Option<f64>,
     /// With --dynamic-eval: how strongly weights are drawn back to where they began [default: 0.02]
@@ -322,7 +325,7 @@ impl Args {
         if let Some(seed) = self.seed {
             recipe.seed = seed;
         }
-        match self.eval_batch {
+        match self.eval_batch.or(self.dynamic_eval.map(|_| 1)) {
             Some(lanes) => (recipe.valid.lanes, recipe.test.lanes) = (lanes, lanes),
             // A split of a small file may be too short for the paper's lanes.
             None if self.preset.is_some() || !self.continues() => {
@@ -341,6 +344,11 @@ impl Args {
             recipe.segments = SegmentLengths::Fixed { len: recipe.segments.max() };
             return Ok(());
         }
+        ensure!(
+            self.segment_multiple.is_none() || matches!(recipe.segments, SegmentLengths::Random { .. }),
+            "--segment-multiple cannot be used: the segments of this run are all {} bytes long",
+            recipe.segments.max()
+        );
         let of_run = run.map(|run| run.segments).filter(|segments| matches!(segments, SegmentLengths::Random { .. }));
         let multiple = match (self.segment_multiple, of_run) {
             (Some(multiple), _) => multiple,
@@ -439,7 +447,12 @@ impl Plan {
     pub fn describe_scoring(&self) -> String {
         match (&self.dynamic, self.weights) {
             (Some(DynamicEval { lr, decay, .. }), _) => {
-                format!("dynamic evaluation: learning from what was scored at {lr}, decay {decay}")
+                let EvalConfig { lanes, precision, .. } = self.recipe.valid;
+                let lanes = if lanes == 1 { "one lane".into() } else { format!("{lanes} lanes that learn together") };
+                let precision = self.precision(precision);
+                format!(
+                    "dynamic evaluation of {lanes} in {precision}: learning from what was scored at {lr}, decay {decay}"
+                )
             }
             (None, Some((_, name))) => format!("scoring byte by byte with {name} weights, packed for decoding"),
             (None, None) => format!("scoring with matrix products in {}", self.precision(self.recipe.valid.precision)),
@@ -530,6 +543,9 @@ mod tests {
         assert_eq!(multiple(&["--resume"], Some(&run)), 4);
         assert_eq!(multiple(&["--resume", "--segment-multiple", "2"], Some(&run)), 2);
         assert_eq!(multiple(&["--fixed-segments"], Some(&run)), 1024);
+        let mut fixed = Recipe { segments: SegmentLengths::Fixed { len: 64 }, ..Recipe::paper() };
+        let error = args(&["--resume", "--segment-multiple", "2"]).change_segments(&mut fixed, None).unwrap_err();
+        assert!(error.to_string().ends_with("the segments of this run are all 64 bytes long"), "{error}");
         assert_eq!([BackendKind::Cuda, BackendKind::Flex].map(suitable_multiple), [8, 1]);
         let error = plan(&["--segment-multiple", "2000"]).err().unwrap().to_string();
         assert!(error.starts_with("--segment-multiple 2000 cannot be used: "), "{error}");

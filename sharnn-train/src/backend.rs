@@ -137,7 +137,7 @@ impl BackendKind {
     }
 
     /// [`dispatch`](Self::dispatch) on the GPU of this number where the backend computes on GPUs: for many processes on one
-    /// machine. Number 0 is the default device, and the CPU has one alone.
+    /// machine. Number 0 is the default device; numbers beyond the last GPU begin anew. The CPU has one device alone.
     ///
     /// # Errors
     /// As [`dispatch`](Self::dispatch).
@@ -151,9 +151,9 @@ impl BackendKind {
             #[cfg(feature = "ndarray")]
             Self::NdArray => Ok(job.run::<Autodiff<NdArray<f32>>>(Default::default())),
             #[cfg(feature = "cuda")]
-            Self::Cuda => Ok(job.run::<Autodiff<Cuda>>(cuda::CudaDevice::new(gpu))),
+            Self::Cuda => Ok(job.run::<Autodiff<Cuda>>(cuda::CudaDevice::new(wrapped::<Cuda>(gpu)))),
             #[cfg(feature = "wgpu")]
-            Self::Wgpu => Ok(job.run::<Autodiff<Wgpu>>(match gpu {
+            Self::Wgpu => Ok(job.run::<Autodiff<Wgpu>>(match wrapped::<Wgpu>(gpu) {
                 0 => Default::default(),
                 gpu => wgpu::WgpuDevice::DiscreteGpu(gpu),
             })),
@@ -163,6 +163,13 @@ impl BackendKind {
             kind => Err(BackendError::NotCompiledIn { kind, available: Self::available() }),
         }
     }
+}
+
+/// The number of a GPU among those that there are, whose type has number 0 in both backends.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn wrapped<B: burn::tensor::backend::Backend>(gpu: usize) -> usize {
+    // Nobody is asked for the first one.
+    if gpu == 0 { 0 } else { gpu % B::device_count(0).max(1) }
 }
 
 /// The first backend that is compiled in, in the order of [`BackendKind::ALL`]; `Flex` where there is none.

@@ -53,12 +53,14 @@ pub enum EvalError {
         field: &'static str,
     },
     /// A rate cannot be used.
-    #[error("{field} = {value} cannot be used: use a finite number of at least 0")]
+    #[error("{field} = {value} cannot be used: use {expected}")]
     Rate {
         /// Name of the option.
         field: &'static str,
         /// What it is.
         value: f64,
+        /// What would do.
+        expected: &'static str,
     },
     /// A segment would not fit into the memory.
     #[error(
@@ -169,6 +171,12 @@ pub(crate) fn evaluate_in<B: Backend>(
         Err(_) => [f64::NAN; 2],
     };
     group.sum_f64(&mut sums);
+    // What is the best so far must be the same for all.
+    let mut of_first: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+    group.broadcast(&mut of_first);
+    for (sum, bytes) in sums.iter_mut().zip(of_first.chunks_exact(8)) {
+        *sum = f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+    }
     let own = own?;
     if !sums[0].is_finite() {
         return Err(EvalError::NotFinite { offset: 0, nats: sums[0] });

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -28,7 +29,8 @@ pub trait Group: fmt::Debug + Send + Sync {
     /// How many processes are on this machine.
     fn local_size(&self) -> usize;
 
-    /// Replaces values by their sums over all processes, the same bits in each of them.
+    /// Replaces values by their sums over all processes: the same bits in each of them, and the same each time for processes that
+    /// are as many and placed alike.
     fn sum(&self, values: &mut [f32]);
 
     /// As [`sum`](Self::sum), in double precision.
@@ -144,6 +146,12 @@ pub enum GroupError {
         /// Number of processes.
         size: usize,
     },
+    /// The run directory of this process is not the one that the first process writes to.
+    #[error("it does not see {}, which process 0 has opened: name a directory that all machines share", run_dir.display())]
+    RunDir {
+        /// The directory.
+        run_dir: PathBuf,
+    },
     /// Another process failed, and the first one says why.
     #[error("another process of the group failed")]
     Elsewhere,
@@ -230,8 +238,11 @@ pub(crate) fn same_weights(group: &dyn Group, step: u64, checksum: u64) -> Resul
 
 /// Whether a launcher of MPI started this process as one of many.
 pub fn launched_by_mpi() -> bool {
-    // Open MPI's own; that of a process manager, as Slurm's.
-    ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK"].iter().any(|variable| std::env::var_os(variable).is_some())
+    let number = |variable| std::env::var(variable).ok().and_then(|value| value.parse::<usize>().ok());
+    // Open MPI's own, that of a process manager, and Slurm's, which stands in every job but counts only where it is one of MPI.
+    let is_of_pmix = std::env::var_os("PMIX_RANK").is_some();
+    let sizes = [number("OMPI_COMM_WORLD_SIZE"), number("PMI_SIZE"), number("SLURM_NTASKS").filter(|_| is_of_pmix)];
+    sizes.into_iter().flatten().any(|size| size > 1)
 }
 
 /// A shared group; [`Alone`] unless said otherwise.

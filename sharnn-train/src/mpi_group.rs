@@ -8,6 +8,9 @@ use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 
 use crate::Group;
 
+/// The exit status of a Rust program that panicked.
+const PANICKED: i32 = 101;
+
 /// Values in one call: MPI counts in 32 bits.
 const MAX_COUNT: usize = 1 << 28;
 
@@ -33,6 +36,15 @@ impl MpiGroup {
         let [rank, size, local_rank, local_size] =
             [world.rank(), world.size(), local.rank(), local.size()].map(|n| n as usize);
         Some(Self { _universe: universe, rank, size, local_rank, local_size })
+    }
+}
+
+/// A panic ends the others too: MPI would wait for them to come to its end, and they for this process.
+impl Drop for MpiGroup {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            world().abort(PANICKED);
+        }
     }
 }
 

@@ -23,6 +23,7 @@ const ASIDE: &str = ".tmp-";
 /// Begins the name of a directory while another takes its place.
 const REPLACED: &str = ".tmp-old-";
 const STEP: &str = "step-";
+const LOCK: &str = "lock";
 
 /// An open, locked run directory. The lock goes with this value, or with the process.
 #[derive(Debug)]
@@ -64,7 +65,7 @@ impl RunDir {
     /// Creates the directory where it is missing, locks it, and removes what a crash left half-written.
     pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
         fs::create_dir_all(path).map_err(CheckpointError::io("create", path))?;
-        let lock_path = path.join("lock");
+        let lock_path = path.join(LOCK);
         let lock = File::options().create(true).write(true).truncate(false).open(&lock_path);
         let lock = lock.map_err(CheckpointError::io("open", &lock_path))?;
         match lock.try_lock() {
@@ -75,6 +76,11 @@ impl RunDir {
         let run = Self { path: path.into(), _lock: Some(lock) };
         run.clean()?;
         Ok(run)
+    }
+
+    /// Whether some process has opened the directory.
+    pub(crate) fn is_opened(path: &Path) -> bool {
+        path.join(LOCK).is_file()
     }
 
     /// A directory that another process of the group has opened, to read.

@@ -19,7 +19,7 @@ pub use error::TrainError;
 pub use options::{Limits, Stop, TrainOptions};
 
 use crate::checkpoint::load_best;
-use crate::group::same_weights;
+use crate::group::{agree, same_weights};
 use crate::params::weights_checksum;
 use crate::run_dir::RunDir;
 use crate::step_log::{PendingStep, StepLog};
@@ -39,7 +39,7 @@ const WEIGHTS_COMPARED_EVERY: u64 = 100;
 ///
 /// One of these in each process of a [`Group`] trains one run over all of them ([`open_in`](Self::open_in)): each computes
 /// some lanes of the batch, and reads, draws and drops what a single process would for these lanes. The losses agree with
-/// those of a single process up to rounding, and are the same bits whenever as many processes train. All of them must be
+/// those of a single process up to rounding, and are the same bits whenever as many processes, placed alike, train. All of them must be
 /// able to read the run directory; the first one writes there.
 ///
 /// ```no_run
@@ -138,6 +138,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         interrupt: &Interrupt,
     ) -> Result<Stop, TrainError> {
         self.limits = *limits;
+        agree(self.group.as_ref(), &limits.of_position())?;
         self.clock.start();
         self.announce(observer);
         self.asked = Asked::default();

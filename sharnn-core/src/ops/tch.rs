@@ -15,9 +15,12 @@ use super::{
     LstmInputs, LstmSaved, LstmWanted, Precision, generic,
 };
 
-/// The NVIDIA GPU of this number, or the CPU where libtorch sees none.
+/// The NVIDIA GPU of this number, where numbers beyond the last one begin anew, or the CPU where libtorch sees none.
 pub fn libtorch_device(gpu: usize) -> LibTorchDevice {
-    if tch::Cuda::is_available() { LibTorchDevice::Cuda(gpu) } else { LibTorchDevice::Cpu }
+    match tch::Cuda::device_count() {
+        gpus @ 1.. => LibTorchDevice::Cuda(gpu % gpus as usize),
+        _ => LibTorchDevice::Cpu,
+    }
 }
 
 fn of<E: TchElement, const D: usize>(x: Tensor<LibTorch<E>, D>) -> TchTensor {

@@ -26,7 +26,7 @@ pub struct DynamicEval {
     pub lr: f64,
     /// How strongly weights are drawn back to where they began, a segment.
     pub decay: f64,
-    /// Added to the root of the mean squared gradients.
+    /// Added to the root of the mean squared gradients; above 0.
     pub eps: f64,
     /// Segments of the training data that the mean squared gradients are of; at least 1.
     pub prior_segments: usize,
@@ -59,10 +59,14 @@ pub fn evaluate_dynamic<B: AutodiffBackend>(
 ) -> Result<Evaluation, EvalError> {
     check(&model, config, device)?;
     let &DynamicEval { lr, decay, eps, prior_segments } = dynamic;
-    for (field, value) in [("dynamic.lr", lr), ("dynamic.decay", decay), ("dynamic.eps", eps)] {
+    for (field, value) in [("dynamic.lr", lr), ("dynamic.decay", decay)] {
         if !(value.is_finite() && value >= 0.0) {
-            return Err(EvalError::Rate { field, value });
+            return Err(EvalError::Rate { field, value, expected: "a finite number of at least 0" });
         }
+    }
+    // A parameter whose gradients were 0 would be divided by nothing else.
+    if !(eps.is_finite() && eps > 0.0) {
+        return Err(EvalError::Rate { field: "dynamic.eps", value: eps, expected: "a finite number above 0" });
     }
     if prior_segments == 0 {
         return Err(EvalError::Zero { field: "dynamic.prior_segments" });

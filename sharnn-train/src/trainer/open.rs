@@ -78,14 +78,17 @@ impl<B: AutodiffBackend> Trainer<B> {
         device: &B::Device,
     ) -> Result<Self, TrainError> {
         let start = Start::<B> { splits, options, group: group.clone(), device };
-        let found = all_ok(group.as_ref(), start.check_group(&config, &recipe).and_then(|()| start.has_checkpoint()))?;
-        agree(group.as_ref(), &start.setup(&config, &recipe, found))?;
+        let found = all_ok(group.as_ref(), start.look(&config, &recipe))?;
+        if group.size() > 1 {
+            agree(group.as_ref(), &start.setup(&config, &recipe, found))?;
+        }
         // The first process locks and cleans the directory before the others look into it.
         let opened = match group.is_first() {
             true => start.lock().map(Some),
             false => Ok(None),
         };
         let run_dir = all_ok(group.as_ref(), opened)?;
+        all_ok(group.as_ref(), start.sees_run_dir())?;
         let trainer = match found {
             true => start.resume_in(run_dir, Some((&config, &recipe))),
             false => start.new_in(run_dir, config, recipe),
@@ -140,17 +143,30 @@ struct Setup<'a> {
 }
 
 impl<B: AutodiffBackend> Start<'_, B> {
-    fn check_group(&self, config: &ShaRnnConfig, recipe: &Recipe) -> Result<(), TrainError> {
-        check::<B>(config, recipe, &self.splits, &self.options, self.device)?;
+    /// Whether there is a run to go on with, once all is checked that a new one needs. (A run that exists checks it
+    /// after comparing what it was started with.)
+    fn look(&self, config: &ShaRnnConfig, recipe: &Recipe) -> Result<bool, TrainError> {
+        let found = !checkpoints(&self.options.run_dir)?.is_empty();
+        if !found {
+            self.check(config, recipe)?;
+        }
         let (batch_size, size) = (recipe.batch_size, self.group.size());
         if !batch_size.is_multiple_of(size) {
             return Err(GroupError::Batch { batch_size, size }.into());
         }
-        Ok(())
+        Ok(found)
     }
 
-    fn has_checkpoint(&self) -> Result<bool, TrainError> {
-        Ok(!checkpoints(&self.options.run_dir)?.is_empty())
+    fn check(&self, config: &ShaRnnConfig, recipe: &Recipe) -> Result<(), TrainError> {
+        check::<B>(config, recipe, &self.splits, &self.options, self.device)
+    }
+
+    /// That this process can read the directory which the first one has opened.
+    fn sees_run_dir(&self) -> Result<(), TrainError> {
+        match RunDir::is_opened(&self.options.run_dir) {
+            true => Ok(()),
+            false => Err(GroupError::RunDir { run_dir: self.options.run_dir.clone() }.into()),
+        }
     }
 
     fn setup<'a>(&self, config: &'a ShaRnnConfig, recipe: &'a Recipe, has_checkpoint: bool) -> Setup<'a> {
@@ -173,7 +189,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
     }
 
     fn new_run(self, config: ShaRnnConfig, recipe: Recipe) -> Result<Trainer<B>, TrainError> {
-        self.check_group(&config, &recipe)?;
+        self.check(&config, &recipe)?;
         let run_dir = self.lock()?;
         self.new_in(Some(run_dir), config, recipe)
     }

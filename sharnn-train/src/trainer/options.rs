@@ -1,5 +1,6 @@
 //! What decides where a run is kept and when it stops, and nothing of what it computes.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -50,6 +51,13 @@ pub struct Limits {
     pub max_epochs: Option<u64>,
     /// Wall-clock time of this call.
     pub max_time: Option<Duration>,
+}
+
+impl Limits {
+    /// Those that are reached at some position of the run, by name; of time only one process of many knows.
+    pub(super) fn of_position(&self) -> BTreeMap<&'static str, Option<u64>> {
+        BTreeMap::from([("max_steps", self.max_steps), ("max_epochs", self.max_epochs)])
+    }
 }
 
 /// Why [`run`](crate::Trainer::run) came back.

@@ -234,6 +234,7 @@ mod dynamic {
         for (dynamic, expected) in [
             (DynamicEval { lr: -1.0, ..STILL }, "dynamic.lr = -1 cannot be used: use a finite number of at least 0"),
             (DynamicEval { decay: f64::NAN, ..STILL }, "dynamic.decay = NaN cannot be used"),
+            (DynamicEval { eps: 0.0, ..STILL }, "dynamic.eps = 0 cannot be used: use a finite number above 0"),
             (DynamicEval { prior_segments: 0, ..STILL }, "dynamic.prior_segments = 0 cannot be used: use at least 1"),
         ] {
             let error = score(&bytes(100), 1, &dynamic).unwrap_err().to_string();

@@ -140,6 +140,28 @@ fn a_process_that_fails_to_begin_is_named_by_the_first() {
     assert_eq!(said[0], "batch_size = 4 cannot be shared by 3 processes: use a multiple of 3, or fewer processes");
 }
 
+/// A directory of each machine's own would be missed only when the best weights are needed.
+#[test]
+fn a_run_directory_that_is_not_shared_is_found_before_the_first_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = refusals(2, |group| {
+        let own = dir.path().join(group.rank().to_string());
+        open_with(group, recipe(), options(&own))
+    });
+    assert!(said[0].starts_with("process 1 of 2 cannot train: it does not see "), "{}", said[0]);
+}
+
+#[test]
+fn limits_that_differ_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = in_group(2, |group| {
+        let limits = steps(5 + group.rank() as u64);
+        let mut trainer = open_with(group, recipe(), options(dir.path())).unwrap();
+        trainer.run(&limits, &mut silent, &Interrupt::default()).unwrap_err().to_string()
+    });
+    assert!(said[0].starts_with("process 1 of 2 has max_steps = 6 where process 0 has 5"), "{}", said[0]);
+}
+
 #[test]
 fn weights_that_differ_are_found_before_the_first_step() {
     let dir = tempfile::tempdir().unwrap();

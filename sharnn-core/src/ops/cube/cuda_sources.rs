@@ -27,9 +27,9 @@ fn write_as<T: CubePrimitive>(builder: Builder) -> NativeExpand<Array<T>> {
     <Array<T> as LaunchArg>::expand_output(&PLAIN, builder)
 }
 
-/// As many tensors as a model of four blocks has parameters.
+/// As many tensors as a kernel is given at most.
 fn tensors<T: LaunchArg>(one: T::CompilationArg) -> <Sequence<T> as LaunchArg>::CompilationArg {
-    std::iter::repeat_n(one, 63).collect()
+    std::iter::repeat_n(one, lamb::MAX_TENSORS).collect()
 }
 
 fn read_all(builder: Builder) -> <Sequence<Array<f32>> as CubeType>::ExpandType {
@@ -61,9 +61,12 @@ fn source(name: &str, body: impl FnOnce(Builder)) -> String {
     settings.address_type.register(&mut builder.scope);
     let address = settings.address_type.unsigned_type();
     body(&mut builder);
+    // As on every GPU since capability 7.0: what is not a tensor is passed by value.
+    let mut options = <<CudaRuntime as Runtime>::Compiler as Compiler>::CompilationOptions::default();
+    options.supports_features.grid_constants = true;
     let kernel = <CudaRuntime as Runtime>::Compiler::default().compile(
         builder.build(settings),
-        &Default::default(),
+        &options,
         ExecutionMode::Checked,
         address,
     );

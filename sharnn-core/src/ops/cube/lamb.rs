@@ -15,8 +15,9 @@ use crate::ops::{LambOptions, LambParam, LambRatios, LambStep, LambUpdate};
 /// Elements that a cube goes through.
 const SHARE: usize = 32 * UNITS as usize;
 
-/// Tensors of each kind that a kernel is given, at most: its code grows with them.
-const MAX_TENSORS: usize = 64;
+/// Tensors of each kind that a kernel is given, at most. Its code grows with them, and one takes up to 68 bytes of a kernel's
+/// parameters (four addresses, four lengths, a count), of which CUDA before 12.1 has 4,096.
+pub(super) const MAX_TENSORS: usize = 48;
 
 /// Arguments of a kernel besides its tensors, at most.
 const OTHER_ARGUMENTS: usize = 5;
