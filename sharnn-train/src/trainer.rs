@@ -37,7 +37,7 @@ const WEIGHTS_COMPARED_EVERY: u64 = 100;
 /// the losses and weights of a run that never stopped, bit for bit where the backend computes the same twice
 /// ([`BackendKind::resumes_bit_exactly`](crate::BackendKind::resumes_bit_exactly)).
 ///
-/// One of these in each process of a [`Group`] trains one run over all of them ([`open_in`](Self::open_in)): each computes
+/// One of these in each process of a [`Group`](crate::Group) trains one run over all of them ([`open_in`](Self::open_in)): each computes
 /// some lanes of the batch, and reads, draws and drops what a single process would for these lanes. The losses agree with
 /// those of a single process up to rounding, and are the same bits whenever as many processes, placed alike, train. All of them must be
 /// able to read the run directory; the first one writes there.
