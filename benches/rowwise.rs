@@ -1,11 +1,11 @@
-//! The operations on rows over a segment, forward and forward with backward: affine map, layer norm, dropout, which is its own
-//! backward, and the decoder's loss.
+//! The operations on rows over a segment, forward and forward with backward: affine map, layer norm, the sum that ends a block,
+//! dropout, which is its own backward, and the decoder's loss.
 
 mod support;
 
 use burn::tensor::Tensor;
 use criterion::{Criterion, criterion_group, criterion_main};
-use sharnn::core::ops::{DecoderLossInputs, Dropout, DropoutSite, LAYER_NORM_EPS, LaneAxis};
+use sharnn::core::ops::{DecoderLossInputs, Dropout, DropoutSite, LAYER_NORM_EPS, LaneAxis, ResidualInputs};
 use sharnn::{AutodiffBackend, Backend, BackendJob, DropoutStream, Precision};
 use support::{BATCH, Random, SEQ_LEN};
 
@@ -91,6 +91,58 @@ impl BackendJob for LayerNorm<'_> {
         support::assert_usable("bias", tracked_bias.grad(&grads), [d]);
 
         let mut group = support::group::<B>(self.0, "layer_norm", Precision::F32, ROWS);
+        support::time::<B, _>(&mut group, "forward", &device, forward);
+        support::time::<B, _>(&mut group, "forward+backward", &device, backward);
+        group.finish();
+    }
+}
+
+/// The sum that ends a block, with dropout.
+struct Residual<'c>(&'c mut Criterion);
+
+impl BackendJob for Residual<'_> {
+    type Output = ();
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) {
+        let dims @ [.., d] = [SEQ_LEN, BATCH, support::config().d_model];
+        let mut random = Random::new();
+        let [h, x, cotangent] = [(); 3].map(|()| random.floats::<B::InnerBackend, 3>(dims, &device));
+        let [weight, bias] = [(); 2].map(|()| random.floats::<B::InnerBackend, 1>([d], &device));
+        let stream = DropoutStream { seed: 1, step: 1, first_lane: 0 };
+        let dropout = Dropout { prob: 0.1, key: stream.key(0, DropoutSite::BoomOutput) };
+        let forward = || {
+            let (h, weight, bias, x) = (h.clone(), weight.clone(), bias.clone(), x.clone());
+            B::InnerBackend::norm_residual(ResidualInputs { h, weight, bias, x, dropout: Some(dropout) })
+        };
+
+        let [host_weight, host_bias] = [&weight, &bias].map(|x| support::values(x.clone()));
+        let (host_h, host_x) = (support::values(h.clone()), support::values(x.clone()));
+        let mask = dropout.host_mask(dims, LaneAxis::Second);
+        // Of as many rows as it is given, the first ones.
+        let reference = |h: &[f64]| {
+            let normed = rows(h, d, |h| layer_norm(h, &host_weight, &host_bias));
+            let added = host_x.iter().zip(&mask).map(|(x, mask)| x * f64::from(*mask));
+            normed.iter().zip(added).map(|(a, b)| a + b).collect::<Vec<_>>()
+        };
+        support::assert_near("residual sum", &support::values(forward()), &reference(&host_h));
+
+        let [tracked_h, tracked_x] = [&h, &x].map(|x| Tensor::<B, 3>::from_inner(x.clone()).require_grad());
+        let [weight, bias] = [&weight, &bias].map(|x| Tensor::<B, 1>::from_inner(x.clone()).require_grad());
+        let backward = || {
+            let (h, x) = (tracked_h.clone(), tracked_x.clone());
+            let (weight, bias) = (weight.clone(), bias.clone());
+            let output = B::norm_residual(ResidualInputs { h, weight, bias, x, dropout: Some(dropout) });
+            (output * Tensor::from_inner(cotangent.clone())).sum().backward()
+        };
+        let grads = backward();
+        let weights = checked(cotangent.clone().reshape([ROWS, d]));
+        let dh = checked(tracked_h.grad(&grads).expect("h is tracked").reshape([ROWS, d]));
+        let loss = |h: &[f64]| support::dot(&reference(h), &weights);
+        support::assert_gradient("residual sum", loss, &host_h[..CHECKED * d], &dh);
+        support::assert_usable("x", tracked_x.grad(&grads), dims);
+        support::assert_usable("weight", weight.grad(&grads), [d]);
+
+        let mut group = support::group::<B>(self.0, "norm_residual", Precision::F32, ROWS);
         support::time::<B, _>(&mut group, "forward", &device, forward);
         support::time::<B, _>(&mut group, "forward+backward", &device, backward);
         group.finish();
@@ -221,6 +273,7 @@ impl Surprise {
 fn rowwise(criterion: &mut Criterion) {
     support::run(Affine(criterion));
     support::run(LayerNorm(criterion));
+    support::run(Residual(criterion));
     support::run(Drop(criterion));
     support::run(DecoderLoss(criterion));
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sharnn::core::kernels::{Isa, threads};
 use sharnn::core::ops::{
     AttentionInputs, BoomInputs, DecoderLossInputs, Dropout, DropoutSite, LambOptions, LambParam, LambRatios, LambStep,
-    LambUpdate, LstmInputs, LstmWanted, generic,
+    LambUpdate, LstmInputs, LstmWanted, ResidualInputs, ResidualSaved, generic,
 };
 use sharnn::{Backend, DropoutStream, Precision};
 
@@ -50,7 +50,7 @@ pub struct Comparison {
 impl Comparison {
     /// Compares all operations and hands over each result when it is there.
     pub fn each<E>(precision: Precision, mut report: impl FnMut(Self) -> Result<(), E>) -> Result<(), E> {
-        let ops = [affine, layer_norm, dropout, lstm, attention, boom, decoder_loss, lamb, squared_norm];
+        let ops = [affine, layer_norm, dropout, norm_residual, lstm, attention, boom, decoder_loss, lamb, squared_norm];
         ops.into_iter().flat_map(|op| op(precision)).try_for_each(|timed| report(timed.comparison(precision)))
     }
 }
@@ -189,6 +189,29 @@ fn dropout(_precision: Precision) -> Vec<Timed> {
         forward.add(&at(size), || Flex::dropout(x.clone(), dropout), || generic::dropout(x.clone(), dropout));
     }
     vec![forward]
+}
+
+/// The generic body is the sum of the kernels of norm and dropout.
+fn norm_residual(_precision: Precision) -> Vec<Timed> {
+    let [mut forward, mut both] = Timed::both("norm_residual");
+    let stream = DropoutStream { seed: 1, step: 1, first_lane: 0 };
+    let dropout = Some(Dropout { prob: 0.1, key: stream.key(0, DropoutSite::BoomOutput) });
+    for size @ [.., d] in sizes() {
+        let (h, x, grad) = (floats(size), floats(size), floats(size));
+        let (weight, bias) = (floats([d]), floats([d]));
+        let inputs = || {
+            let (h, weight, bias, x) = (h.clone(), weight.clone(), bias.clone(), x.clone());
+            ResidualInputs { h, weight, bias, x, dropout }
+        };
+        let saved = || ResidualSaved { h: h.clone(), weight: weight.clone(), dropout };
+        forward.add(&at(size), || Flex::norm_residual(inputs()), || generic::norm_residual(inputs()));
+        both.add(
+            &at(size),
+            || (Flex::norm_residual(inputs()), Flex::norm_residual_backward(saved(), grad.clone())),
+            || (generic::norm_residual(inputs()), generic::norm_residual_backward(saved(), grad.clone())),
+        );
+    }
+    vec![forward, both]
 }
 
 fn lstm(precision: Precision) -> Vec<Timed> {
