@@ -82,7 +82,7 @@ impl<B: Backend> SingleHeadAttention<B> {
         dropouts: AttentionDropouts,
         precision: Precision,
     ) -> Tensor<B, 3> {
-        let query = crate::pass::drop(self.gated_query(x, precision), dropouts.query);
+        let query = crate::ops::drop(self.gated_query(x, precision), dropouts.query);
         // Key gate and scale are vectors over the shared channel: they may as well multiply the query.
         let [_, _, d] = query.dims();
         let scale = sigmoid(self.k_gate.val()) / ((d / self.n_heads) as f64).sqrt();

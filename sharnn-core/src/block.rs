@@ -13,8 +13,8 @@ use burn::tensor::{Tensor, backend::Backend as BurnBackend};
 
 use crate::attention::AttentionDropouts;
 use crate::init::Initializer;
-use crate::ops::ResidualInputs;
-use crate::pass::{Pass, drop};
+use crate::ops::{ResidualInputs, drop};
+use crate::pass::Pass;
 use crate::state::last_rows;
 use crate::{Backend, BlockState, Boom, DropoutSite, LayerNorm, Lstm, ShaRnnConfig, SingleHeadAttention};
 

@@ -4,8 +4,8 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend as BurnBackend};
 
 use crate::init::Initializer;
-use crate::ops::DecoderLossInputs;
-use crate::pass::{Pass, drop};
+use crate::ops::{DecoderLossInputs, drop};
+use crate::pass::Pass;
 use crate::{Backend, Block, DropoutSite, ShaRnnConfig, ShaRnnState};
 
 /// The embedding table.

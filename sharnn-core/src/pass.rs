@@ -1,8 +1,6 @@
 //! How one forward pass is computed: precision, dropout, and what it keeps.
 
-use burn::tensor::Tensor;
-
-use crate::{Backend, Dropout, DropoutSite, DropoutStream, Precision};
+use crate::{Dropout, DropoutSite, DropoutStream, Precision};
 
 /// Options of a forward pass. The default is f32 without dropout: evaluation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -26,13 +24,5 @@ impl Pass {
     pub(crate) fn at(&self, prob: f64, block: usize, site: DropoutSite) -> Option<Dropout> {
         let stream = self.dropout.filter(|_| prob > 0.0)?;
         Some(Dropout { prob, key: stream.key(block, site) })
-    }
-}
-
-/// Applies a dropout where there is one.
-pub(crate) fn drop<B: Backend>(x: Tensor<B, 3>, dropout: Option<Dropout>) -> Tensor<B, 3> {
-    match dropout {
-        Some(dropout) => B::dropout(x, dropout),
-        None => x,
     }
 }

@@ -10,7 +10,7 @@ use sharnn_core::{AutodiffBackend, Backend};
 
 use crate::group::{Alone, Group};
 use crate::lamb_config::LambConfig;
-use crate::params::{MapFloat, VisitFloat, host_values, map_params, param_infos, visit_params};
+use crate::params::{MapFloat, VisitFloat, host_values, map_params, param_infos, take_grads, visit_params};
 use crate::tensor_file::{HostTensor, WeightsError};
 
 /// Added to the global norm before the clip divides by it.
@@ -110,13 +110,11 @@ impl<B: AutodiffBackend> MinTrustLamb<B> {
         flags: &mut [f32],
         module: M,
         loss: Tensor<B::InnerBackend, 1>,
-        mut grads: B::Gradients,
+        grads: B::Gradients,
         lr: f64,
     ) -> (M, StepReport<B::InnerBackend>) {
         assert!(lr >= 0.0 && lr.is_finite(), "the learning rate is {lr}: it must be a finite number of at least 0");
-        let mut taken = TakeGrads::<B> { grads: &mut grads, taken: BTreeMap::new() };
-        visit_params(&module, &mut taken);
-        let mut grads = taken.taken;
+        let mut grads = take_grads(&module, grads);
         let loss = average(group, loss, &mut grads, flags);
 
         let grad_norm = match grads.is_empty() {
@@ -239,20 +237,6 @@ fn average<B: Backend>(
         *grad = take(grad.dims()[0]);
     }
     loss
-}
-
-/// Takes the gradients out of Burn's container, flattened, by path.
-struct TakeGrads<'a, B: AutodiffBackend> {
-    grads: &'a mut B::Gradients,
-    taken: BTreeMap<String, Tensor<B::InnerBackend, 1>>,
-}
-
-impl<B: AutodiffBackend> VisitFloat<B> for TakeGrads<'_, B> {
-    fn visit<const D: usize>(&mut self, path: &str, tensor: Tensor<B, D>) {
-        if let Some(grad) = tensor.grad_remove(self.grads) {
-            self.taken.insert(path.to_string(), grad.flatten(0, D - 1));
-        }
-    }
 }
 
 /// Takes the parameters that have a gradient out of a module, with their moments, so that no second owner keeps the backend

@@ -3,11 +3,12 @@
 //! A path joins the names of the fields that lead to a parameter, as in `blocks.2.attending.attention.query.weight`. The
 //! order is that of the fields, so it is the same in every run; Burn's own parameter ids are not, and loading renews them.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 
 /// A tensor on the host with its name.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,6 +81,27 @@ pub fn collect_params<B: Backend, M: Module<B>>(module: &M) -> Vec<NamedTensor> 
     let mut collect = Collect(Vec::new());
     visit_params(module, &mut collect);
     collect.0
+}
+
+/// The gradients of a module's parameters, flattened, by path; a parameter without one is left out.
+pub(crate) fn take_grads<B: AutodiffBackend, M: Module<B>>(
+    module: &M,
+    grads: B::Gradients,
+) -> BTreeMap<String, Tensor<B::InnerBackend, 1>> {
+    struct Take<B: AutodiffBackend> {
+        grads: B::Gradients,
+        taken: BTreeMap<String, Tensor<B::InnerBackend, 1>>,
+    }
+    impl<B: AutodiffBackend> VisitFloat<B> for Take<B> {
+        fn visit<const D: usize>(&mut self, path: &str, tensor: Tensor<B, D>) {
+            if let Some(grad) = tensor.grad_remove(&mut self.grads) {
+                self.taken.insert(path.to_string(), grad.flatten(0, D - 1));
+            }
+        }
+    }
+    let mut take = Take::<B> { grads, taken: BTreeMap::new() };
+    visit_params(module, &mut take);
+    take.taken
 }
 
 /// A number that the weights of a module determine, the same in every process.

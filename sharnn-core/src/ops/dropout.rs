@@ -179,6 +179,14 @@ pub fn apply<B: Backend>(x: Tensor<B, 3>, dropout: Dropout) -> Tensor<B, 3> {
     x * mask
 }
 
+/// [`Backend::dropout`] where there is one.
+pub(crate) fn drop<B: Backend>(x: Tensor<B, 3>, dropout: Option<Dropout>) -> Tensor<B, 3> {
+    match dropout {
+        Some(dropout) => B::dropout(x, dropout),
+        None => x,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

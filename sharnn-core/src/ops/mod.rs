@@ -33,6 +33,7 @@ use burn::tensor::Tensor;
 pub use attention::{AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved};
 pub use boom::{BoomGrads, BoomInputs, BoomSaved};
 pub use decoder_loss::{DecoderLossInputs, DecoderLossSaved};
+pub(crate) use dropout::drop;
 pub use dropout::{Dropout, DropoutKey, DropoutSite, DropoutStream, LaneAxis};
 pub use lamb::{LambOptions, LambParam, LambRatios, LambStep, LambUpdate};
 pub use layer_norm::LAYER_NORM_EPS;

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 
+use super::dropout::drop;
 use super::{Backend, Dropout};
 
 /// What is summed.
@@ -43,20 +44,12 @@ pub struct ResidualGrads<B: Backend> {
     pub x: Tensor<B, 3>,
 }
 
-/// `x`, or what a dropout leaves of it.
-fn dropped<B: Backend>(x: Tensor<B, 3>, dropout: Option<Dropout>) -> Tensor<B, 3> {
-    match dropout {
-        Some(dropout) => B::dropout(x, dropout),
-        None => x,
-    }
-}
-
 /// The body of [`Backend::norm_residual`].
 pub fn forward<B: Backend>(inputs: ResidualInputs<B>) -> Tensor<B, 3> {
     let ResidualInputs { h, weight, bias, x, dropout } = inputs;
     let dims @ [seq_len, batch_size, d] = h.dims();
     let normed = B::layer_norm_rows(h.reshape([seq_len * batch_size, d]), weight, bias).reshape(dims);
-    normed + dropped(x, dropout)
+    normed + drop(x, dropout)
 }
 
 /// The body of [`Backend::norm_residual_backward`]: that of the norm, and the dropout of the gradient.
@@ -65,5 +58,5 @@ pub fn backward<B: Backend>(saved: ResidualSaved<B>, grad: Tensor<B, 3>) -> Resi
     let dims @ [seq_len, batch_size, d] = h.dims();
     let rows = [seq_len * batch_size, d];
     let (h, weight, bias) = B::layer_norm_rows_backward(h.reshape(rows), weight, grad.clone().reshape(rows));
-    ResidualGrads { h: h.reshape(dims), weight, bias, x: dropped(grad, dropout) }
+    ResidualGrads { h: h.reshape(dims), weight, bias, x: drop(grad, dropout) }
 }

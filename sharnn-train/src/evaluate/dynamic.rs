@@ -16,7 +16,7 @@ use sharnn_core::{AutodiffBackend, Pass, ShaRnn, ShaRnnState};
 use sharnn_data::Lanes;
 
 use super::{EvalConfig, EvalError, Evaluation, LossSum, Segment, check, cut, segment};
-use crate::params::{MapFloat, VisitFloat, host_values, map_params, visit_params};
+use crate::params::{MapFloat, VisitFloat, host_values, map_params, take_grads, visit_params};
 
 /// How the weights follow what is scored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -120,23 +120,8 @@ impl<B: AutodiffBackend> Scored<'_, B> {
         let target = segment(self.lanes, &all, start + 1, end + 1, self.device);
         let pass = Pass { precision: self.config.precision, ..Pass::default() };
         let (loss, state) = model.loss(input, target, state, &pass);
-        let mut found = Gradients::<B> { all: loss.backward(), taken: ByPath::new() };
-        visit_params(model, &mut found);
-        (loss.inner(), state.detach(), found.taken)
-    }
-}
-
-/// Takes the gradients out of Burn's container.
-struct Gradients<B: AutodiffBackend> {
-    all: B::Gradients,
-    taken: ByPath<B::InnerBackend>,
-}
-
-impl<B: AutodiffBackend> VisitFloat<B> for Gradients<B> {
-    fn visit<const D: usize>(&mut self, path: &str, tensor: Tensor<B, D>) {
-        if let Some(grad) = tensor.grad_remove(&mut self.all) {
-            self.taken.insert(path.to_string(), grad.flatten(0, D - 1));
-        }
+        let grads = take_grads(model, loss.backward());
+        (loss.inner(), state.detach(), grads)
     }
 }
 

@@ -42,7 +42,7 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// If there is no checkpoint or the newest is damaged (the error names the one before it), if the data is not the
     /// run's, or if another process trains there.
     pub fn resume(splits: Splits, options: TrainOptions, device: &B::Device) -> Result<Self, TrainError> {
-        Start::<B> { splits, options, group: Arc::new(Alone), device }.resume(None)
+        Start::<B> { splits, options, group: Arc::new(Alone), device }.resume()
     }
 
     /// Resumes the run of the run directory where there is one, and starts one where there is none.
@@ -194,9 +194,9 @@ impl<B: AutodiffBackend> Start<'_, B> {
         self.new_in(Some(run_dir), config, recipe)
     }
 
-    fn resume(self, expected: Option<(&ShaRnnConfig, &Recipe)>) -> Result<Trainer<B>, TrainError> {
+    fn resume(self) -> Result<Trainer<B>, TrainError> {
         let run_dir = self.lock()?;
-        self.resume_in(Some(run_dir), expected)
+        self.resume_in(Some(run_dir), None)
     }
 
     /// `run_dir` is locked in the first process; the others have none.
