@@ -8,8 +8,15 @@ use sharnn::core::ops::{LambOptions, LambParam, LambStep, LambUpdate};
 use sharnn::{AutodiffBackend, Backend, BackendJob, Precision};
 use support::Random;
 
-const OPTIONS: LambOptions =
-    LambOptions { lr: 0.1, beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay: 0.01, min_trust: Some(0.25) };
+const OPTIONS: LambOptions = LambOptions {
+    lr: 0.1,
+    beta1: 0.9,
+    beta2: 0.999,
+    eps: 1e-6,
+    weight_decay: 0.01,
+    min_trust: Some(0.25),
+    max_trust: None,
+};
 /// What the clip multiplies gradients by.
 const SCALE: f64 = 0.5;
 
@@ -65,7 +72,7 @@ impl BackendJob for Lamb<'_> {
 
 /// The equations in f64: what is taken off the parameter, and both moments.
 fn reference([param, grad, mut first, mut second]: [Vec<f64>; 4]) -> [Vec<f64>; 3] {
-    let LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust } = OPTIONS;
+    let LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust, .. } = OPTIONS;
     let mut update = Vec::with_capacity(param.len());
     for k in 0..param.len() {
         let g = SCALE * grad[k];

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
+use serde::Deserialize;
+use serde_json::{Value, json};
 use sharnn::core::{MemoryEstimate, StepShape};
 #[cfg(feature = "flex")]
 use sharnn::core::{WeightFormat, kernels::Operands};
@@ -78,6 +80,10 @@ pub struct Args {
     /// knows it and f32 elsewhere; a run that exists keeps its own with auto [default: auto]
     #[arg(long, value_name = "NAME", help_heading = "Recipe")]
     pub precision: Option<String>,
+    /// Set any field of the model or of the recipe, as checkpoints name them: model.d_ff=512, recipe.lamb.clip=1, or
+    /// recipe.muon={...}; may be repeated
+    #[arg(long, value_name = "FIELD=VALUE", help_heading = "Recipe")]
+    pub set: Vec<String>,
     /// Seed of weights, segment lengths and dropout
     #[arg(long, value_name = "N", help_heading = "Recipe")]
     pub seed: Option<u64>,
@@ -205,6 +211,37 @@ fn schedule(kind: &str) -> Result<Schedule> {
     })
 }
 
+/// The model and the recipe with fields set by `field=value`.
+fn set_fields(config: ShaRnnConfig, recipe: Recipe, fields: &[String]) -> Result<(ShaRnnConfig, Recipe)> {
+    let mut all = json!({ "model": config, "recipe": recipe });
+    for set in fields {
+        let Some((path, value)) = set.split_once('=') else {
+            bail!("--set {set:?} cannot be used: write FIELD=VALUE, as model.d_ff=512")
+        };
+        // A word that is no JSON is a string.
+        let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+        let (parent, field) = path.rsplit_once('.').unwrap_or(("", path));
+        let parent = all.pointer_mut(&parent.split('.').map(|name| format!("/{name}")).collect::<String>());
+        let place = match parent {
+            Some(Value::Object(fields)) => Some(fields.entry(field).or_insert(Value::Null)),
+            Some(Value::Array(fields)) => field.parse().ok().and_then(|i: usize| fields.get_mut(i)),
+            _ => None,
+        };
+        let Some(place) = place else { bail!("--set {set:?} cannot be used: there is no field {path:?}") };
+        *place = value;
+    }
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct All {
+        model: ShaRnnConfig,
+        recipe: Recipe,
+    }
+    let All { model, recipe } =
+        serde_json::from_value(all).with_context(|| format!("--set {} cannot be used", fields.join(" --set ")))?;
+    model.validate()?;
+    Ok((model, recipe))
+}
+
 /// The precision of that name; `None` for `auto`.
 fn precision(name: &str) -> Result<Option<Precision>> {
     let known = Precision::ALL.into_iter().find(|(_, known)| *known == name);
@@ -270,6 +307,7 @@ impl Args {
         self.change_recipe(&mut recipe, splits)?;
         self.change_segments(&mut recipe, run)?;
         let auto_precision = self.change_precision(&mut recipe, run)?;
+        let (config, recipe) = set_fields(config, recipe, &self.set)?;
         if let Some(minutes) = self.minutes {
             ensure!(minutes.is_finite() && minutes > 0.0, "--minutes {minutes} cannot be used: use a number above 0");
         }

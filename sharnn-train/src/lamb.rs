@@ -10,6 +10,7 @@ use sharnn_core::{AutodiffBackend, Backend};
 
 use crate::group::{Alone, Group};
 use crate::lamb_config::LambConfig;
+use crate::muon::MuonConfig;
 use crate::params::{MapFloat, VisitFloat, host_values, map_params, param_infos, take_grads, visit_params};
 use crate::tensor_file::{HostTensor, WeightsError};
 
@@ -46,6 +47,7 @@ struct Moments<B: Backend> {
 #[derive(Clone, Debug)]
 pub struct MinTrustLamb<B: AutodiffBackend> {
     config: LambConfig,
+    muon: Option<MuonConfig>,
     moments: BTreeMap<String, Moments<B::InnerBackend>>,
 }
 
@@ -59,8 +61,8 @@ impl LambConfig {
             None => grad_norm.ones_like(),
             Some(clip) => (grad_norm.full_like(clip) / (grad_norm + CLIP_EPS)).clamp_max(1.0),
         };
-        let &Self { beta1, beta2, eps, weight_decay, min_trust, .. } = self;
-        LambStep::new(LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust }, scale, finite)
+        let &Self { beta1, beta2, eps, weight_decay, min_trust, max_trust, .. } = self;
+        LambStep::new(LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust, max_trust }, scale, finite)
     }
 }
 
@@ -73,7 +75,13 @@ impl<B: AutodiffBackend> MinTrustLamb<B> {
         if let Err(error) = config.validate() {
             panic!("{error}");
         }
-        Self { config, moments: BTreeMap::new() }
+        Self { config, muon: None, moments: BTreeMap::new() }
+    }
+
+    /// Moves the matrices inside blocks by Muon.
+    pub fn with_muon(mut self, muon: Option<MuonConfig>) -> Self {
+        self.muon = muon;
+        self
     }
 
     /// The options.
@@ -130,9 +138,43 @@ impl<B: AutodiffBackend> MinTrustLamb<B> {
         let mut take = TakeParams { grads, moments, taken: VecDeque::new(), params: Vec::new() };
         let module = map_params(module, &mut take);
         let TakeParams { taken, params, .. } = take;
-        let (updates, _) = B::InnerBackend::lamb(&step, params);
+        let updates = self.update(&step, &taken, params, lr, finite.clone());
         let mut put = PutParams { moments: &mut self.moments, taken, updates: updates.into_iter() };
         (map_params(module, &mut put), StepReport { loss, grad_norm, finite })
+    }
+
+    fn update(
+        &self,
+        step: &LambStep<B::InnerBackend>,
+        taken: &VecDeque<(String, Vec<usize>)>,
+        params: Vec<LambParam<B::InnerBackend>>,
+        lr: f64,
+        finite: Tensor<B::InnerBackend, 1, Bool>,
+    ) -> Vec<LambUpdate<B::InnerBackend>> {
+        let Some(muon) = &self.muon else { return B::InnerBackend::lamb(step, params).0 };
+        let is_matrix = |(path, shape): &(String, Vec<usize>)| shape.len() == 2 && path.starts_with("blocks.");
+        let (mut others, mut of_muon) = (Vec::new(), Vec::new());
+        for (param, place) in params.into_iter().zip(taken) {
+            if !is_matrix(place) {
+                others.push(param);
+                continue;
+            }
+            let (path, shape) = place;
+            let matrices = if path.contains("lstm") { 4 } else { 1 };
+            let dims = [matrices, shape[0] / matrices, shape[1]];
+            let LambParam { param, grad, moments } = param;
+            let n = param.dims()[0];
+            let (first, second) = moments.unwrap_or_else(|| (param.zeros_like(), param.zeros_like()));
+            let all = [param, grad, first].map(|x| x.reshape(dims));
+            let [param, first] = muon.step(lr, all, step.scale.clone(), finite.clone()).map(|x| x.reshape([n]));
+            of_muon.push(LambUpdate { param, first, second });
+        }
+        let mut of_muon = of_muon.into_iter();
+        let mut others = B::InnerBackend::lamb(step, others).0.into_iter();
+        taken
+            .iter()
+            .map(|place| if is_matrix(place) { of_muon.next() } else { others.next() }.expect("one each"))
+            .collect()
     }
 
     /// Name, shape and values of every moment, by parameter path; for checkpoints. A parameter that never had a gradient

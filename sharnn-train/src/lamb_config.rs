@@ -16,6 +16,9 @@ pub struct LambConfig {
     pub weight_decay: f64,
     /// Floor of the trust ratio; `None` for none. 0.25.
     pub min_trust: Option<f64>,
+    /// Ceiling of the trust ratio; `None` for none, as in the paper. With floor and ceiling at 1 the step is AdamW's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_trust: Option<f64>,
     /// Largest global gradient norm; `None` does not clip. 0.25.
     pub clip: Option<f64>,
 }
@@ -34,7 +37,15 @@ pub struct LambConfigError {
 
 impl Default for LambConfig {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay: 1.2e-6, min_trust: Some(0.25), clip: Some(0.25) }
+        Self {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-6,
+            weight_decay: 1.2e-6,
+            min_trust: Some(0.25),
+            max_trust: None,
+            clip: Some(0.25),
+        }
     }
 }
 
@@ -62,6 +73,14 @@ impl LambConfig {
                 self.min_trust.unwrap_or(1.0),
                 self.min_trust.is_none_or(|floor| floor >= 0.0 && floor.is_finite()),
                 "use a finite value of at least 0, or none",
+            ),
+            (
+                "max_trust",
+                self.max_trust.unwrap_or(1.0),
+                self.max_trust.is_none_or(|ceiling| {
+                    ceiling.is_finite() && ceiling >= self.min_trust.unwrap_or(0.0) && positive(ceiling)
+                }),
+                "use a finite value above 0 and of at least min_trust, or none",
             ),
             ("clip", self.clip.unwrap_or(1.0), self.clip.is_none_or(positive), "use a finite norm above 0, or none"),
         ];

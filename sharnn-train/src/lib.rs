@@ -12,6 +12,7 @@ mod lane_state;
 mod metrics;
 #[cfg(feature = "mpi")]
 mod mpi_group;
+mod muon;
 mod observer;
 mod params;
 mod progress;
@@ -39,6 +40,7 @@ pub use lamb_config::{LambConfig, LambConfigError};
 pub use metrics::{EvalRecord, METRICS_FILE, Metrics, MetricsError, Record, TrainRecord};
 #[cfg(feature = "mpi")]
 pub use mpi_group::MpiGroup;
+pub use muon::MuonConfig;
 pub use observer::{Event, Observer};
 pub use params::{MapFloat, NamedTensor, ParamInfo, VisitFloat, collect_params, map_params, param_infos, visit_params};
 pub use progress::Progress;

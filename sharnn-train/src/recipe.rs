@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use sharnn_core::{Precision, ShaRnnConfig};
 use sharnn_data::{DataError, SegmentLengths};
 
-use crate::{EvalConfig, LambConfig};
+use crate::{EvalConfig, LambConfig, LambConfigError, MuonConfig};
 
 /// Everything that decides what a training run computes, but for the model and the data.
 ///
@@ -30,6 +30,9 @@ pub struct Recipe {
     pub phases: Vec<Phase>,
     /// The optimizer.
     pub lamb: LambConfig,
+    /// Muon for the matrices inside blocks, in place of that optimizer; `None` for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub muon: Option<MuonConfig>,
     /// Precision of matrix products in training; evaluation has its own.
     pub precision: Precision,
     /// Seed of the initial weights, of the segment lengths and of the dropout masks.
@@ -122,6 +125,7 @@ impl Recipe {
             segments: SegmentLengths::paper(),
             phases: vec![Phase::constant(2e-3, 32), Phase::constant(1e-3, 5)],
             lamb: LambConfig::default(),
+            muon: None,
             precision: Precision::F32,
             seed: 1111,
             max_skipped_in_a_row: 5,
@@ -189,7 +193,7 @@ impl Recipe {
             let hint = "use at least 1, or null to validate at the end of every epoch only";
             return refuse("valid_every_steps", "0".into(), hint);
         }
-        self.validate_lamb()?;
+        self.validate_optimizers()?;
         for (name, eval) in [("valid", &self.valid), ("test", &self.test)] {
             for (field, value) in [("lanes", eval.lanes), ("seq_len", eval.seq_len)] {
                 if value == 0 {
@@ -200,12 +204,14 @@ impl Recipe {
         Ok(())
     }
 
-    fn validate_lamb(&self) -> Result<(), RecipeError> {
-        self.lamb.validate().map_err(|error| RecipeError {
-            field: format!("lamb.{}", error.field),
+    fn validate_optimizers(&self) -> Result<(), RecipeError> {
+        let refuse = |name: &str, error: LambConfigError| RecipeError {
+            field: format!("{name}.{}", error.field),
             value: error.value.to_string(),
             hint: error.hint.into(),
-        })
+        };
+        self.lamb.validate().map_err(|error| refuse("lamb", error))?;
+        self.muon.map_or(Ok(()), |muon| muon.validate()).map_err(|error| refuse("muon", error))
     }
 
     /// Checks the recipe, the model's configuration, and the two against each other: where a block attends and keeps a
@@ -299,7 +305,7 @@ mod tests {
             recipe.validate().unwrap_err()
         };
         type Case = (fn(&mut Recipe), &'static str, &'static str);
-        let cases: [Case; 14] = [
+        let cases: [Case; 15] = [
             (|r| r.batch_size = 0, "batch_size", "0"),
             (|r| r.segments = SegmentLengths::Fixed { len: 0 }, "segments.len", "0"),
             (|r| r.phases.clear(), "phases", "[]"),
@@ -312,6 +318,7 @@ mod tests {
             (|r| r.lamb.beta2 = 1.0, "lamb.beta2", "1"),
             (|r| r.lamb.eps = 0.0, "lamb.eps", "0"),
             (|r| r.lamb.clip = Some(0.0), "lamb.clip", "0"),
+            (|r| r.muon = Some(MuonConfig { rate: 0.0, ..MuonConfig::default() }), "muon.rate", "0"),
             (|r| r.valid.lanes = 0, "valid.lanes", "0"),
             (|r| r.test.seq_len = 0, "test.seq_len", "0"),
         ];

@@ -294,7 +294,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         (self.position.phase_step, self.position.phase_epoch) = (0, 0);
         if self.position.phase < self.recipe.phases.len() {
             self.model = Some(load_best(self.run_dir.path(), &self.device)?.0);
-            self.optimizer = MinTrustLamb::new(self.recipe.lamb.clone());
+            self.optimizer = MinTrustLamb::new(self.recipe.lamb.clone()).with_muon(self.recipe.muon);
             observer.on(Event::Phase { phase: self.position.phase, best: &best });
         } else {
             self.log(observer)?;

@@ -4,12 +4,13 @@
 //! g = scale g                                                    scale = min(1, clip / ‖all gradients‖), the caller's
 //! m = β₁ m + (1 - β₁) g          v = β₂ v + (1 - β₂) g²          no bias correction
 //! u = m / (√v + ε) + weight_decay p
-//! r = min(‖p‖, 10) / ‖u‖, or 1 if either norm is 0;   r = max(r, min_trust), no upper bound
+//! r = min(‖p‖, 10) / ‖u‖, or 1 if either norm is 0;   r = min(max(r, min_trust), max_trust)
 //! p = p - lr r u
 //! ```
 //!
 //! After You et al. 2019 (arXiv 1904.00962, version 1, whose weight norm is clamped), with the floor of the trust ratio that
-//! SHA-RNN's author added.
+//! SHA-RNN's author added. A ceiling is not part of either; with floor and ceiling at 1 the step is that of AdamW (Loshchilov and
+//! Hutter 2017, arXiv 1711.05101) without its bias correction.
 
 use burn::tensor::{Bool, Tensor};
 
@@ -33,6 +34,8 @@ pub struct LambOptions {
     pub weight_decay: f64,
     /// Floor of the trust ratio.
     pub min_trust: Option<f64>,
+    /// Ceiling of the trust ratio.
+    pub max_trust: Option<f64>,
 }
 
 /// What all parameters share in one step: the options, the clip, and whether the step counts at all.
@@ -113,7 +116,7 @@ pub fn update<B: Backend>(step: &LambStep<B>, params: Vec<LambParam<B>>) -> (Vec
 /// subtracts +0 from the parameter: only the gradient has to be masked for that.
 fn update_one<B: Backend>(step: &LambStep<B>, param: LambParam<B>) -> (LambUpdate<B>, [Tensor<B, 1>; 3]) {
     let LambParam { param, grad, moments } = param;
-    let LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust } = step.options;
+    let LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust, max_trust } = step.options;
     let scale = &step.scale;
     let skip = step.counts.clone().equal_elem(0.0);
     let keep = |beta: f64| scale.full_like(beta).mask_fill(skip.clone(), 1.0);
@@ -137,6 +140,9 @@ fn update_one<B: Backend>(step: &LambStep<B>, param: LambParam<B>) -> (LambUpdat
     let mut trust_ratio = (weight_norm.clone() / adam_norm.clone()).mask_fill(no_ratio, 1.0);
     if let Some(min_trust) = min_trust {
         trust_ratio = trust_ratio.clamp_min(min_trust);
+    }
+    if let Some(max_trust) = max_trust {
+        trust_ratio = trust_ratio.clamp_max(max_trust);
     }
     let taken = (update * (trust_ratio.clone() * lr)).mask_fill(all_skip, 0.0);
     (LambUpdate { param: param - taken, first, second }, [weight_norm, adam_norm, trust_ratio])

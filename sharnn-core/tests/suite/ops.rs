@@ -560,14 +560,15 @@ fn bf16_rounds_the_operands_of_products_and_nothing_else() {
 /// more parameters than a kernel is given at once.
 fn lamb<B: AutodiffBackend>() {
     let sizes = || [1, 100, 5000, 300_001].into_iter().chain(3..69);
-    for (has_moments, min_trust, weight_decay, counts) in [
-        (true, None, 0.0, true),
-        (false, Some(0.25), 0.1, true),
-        (true, Some(0.25), 0.1, true),
-        (true, None, 0.1, false),
+    for (has_moments, [min_trust, max_trust], weight_decay, counts) in [
+        (true, [None; 2], 0.0, true),
+        (false, [Some(0.25), None], 0.1, true),
+        (true, [Some(0.25), Some(0.5)], 0.1, true),
+        (true, [Some(1.0); 2], 0.1, true),
+        (true, [None; 2], 0.1, false),
     ] {
-        let what = format!("moments {has_moments}, min_trust {min_trust:?}, counts {counts}");
-        let options = LambOptions { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay, min_trust };
+        let what = format!("moments {has_moments}, trust {min_trust:?} to {max_trust:?}, counts {counts}");
+        let options = LambOptions { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-6, weight_decay, min_trust, max_trust };
         let finite = Tensor::from_data([counts], &Default::default());
         let step = LambStep::<B::InnerBackend>::new(options, upload(&[0.5]), finite);
         let param = |n| {

@@ -222,7 +222,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
         Ok(Trainer {
             segments: Segments::new(lanes, recipe.segments, recipe.seed)?.select_lanes(share)?,
             corpus: CorpusIdentity::of(&splits),
-            optimizer: MinTrustLamb::new(recipe.lamb.clone()),
+            optimizer: MinTrustLamb::new(recipe.lamb.clone()).with_muon(recipe.muon),
             state: ShaRnnState::empty(config.n_layers),
             model: Some(model),
             position: Position::default(),
@@ -263,7 +263,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
         check::<B>(&config, &recipe, &splits, &options, device)?;
 
         let model = checkpoint.model(config.init_seeded::<B>(recipe.seed, device))?;
-        let optimizer = checkpoint.moments(MinTrustLamb::new(recipe.lamb.clone()), &model)?;
+        let optimizer = checkpoint.moments(MinTrustLamb::new(recipe.lamb.clone()).with_muon(recipe.muon), &model)?;
         let lanes = Lanes::new(splits.train.clone(), recipe.batch_size)?;
         let share = group.share(recipe.batch_size);
         let (metrics, digest) = match &run_dir {

@@ -16,7 +16,7 @@ use crate::support::{Fixture, fixtures};
 fn lamb_config(fixture: &Fixture, clip: Option<f64>) -> LambConfig {
     let [beta1, beta2] = fixture.option("betas");
     let (eps, weight_decay) = (fixture.option("eps"), fixture.option("weight_decay"));
-    LambConfig { beta1, beta2, eps, weight_decay, min_trust: fixture.option("min_trust"), clip }
+    LambConfig { beta1, beta2, eps, weight_decay, min_trust: fixture.option("min_trust"), max_trust: None, clip }
 }
 
 /// A float tensor of the file, flat: the update does not look at shapes.

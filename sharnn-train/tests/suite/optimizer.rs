@@ -199,6 +199,8 @@ fn an_option_that_cannot_be_used_is_refused_by_name() {
         (LambConfig { eps: 0.0, ..base() }, "eps"),
         (LambConfig { weight_decay: f64::INFINITY, ..base() }, "weight_decay"),
         (LambConfig { min_trust: Some(-1.0), ..base() }, "min_trust"),
+        (LambConfig { max_trust: Some(0.2), ..base() }, "max_trust"),
+        (LambConfig { max_trust: Some(0.0), min_trust: None, ..base() }, "max_trust"),
         (LambConfig { clip: Some(0.0), ..base() }, "clip"),
         (LambConfig { clip: Some(f64::NAN), ..base() }, "clip"),
     ] {

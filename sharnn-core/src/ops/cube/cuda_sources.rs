@@ -100,6 +100,7 @@ fn options(builder: Builder) -> <lamb::Options as CubeType>::ExpandType {
         weight_decay: (),
         max_weight_norm: (),
         min_trust: (),
+        max_trust: (),
     };
     lamb::Options::expand(&given, builder)
 }

@@ -34,6 +34,7 @@ pub(super) struct Options {
     pub(super) weight_decay: f32,
     pub(super) max_weight_norm: f32,
     pub(super) min_trust: f32,
+    pub(super) max_trust: f32,
 }
 
 #[cube]
@@ -143,7 +144,7 @@ pub(super) fn ratio_kernel(
         }
         weight_norm[at] = weight;
         adam_norm[at] = update;
-        trust_ratio[at] = max(ratio, options.min_trust);
+        trust_ratio[at] = min(max(ratio, options.min_trust), options.max_trust);
     }
 }
 
@@ -299,7 +300,7 @@ fn update_group<B: OnCube>(
     let sums = room(scale, [2 * all_cubes.max(1) as usize]);
     let client = &scale.client;
     let options = || {
-        let LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust } = options;
+        let LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust, max_trust } = options;
         OptionsLaunch::new(
             lr as f32,
             beta1 as f32,
@@ -311,6 +312,7 @@ fn update_group<B: OnCube>(
             MAX_WEIGHT_NORM as f32,
             // No ratio is below 0.
             min_trust.unwrap_or(0.0) as f32,
+            max_trust.map_or(f32::MAX, |max| max as f32),
         )
     };
     if all_cubes > 0 {

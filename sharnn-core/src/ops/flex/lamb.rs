@@ -34,7 +34,7 @@ pub(super) fn update(step: &LambStep<Flex>, params: Vec<LambParam<Flex>>) -> (Ve
 fn update_one(step: &LambStep<Flex>, param: LambParam<Flex>) -> (LambUpdate<Flex>, [f64; 3]) {
     let LambParam { param, grad, moments } = param;
     let n = param.dims()[0];
-    let LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust } = step.options;
+    let LambOptions { lr, beta1, beta2, eps, weight_decay, min_trust, max_trust } = step.options;
     let kernel = Kernel { scale: Values::of(&step.scale)[0].into(), beta1, beta2, eps, weight_decay };
     let fresh = || tensor(Buffer::zeros(n), [n]);
     let (first, second) = moments.unwrap_or_else(|| (fresh(), fresh()));
@@ -45,6 +45,9 @@ fn update_one(step: &LambStep<Flex>, param: LambParam<Flex>) -> (LambUpdate<Flex
     let mut trust_ratio = if weight_norm == 0.0 || adam_norm == 0.0 { 1.0 } else { weight_norm / adam_norm };
     if let Some(min_trust) = min_trust {
         trust_ratio = trust_ratio.max(min_trust);
+    }
+    if let Some(max_trust) = max_trust {
+        trust_ratio = trust_ratio.min(max_trust);
     }
     kernel.apply(lr * trust_ratio, param.values(), first.values(), second.values());
     let update = LambUpdate { param: param.tensor(), first: first.tensor(), second: second.tensor() };
