@@ -1,4 +1,5 @@
-//! Min-trust LAMB on the recurrent weights of one block, and the squared norm that the clip is computed from.
+//! What optimizers do, on the recurrent weights of one block: a step of min-trust LAMB, the squared norm that the clip is computed
+//! from, Muon's orthogonal factor of each gate's matrix.
 
 mod support;
 
@@ -66,6 +67,10 @@ impl BackendJob for Lamb<'_> {
             state = Some((update.param, (update.first, update.second)));
         });
         support::time::<B, _>(&mut group, "squared_norm", &device, squared_norm);
+        let matrices = grad.reshape([4, d, d]);
+        support::time::<B, _>(&mut group, "orthogonalize", &device, || {
+            B::InnerBackend::orthogonalize(matrices.clone())
+        });
         group.finish();
     }
 }

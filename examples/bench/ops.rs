@@ -50,7 +50,19 @@ pub struct Comparison {
 impl Comparison {
     /// Compares all operations and hands over each result when it is there.
     pub fn each<E>(precision: Precision, mut report: impl FnMut(Self) -> Result<(), E>) -> Result<(), E> {
-        let ops = [affine, layer_norm, dropout, norm_residual, lstm, attention, boom, decoder_loss, lamb, squared_norm];
+        let ops = [
+            affine,
+            layer_norm,
+            dropout,
+            norm_residual,
+            lstm,
+            attention,
+            boom,
+            decoder_loss,
+            lamb,
+            squared_norm,
+            orthogonalize,
+        ];
         ops.into_iter().flat_map(|op| op(precision)).try_for_each(|timed| report(timed.comparison(precision)))
     }
 }
@@ -350,6 +362,16 @@ fn squared_norm(_precision: Precision) -> Vec<Timed> {
         let x = floats([n]);
         let size = json!({ "parameters": n });
         forward.add(&size, || Flex::squared_norm(vec![x.clone()]), || generic::squared_norm(vec![x.clone()]));
+    }
+    vec![forward]
+}
+
+fn orthogonalize(_precision: Precision) -> Vec<Timed> {
+    let mut forward = Timed::new("orthogonalize", "forward");
+    for [n, rows, cols] in [[4, 16, 16], [4, 64, 64], [4, 128, 128], [1, 512, 128], [4, 256, 256], [1, 1024, 256]] {
+        let x: Tensor<Flex, 3> = floats([n, rows, cols]);
+        let size = json!({ "matrices": n, "rows": rows, "columns": cols });
+        forward.add(&size, || Flex::orthogonalize(x.clone()), || generic::orthogonalize(x.clone()));
     }
     vec![forward]
 }

@@ -140,7 +140,7 @@ pub fn squared_norm(x: &[f32]) -> f64 {
 
 /// In sixteen sums, which the compiler turns into vectors.
 #[inline(always)]
-fn squares(x: &[f32]) -> f64 {
+pub(crate) fn squares(x: &[f32]) -> f64 {
     let mut sums = [0.0f64; 16];
     let add = |sums: &mut [f64; 16], x: &[f32]| {
         for (sum, &x) in sums.iter_mut().zip(x) {

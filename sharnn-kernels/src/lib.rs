@@ -14,6 +14,7 @@ mod layer_norm;
 mod linear;
 mod lstm;
 mod math;
+mod orthogonal;
 mod rows;
 mod simd;
 mod team;
@@ -34,5 +35,6 @@ pub use layer_norm::{
 };
 pub use linear::{affine, affine_backward, column_sums};
 pub use lstm::{Lstm, LstmGrads, LstmTrace};
+pub use orthogonal::orthogonalize;
 pub use rows::{Rows, RowsMut};
 pub use team::{MAX_THREADS, set_threads, threads};

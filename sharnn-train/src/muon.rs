@@ -2,23 +2,17 @@
 //!
 //! ```text
 //! m = μ m + g;   u = g + μ m                                      Nesterov's momentum
-//! X = u / ‖u‖;   five times  X = a X + (b A + c A²) X,  A = X Xᵀ   (a, b, c) = (3.4445, -4.7750, 2.0315)
-//! p = (1 - lr weight_decay) p - lr rate √max(rows, cols) X
+//! p = (1 - lr weight_decay) p - lr rate √max(rows, cols) X        X the orthogonal factor of u, about: sharnn_core::ops
 //! ```
 //!
 //! After Jordan et al. 2024 (<https://kellerjordan.github.io/posts/muon/>); the factor √max(rows, cols) with a rate of 0.2 gives
 //! updates the size of AdamW's (Liu et al. 2025, arXiv 2502.16982). The four gates of an LSTM's weight are four matrices.
 
-use burn::tensor::{Bool, Tensor, backend::Backend};
+use burn::tensor::{Bool, Tensor};
 use serde::{Deserialize, Serialize};
+use sharnn_core::Backend;
 
 use crate::LambConfigError;
-
-/// Coefficients of the iteration, which pull singular values towards 1.
-const NEWTON_SCHULZ: [f64; 3] = [3.4445, -4.7750, 2.0315];
-
-/// Times that the iteration is made.
-const ITERATIONS: usize = 5;
 
 /// Options of Muon.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,33 +74,17 @@ impl MuonConfig {
         let skip = finite.bool_not().reshape([1, 1, 1]).expand([matrices, rows, cols]);
         let grad = grad * scale.reshape([1, 1, 1]);
         let moved = momentum.clone() * self.momentum + grad.clone();
-        let update = orthogonal(grad + moved.clone() * self.momentum);
+        let update = B::orthogonalize(grad + moved.clone() * self.momentum);
         let rate = lr * self.rate * (rows.max(cols) as f64).sqrt();
         let stepped = param.clone() * (1.0 - lr * self.weight_decay) - update * rate;
         [stepped.mask_where(skip.clone(), param), moved.mask_where(skip, momentum)]
     }
 }
 
-/// The orthogonal factor of each matrix, about.
-fn orthogonal<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
-    let [_, rows, cols] = x.dims();
-    let tall = rows > cols;
-    let x = if tall { x.swap_dims(1, 2) } else { x };
-    let norm = x.clone().square().sum_dim(1).sum_dim(2).sqrt();
-    let mut x = x / (norm + 1e-30);
-    let [a, b, c] = NEWTON_SCHULZ;
-    for _ in 0..ITERATIONS {
-        let gram = x.clone().matmul(x.clone().swap_dims(1, 2));
-        let poly = gram.clone() * b + gram.clone().matmul(gram) * c;
-        x = x.clone() * a + poly.matmul(x);
-    }
-    if tall { x.swap_dims(1, 2) } else { x }
-}
-
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use burn::backend::Flex;
-    use burn::tensor::{Distribution, TensorData};
+    use burn::tensor::Distribution;
 
     use super::*;
 
@@ -124,39 +102,7 @@ mod tests {
         Tensor::from_data([value], &Default::default())
     }
 
-    /// Singular values go to within [0.68, 1.13] of 1 under these coefficients, signs stay, whatever the scale was.
-    #[test]
-    fn a_diagonal_becomes_its_signs() {
-        let diagonal = [3.0, -2.0, 0.7, -0.4f32];
-        let mut data = vec![0.0; 2 * 16];
-        for (i, x) in diagonal.into_iter().enumerate() {
-            data[5 * i] = x;
-            data[16 + 5 * i] = -1e-4 * x;
-        }
-        let x = Tensor::from_data(TensorData::new(data.clone(), [2, 4, 4]), &Default::default());
-        for (i, (got, was)) in values(orthogonal(x)).into_iter().zip(data).enumerate() {
-            match was == 0.0 {
-                true => assert!(got.abs() < 1e-6, "{i}: {got}"),
-                false => assert!((0.65..1.2).contains(&(got * was.signum())), "{i}: {got} of {was}"),
-            }
-        }
-    }
-
-    #[test]
-    fn rows_or_columns_become_about_orthonormal() {
-        for [matrices, rows, cols] in [[1, 6, 6], [3, 5, 40], [2, 40, 5]] {
-            let x = orthogonal(random([matrices, rows, cols]));
-            let x = if rows > cols { x.swap_dims(1, 2) } else { x };
-            let n = rows.min(cols);
-            for (i, got) in values(x.clone().matmul(x.swap_dims(1, 2))).into_iter().enumerate() {
-                let (row, col) = (i / n % n, i % n);
-                let want = if row == col { 1.0 } else { 0.0 };
-                assert!((got - want).abs() < 0.6, "{rows} x {cols}, {row}, {col}: {got}");
-            }
-        }
-    }
-
-    /// Momentum and decay by hand, with the orthogonal factor taken from the function that the test above is of.
+    /// Momentum and decay by hand, with the orthogonal factor from the operation.
     #[test]
     fn two_steps_follow_the_formula() {
         let (config, lr, dims) = (MuonConfig { momentum: 0.9, rate: 0.2, weight_decay: 0.1 }, 0.01, [4, 3, 8]);
@@ -168,8 +114,8 @@ mod tests {
         let (g1, g2) = (g1 * 0.5, g2 * 0.5);
         let m = g1.clone() * 0.9 + g2.clone();
         let size = 0.01 * 0.2 * 8f64.sqrt();
-        let want_p1 = param * (1.0 - 0.001) - orthogonal(g1.clone() + g1 * 0.9) * size;
-        let want_p2 = p1.clone() * (1.0 - 0.001) - orthogonal(g2 + m.clone() * 0.9) * size;
+        let want_p1 = param * (1.0 - 0.001) - Flex::orthogonalize(g1.clone() + g1 * 0.9) * size;
+        let want_p2 = p1.clone() * (1.0 - 0.001) - Flex::orthogonalize(g2 + m.clone() * 0.9) * size;
         for (got, want) in [(p1, want_p1), (p2, want_p2), (m2, m)] {
             for (got, want) in values(got).into_iter().zip(values(want)) {
                 assert!((got - want).abs() < 1e-5, "{got}, {want}");

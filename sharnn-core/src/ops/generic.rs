@@ -12,4 +12,5 @@ pub use super::lamb::{squared_norm, update as lamb};
 pub use super::layer_norm::{backward as layer_norm_rows_backward, forward as layer_norm_rows};
 pub use super::linear::{backward as affine_backward, forward as affine};
 pub use super::lstm::{backward as lstm_backward, forward as lstm_forward, infer as lstm};
+pub use super::orthogonal::orthogonalize;
 pub use super::residual::{backward as norm_residual_backward, forward as norm_residual};

@@ -23,6 +23,7 @@ mod lamb;
 mod layer_norm;
 mod linear;
 mod lstm;
+mod orthogonal;
 mod precision;
 mod residual;
 #[cfg(feature = "tch")]
@@ -230,6 +231,14 @@ pub trait Backend: burn::tensor::backend::Backend {
     /// If there are no tensors.
     fn squared_norm(xs: Vec<Tensor<Self, 1>>) -> Tensor<Self, 1> {
         lamb::squared_norm(xs)
+    }
+
+    /// Each matrix's orthogonal factor, about: the update of Muon.
+    ///
+    /// # Shapes
+    /// - `x` and result: `[matrices, rows, cols]`
+    fn orthogonalize(x: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        orthogonal::orthogonalize(x)
     }
 }
 

@@ -102,7 +102,19 @@ fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     ((x * 0.5).tanh() + 1.0) * 0.5
 }
 
-on_backends!(affine, layer_norm, dropped, norm_residual, lstm, attention, boom, decoder_loss, bf16, lamb);
+on_backends!(
+    affine,
+    layer_norm,
+    dropped,
+    norm_residual,
+    lstm,
+    attention,
+    boom,
+    decoder_loss,
+    bf16,
+    lamb,
+    orthogonalize
+);
 
 /// How an operation is computed: by its plain statement, or fused, with or without activations kept.
 #[derive(Clone, Copy)]
@@ -608,5 +620,32 @@ fn lamb<B: AutodiffBackend>() {
         let all: Vec<_> = params.into_iter().map(|param| param.param).collect();
         let want = all.iter().flat_map(|x| values(x.clone())).map(|x| x * x).sum();
         assert_near(&format!("{what}: squared norm"), &values(B::InnerBackend::squared_norm(all)), &[want], 2e-5);
+    }
+}
+
+// --- Muon -----------------------------------------------------------------------------------------------------------
+
+/// Against the generic body, and close to orthonormal rows or columns; zeros stay zeros.
+fn orthogonalize<B: AutodiffBackend>() {
+    for [n, rows, cols] in [[1, 1, 1], [2, 5, 5], [3, 4, 21], [3, 21, 4], [2, 64, 100]] {
+        let what = format!("{n} of {rows} x {cols}");
+        let x = || upload::<B::InnerBackend>(&inputs(&[n * rows * cols])[0]).reshape([n, rows, cols]);
+        let got = B::InnerBackend::orthogonalize(x());
+        assert_near(
+            &what,
+            &values(got.clone().flatten(0, 2)),
+            &values(generic::orthogonalize(x()).flatten(0, 2)),
+            1e-4,
+        );
+        let (got, small) = (if rows > cols { got.swap_dims(1, 2) } else { got }, rows.min(cols));
+        let gram = values(got.clone().matmul(got.swap_dims(1, 2)).flatten(0, 2));
+        for (i, x) in gram.into_iter().enumerate() {
+            let (row, col) = (i / small % small, i % small);
+            // A singular value may have been too small to be brought up.
+            let range = if row == col { 0.0..1.35 } else { -0.6..0.6 };
+            assert!(range.contains(&x), "{what}: {x} at {row}, {col}");
+        }
+        let zeros = B::InnerBackend::orthogonalize(x().zeros_like());
+        assert!(values(zeros.flatten(0, 2)).iter().all(|&x| x == 0.0), "{what}");
     }
 }

@@ -1,11 +1,11 @@
-//! Min-trust LAMB on flex.
+//! What optimizers do, on flex.
 
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 use sharnn_kernels::{Buffer, LambStep as Kernel};
 
 use super::memory::{Owned, Values, is_f32, scalar, tensor};
-use crate::ops::{LambOptions, LambParam, LambRatios, LambStep, LambUpdate, lamb as generic};
+use crate::ops::{LambOptions, LambParam, LambRatios, LambStep, LambUpdate, lamb as generic, orthogonal};
 
 type Flex1 = Tensor<Flex, 1>;
 
@@ -59,4 +59,14 @@ pub(super) fn squared_norm(xs: Vec<Flex1>) -> Flex1 {
         true => scalar(xs.iter().map(|x| sharnn_kernels::squared_norm(&Values::of(x))).sum()),
         false => generic::squared_norm(xs),
     }
+}
+
+pub(super) fn orthogonalize(x: Tensor<Flex, 3>) -> Tensor<Flex, 3> {
+    if !is_f32(&x) {
+        return orthogonal::orthogonalize(x);
+    }
+    let [_, rows, cols] = x.dims();
+    let mut x = Owned::of(x);
+    sharnn_kernels::orthogonalize(x.values(), [rows, cols]);
+    x.tensor()
 }

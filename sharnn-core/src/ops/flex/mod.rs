@@ -164,4 +164,8 @@ impl Backend for Flex {
     fn squared_norm(xs: Vec<Tensor<Self, 1>>) -> Tensor<Self, 1> {
         lamb::squared_norm(xs)
     }
+
+    fn orthogonalize(x: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        lamb::orthogonalize(x)
+    }
 }
