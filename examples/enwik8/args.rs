@@ -39,8 +39,8 @@ pub struct Args {
     #[arg(long, help_heading = "Data")]
     pub full_eval: bool,
 
-    /// Model and recipe: xs, s, m, l, or paper (l with the paper's recipe, both phases, no time limit) [default: quick,
-    /// what scores best in three minutes]
+    /// Size of the model: xs, s, m, l, or paper (l with the paper's recipe, both phases, no time limit) [default: quick, what
+    /// scores best in three minutes]
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     pub preset: Option<String>,
     /// Blocks that attend: none, one (the second-last), all, or a list as 0,2
@@ -53,6 +53,10 @@ pub struct Args {
     #[arg(long, value_name = "P", help_heading = "Model")]
     pub dropout: Option<f64>,
 
+    /// How to train: budget, what scored best where data or time are short, with a memory of 512 bytes; or paper, with short
+    /// segments where the size is not paper [default: budget, but for --preset paper]
+    #[arg(long, value_name = "NAME", help_heading = "Recipe")]
+    pub recipe: Option<String>,
     /// Lanes trained side by side
     #[arg(long, value_name = "N", help_heading = "Recipe")]
     pub batch: Option<usize>,
@@ -73,7 +77,7 @@ pub struct Args {
     #[arg(long, value_name = "N", help_heading = "Recipe")]
     pub warmup: Option<u64>,
     /// Learning rate after the warm-up: constant, or to zero at --steps or --epochs along a line (linear), half a cosine (cosine)
-    /// or a line over the last three tenths (late)
+    /// or a line over the last three tenths (late) [default: late with recipe budget and --steps or --epochs, else constant]
     #[arg(long, value_name = "KIND", help_heading = "Recipe")]
     pub schedule: Option<String>,
     /// Precision of matrix products in training and scoring: f32, bf16, or auto, the fastest on this CPU where backend flex
@@ -144,6 +148,9 @@ pub struct Args {
 /// Seconds that a run without any limit may train.
 const QUICK_SECONDS: u64 = 180;
 
+/// Steps of the run that nothing was said of: some three minutes on two cores.
+const QUICK_STEPS: u64 = 1500;
+
 /// What the command line asks for.
 pub struct Plan {
     pub config: ShaRnnConfig,
@@ -168,23 +175,35 @@ impl WeightFormat {
     const ALL: [(Self, &'static str); 0] = [];
 }
 
-/// The model and the recipe of a preset. Sizes but `paper` train by the paper's recipe with short segments and a short
-/// warm-up, in one phase.
-fn preset(name: &str) -> Result<(ShaRnnConfig, Recipe)> {
-    let short = |warmup_steps: u64| {
-        let phase = Phase { warmup_steps, ..Phase::constant(2e-3, 32) };
-        Recipe { phases: vec![phase], ..Recipe::paper().with_segments_around(256) }
-    };
+/// The model of a preset.
+fn preset(name: &str) -> Result<ShaRnnConfig> {
     Ok(match name {
-        "quick" => {
-            (ShaRnnConfig { n_layers: 2, ..ShaRnnConfig::xs() }.with_mem_len(512), short(50).with_segments_around(64))
-        }
-        "xs" => (ShaRnnConfig::xs(), short(100)),
-        "s" => (ShaRnnConfig::s(), short(100)),
-        "m" => (ShaRnnConfig::m(), short(200)),
-        "l" => (ShaRnnConfig::enwik8().with_dropout(0.0), short(400)),
-        "paper" => (ShaRnnConfig::enwik8(), Recipe::paper()),
+        "quick" => ShaRnnConfig { n_layers: 2, ..ShaRnnConfig::xs() },
+        "xs" => ShaRnnConfig::xs(),
+        "s" => ShaRnnConfig::s(),
+        "m" => ShaRnnConfig::m(),
+        "l" => ShaRnnConfig::enwik8().with_dropout(0.0),
+        "paper" => ShaRnnConfig::enwik8(),
         _ => bail!("there is no preset {name:?}: use one of xs, s, m, l, paper"),
+    })
+}
+
+/// The recipe of that name for the model of a preset, and what it changes of the model. The paper's has short segments and a short
+/// warm-up in one phase where the model is not the paper's.
+fn recipe(name: &str, preset: &str, config: ShaRnnConfig) -> Result<(ShaRnnConfig, Recipe)> {
+    let short = |base: usize, warmup_steps: u64| {
+        let phase = Phase { warmup_steps, ..Phase::constant(2e-3, 32) };
+        Recipe { phases: vec![phase], ..Recipe::paper().with_segments_around(base) }
+    };
+    Ok(match (name, preset) {
+        // It falls where there is an end.
+        ("budget", _) => (config.with_mem_len(512).with_dropout(0.0), Recipe::budget(u64::MAX)),
+        ("paper", "paper") => (config, Recipe::paper()),
+        ("paper", "quick") => (config.with_mem_len(512), short(64, 50)),
+        ("paper", "xs" | "s") => (config, short(256, 100)),
+        ("paper", "m") => (config, short(256, 200)),
+        ("paper", _) => (config, short(256, 400)),
+        _ => bail!("there is no recipe {name:?}: use budget or paper"),
     })
 }
 
@@ -297,10 +316,9 @@ impl Args {
         if self.continues() && stored.is_none() {
             bail!("there is no run in {}: leave out --resume to start one, or name another --out", run_dir.display());
         }
-        let (mut config, mut recipe) = match (&self.preset, &stored) {
-            (Some(name), _) => preset(name)?,
-            (None, Some(stored)) => stored.clone(),
-            (None, None) => preset("quick")?,
+        let (mut config, mut recipe) = match (&self.preset, &self.recipe, &stored) {
+            (None, None, Some(stored)) => stored.clone(),
+            _ => self.preset()?,
         };
         self.change_model(&mut config)?;
         let run = stored.as_ref().map(|(_, recipe)| recipe);
@@ -313,13 +331,26 @@ impl Args {
         }
         ensure!(self.steps != Some(0), "--steps 0 cannot be used: use at least 1, or --eval-only to score alone");
         ensure!(self.epochs != Some(0), "--epochs 0 cannot be used: use at least 1, or --eval-only to score alone");
-        let (limits, options, weights) = (self.limits(), self.options(run_dir), self.weights()?);
+        let (limits, options, weights) = (self.limits(&recipe), self.options(run_dir), self.weights()?);
         let dynamic = self.dynamic_eval.map(|lr| DynamicEval {
             lr,
             decay: self.dynamic_decay.unwrap_or(DynamicEval::default().decay),
             ..DynamicEval::default()
         });
         Ok(Plan { config, recipe, limits, options, auto_precision, weights, dynamic })
+    }
+
+    /// The model and the recipe that were named, or those that are used where nothing is said.
+    fn preset(&self) -> Result<(ShaRnnConfig, Recipe)> {
+        let name = self.preset.as_deref().unwrap_or("quick");
+        let by_default = if name == "paper" { "paper" } else { "budget" };
+        recipe(self.recipe.as_deref().unwrap_or(by_default), name, preset(name)?)
+    }
+
+    /// Steps of the whole run, where they are known.
+    fn all_steps(&self) -> Option<u64> {
+        let quick = self.preset.is_none() && !self.continues() && self.minutes.is_none() && self.epochs.is_none();
+        self.steps.or(quick.then_some(QUICK_STEPS))
     }
 
     fn change_model(&self, config: &mut ShaRnnConfig) -> Result<()> {
@@ -342,7 +373,11 @@ impl Args {
         }
         if let Some(seq_len) = self.seq_len {
             ensure!(seq_len > 0, "--seq-len 0 cannot be used: use at least 1");
+            let fixed = matches!(recipe.segments, SegmentLengths::Fixed { .. });
             *recipe = recipe.clone().with_segments_around(seq_len);
+            if fixed {
+                recipe.segments = SegmentLengths::Fixed { len: seq_len };
+            }
         }
         for phase in &mut recipe.phases {
             if let Some(lr) = self.lr {
@@ -354,10 +389,17 @@ impl Args {
             if let Some(kind) = &self.schedule {
                 phase.schedule = schedule(kind)?;
             }
-            // What decays has to know its end.
+            // What falls has to know its end.
             if phase.schedule != Schedule::Constant {
-                phase.steps = self.steps.or(phase.steps);
+                phase.steps = self.all_steps().or(phase.steps.filter(|&steps| steps < u64::MAX));
                 phase.epochs = self.epochs.unwrap_or(phase.epochs);
+                if phase.steps.is_none() && phase.epochs == u64::MAX {
+                    ensure!(
+                        self.schedule.is_none(),
+                        "--schedule needs an end to fall to zero at: give --steps or --epochs"
+                    );
+                    phase.schedule = Schedule::Constant;
+                }
             }
         }
         if let Some(seed) = self.seed {
@@ -425,15 +467,17 @@ impl Args {
         Ok(Some(weights))
     }
 
-    fn limits(&self) -> Limits {
-        let unlimited = self.steps.is_none() && self.minutes.is_none() && self.epochs.is_none();
+    fn limits(&self, recipe: &Recipe) -> Limits {
+        let max_steps = self.all_steps();
+        let unlimited = max_steps.is_none() && self.minutes.is_none() && self.epochs.is_none();
+        let endless = recipe.phases.iter().any(|phase| phase.steps.is_none());
         let paper = self.preset.as_deref() == Some("paper");
         Limits {
-            max_steps: self.steps,
+            max_steps,
             max_epochs: self.epochs,
             max_time: match self.minutes {
                 Some(minutes) => Some(Duration::from_secs_f64(60.0 * minutes)),
-                None if unlimited && !paper => Some(Duration::from_secs(QUICK_SECONDS)),
+                None if unlimited && endless && !paper => Some(Duration::from_secs(QUICK_SECONDS)),
                 None => None,
             },
         }
@@ -585,8 +629,63 @@ mod tests {
         let error = args(&["--resume", "--segment-multiple", "2"]).change_segments(&mut fixed, None).unwrap_err();
         assert!(error.to_string().ends_with("the segments of this run are all 64 bytes long"), "{error}");
         assert_eq!([BackendKind::Cuda, BackendKind::Flex].map(suitable_multiple), [8, 1]);
-        let error = plan(&["--segment-multiple", "2000"]).err().unwrap().to_string();
+        let error = plan(&["--recipe", "paper", "--segment-multiple", "2000"]).err().unwrap().to_string();
         assert!(error.starts_with("--segment-multiple 2000 cannot be used: "), "{error}");
+    }
+
+    #[test]
+    fn a_recipe_is_budget_unless_the_paper_is_asked_for() {
+        let recipe = |options: &[&str]| plan(options).unwrap().recipe;
+        let quick = plan(&[]).unwrap();
+        let expected = Recipe::budget(QUICK_STEPS);
+        assert_eq!((&quick.recipe.phases, quick.recipe.muon), (&expected.phases, expected.muon));
+        assert_eq!(
+            (quick.config.mem_len, quick.limits.max_steps, quick.limits.max_time),
+            (512, Some(QUICK_STEPS), None)
+        );
+        let longer = recipe(&["--preset", "s", "--steps", "9000"]);
+        assert_eq!(longer.phases, Recipe::budget(9000).phases);
+        let paper = plan(&["--preset", "s", "--recipe", "paper"]).unwrap();
+        assert_eq!((paper.recipe.muon, paper.recipe.batch_size, paper.config.mem_len), (None, 16, 5000));
+        assert_eq!(recipe(&["--preset", "paper"]).phases, Recipe::paper().phases);
+        assert!(recipe(&["--preset", "paper", "--recipe", "budget", "--steps", "5"]).muon.is_some());
+        let fixed = recipe(&["--seq-len", "48"]);
+        assert_eq!((fixed.segments, fixed.valid.seq_len), (SegmentLengths::Fixed { len: 48 }, 48));
+        let error = plan(&["--recipe", "adam"]).err().unwrap().to_string();
+        assert_eq!(error, "there is no recipe \"adam\": use budget or paper");
+    }
+
+    #[test]
+    fn a_rate_falls_where_there_is_an_end() {
+        let schedule = |options: &[&str]| plan(options).unwrap().recipe.phases[0].schedule;
+        assert_eq!(schedule(&["--steps", "100"]), Schedule::Late);
+        assert_eq!(schedule(&["--epochs", "1"]), Schedule::Late);
+        assert_eq!(schedule(&["--minutes", "1"]), Schedule::Constant);
+        assert_eq!(schedule(&["--preset", "xs"]), Schedule::Constant);
+        assert_eq!(schedule(&["--recipe", "paper", "--steps", "100"]), Schedule::Constant);
+        let error = plan(&["--minutes", "1", "--schedule", "linear"]).err().unwrap().to_string();
+        assert_eq!(error, "--schedule needs an end to fall to zero at: give --steps or --epochs");
+    }
+
+    #[test]
+    fn any_field_can_be_set() {
+        let set =
+            ["model.d_ff=256", "model.attend=all", "recipe.muon=null", "recipe.lamb.clip=1", "recipe.phases.0.lr=3e-3"];
+        let plan_of = |fields: &[&str]| plan(&fields.iter().flat_map(|field| ["--set", field]).collect::<Vec<_>>());
+        let Plan { config, recipe, .. } = plan_of(&set).unwrap();
+        assert_eq!((config.d_ff, config.attend), (256, Attend::All));
+        assert_eq!((recipe.muon, recipe.lamb.clip, recipe.phases[0].lr), (None, Some(1.0), 3e-3));
+        for (field, what) in [
+            ("model.d_ff", "write FIELD=VALUE"),
+            ("modell.d_ff=1", "there is no field \"modell.d_ff\""),
+            ("recipe.phases.7.lr=1", "there is no field"),
+            ("model.d_fff=1", "unknown field `d_fff`"),
+            ("recipe.lamb.clip=much", "invalid type"),
+            ("model.d_ff=1", "d_ff = 1 cannot be used"),
+        ] {
+            let error = format!("{:#}", plan_of(&[field]).err().unwrap());
+            assert!(error.contains(what), "{field}: {error}");
+        }
     }
 
     #[test]

@@ -20,7 +20,8 @@ use crate::LambConfigError;
 pub struct MuonConfig {
     /// Momentum, in `[0, 1)`. 0.95.
     pub momentum: f64,
-    /// The learning rate beside that of the other parameters: the root mean square of an update's values. 0.2.
+    /// The learning rate beside that of the other parameters: the root mean square of an update's values. 0.4: the usual 0.2
+    /// is for rates of AdamW, and LAMB's are lower.
     pub rate: f64,
     /// Weight decay, apart from the update. 0.
     pub weight_decay: f64,
@@ -28,7 +29,7 @@ pub struct MuonConfig {
 
 impl Default for MuonConfig {
     fn default() -> Self {
-        Self { momentum: 0.95, rate: 0.2, weight_decay: 0.0 }
+        Self { momentum: 0.95, rate: 0.4, weight_decay: 0.0 }
     }
 }
 
@@ -45,7 +46,7 @@ impl MuonConfig {
                 (0.0..1.0).contains(&self.momentum),
                 "use a value from 0 up to, but not including, 1",
             ),
-            ("rate", self.rate, self.rate > 0.0 && self.rate.is_finite(), "use a finite value above 0, as 0.2"),
+            ("rate", self.rate, self.rate > 0.0 && self.rate.is_finite(), "use a finite value above 0, as 0.4"),
             (
                 "weight_decay",
                 self.weight_decay,
