@@ -4,7 +4,7 @@ mod support;
 
 use burn::tensor::Tensor;
 use criterion::{Criterion, criterion_group, criterion_main};
-use sharnn::train::{LambConfig, MinTrustLamb};
+use sharnn::train::{LambConfig, Optimizer};
 use sharnn::{AutodiffBackend, BackendJob, DropoutStream, Pass, Precision, ShaRnn};
 use support::{BATCH, MEMORY, Random, SEQ_LEN};
 
@@ -24,7 +24,7 @@ impl BackendJob for Step<'_> {
         let [tokens, targets] = [(); 2].map(|()| random.bytes::<B>([BATCH, SEQ_LEN], &device));
 
         let mut model = Some(model);
-        let mut optimizer = MinTrustLamb::new(LambConfig::default());
+        let mut optimizer = Optimizer::new(LambConfig::default(), None);
         let mut number = 0;
         let mut step = |precision| {
             number += 1;

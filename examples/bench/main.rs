@@ -43,7 +43,7 @@ use serde::Serialize;
 use sharnn::core::{BlockState, LstmState};
 #[cfg(feature = "flex")]
 use sharnn::core::{DecodeEngine, WeightFormat};
-use sharnn::train::{LambConfig, MinTrustLamb};
+use sharnn::train::{LambConfig, Optimizer};
 use sharnn::{
     Attend, AutodiffBackend, Backend, BackendJob, BackendKind, DropoutStream, Pass, Precision, ShaRnn, ShaRnnConfig,
     ShaRnnState,
@@ -335,7 +335,7 @@ impl Plan {
         // Filled by a model without gradients, so that no graph is recorded.
         let state = tracked::<B>(self.fill(&model.valid(), self.seq_len, &mut bytes, &mut pass));
         let mut model = Some(model);
-        let mut optimizer = MinTrustLamb::new(LambConfig::default());
+        let mut optimizer = Optimizer::new(LambConfig::default(), None);
         let mut finite = None;
         let prepare = || {
             let [tokens, targets] = [(); 2].map(|()| Tensor::from_inner(bytes.segment(self.seq_len)));

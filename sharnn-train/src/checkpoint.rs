@@ -30,7 +30,7 @@ use manifest::{MANIFEST, read_json, verify, write_json};
 
 use crate::params::{VisitFloat, host_values, visit_params};
 use crate::run_dir::{RunDir, checkpoints, step_name};
-use crate::{HostTensor, MinTrustLamb, WeightsError, load_tensors, load_weights, save_tensors, save_weights};
+use crate::{HostTensor, Optimizer, WeightsError, load_tensors, load_weights, save_tensors, save_weights};
 
 const WEIGHTS: &str = "weights.safetensors";
 const MOMENTS: &str = "moments.safetensors";
@@ -104,7 +104,7 @@ pub(crate) fn save_best<B: sharnn_core::Backend>(
 /// The tensors of a run.
 pub(crate) struct Tensors<'a, B: AutodiffBackend> {
     pub(crate) model: &'a ShaRnn<B>,
-    pub(crate) optimizer: &'a MinTrustLamb<B>,
+    pub(crate) optimizer: &'a Optimizer<B>,
     pub(crate) state: &'a ShaRnnState<B>,
     pub(crate) best: Option<&'a FileDigest>,
 }
@@ -205,9 +205,9 @@ impl Checkpoint {
     /// Puts the moments into `optimizer`.
     pub(crate) fn moments<B: AutodiffBackend>(
         &self,
-        mut optimizer: MinTrustLamb<B>,
+        mut optimizer: Optimizer<B>,
         model: &ShaRnn<B>,
-    ) -> Result<MinTrustLamb<B>, CheckpointError> {
+    ) -> Result<Optimizer<B>, CheckpointError> {
         optimizer.load_moments(load_tensors(&self.dir.join(MOMENTS))?, model)?;
         Ok(optimizer)
     }

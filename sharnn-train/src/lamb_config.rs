@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Options of [`MinTrustLamb`](crate::MinTrustLamb); the defaults are the paper's.
+/// Options of [`Optimizer`](crate::Optimizer); the defaults are the paper's.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct LambConfig {

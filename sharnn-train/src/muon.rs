@@ -60,19 +60,19 @@ impl MuonConfig {
         }
     }
 
-    /// A step of one matrix, and its momentum after it. Where the step is not `finite` both stay as they are.
+    /// A step of some matrices of one size, and their momentum after it. Where `skip` is set both stay as they are.
     ///
     /// # Shapes
-    /// - `param`, `grad`, `momentum` and the results: `[matrices, rows, cols]`; `scale` and `finite`: `[1]`
+    /// - `param`, `grad`, `momentum` and the results: `[matrices, rows, cols]`; `scale` and `skip`: `[1]`
     pub(crate) fn step<B: Backend>(
         &self,
         lr: f64,
         [param, grad, momentum]: [Tensor<B, 3>; 3],
         scale: Tensor<B, 1>,
-        finite: Tensor<B, 1, Bool>,
+        skip: Tensor<B, 1, Bool>,
     ) -> [Tensor<B, 3>; 2] {
         let [matrices, rows, cols] = param.dims();
-        let skip = finite.bool_not().reshape([1, 1, 1]).expand([matrices, rows, cols]);
+        let skip = skip.reshape([1, 1, 1]).expand([matrices, rows, cols]);
         let grad = grad * scale.reshape([1, 1, 1]);
         let moved = momentum.clone() * self.momentum + grad.clone();
         let update = B::orthogonalize(grad + moved.clone() * self.momentum);
@@ -110,8 +110,8 @@ mod tests {
         let [param, g1, g2] = [random(dims), random(dims), random(dims)];
         let scale = || Tensor::from_data([0.5], &Default::default());
         let zeros = param.zeros_like();
-        let [p1, m1] = config.step(lr, [param.clone(), g1.clone(), zeros], scale(), flag(true));
-        let [p2, m2] = config.step(lr, [p1.clone(), g2.clone(), m1], scale(), flag(true));
+        let [p1, m1] = config.step(lr, [param.clone(), g1.clone(), zeros], scale(), flag(false));
+        let [p2, m2] = config.step(lr, [p1.clone(), g2.clone(), m1], scale(), flag(false));
         let (g1, g2) = (g1 * 0.5, g2 * 0.5);
         let m = g1.clone() * 0.9 + g2.clone();
         let size = 0.01 * 0.2 * 8f64.sqrt();
@@ -128,7 +128,7 @@ mod tests {
     fn a_step_that_is_not_finite_changes_no_bit() {
         let [param, momentum] = [random([1, 3, 3]), random([1, 3, 3])];
         let all = [param.clone(), random([1, 3, 3]) * f64::NAN, momentum.clone()];
-        let got = MuonConfig::default().step(0.1, all, Tensor::from_data([0.0], &Default::default()), flag(false));
+        let got = MuonConfig::default().step(0.1, all, Tensor::from_data([0.0], &Default::default()), flag(true));
         assert_eq!(got.map(values), [param, momentum].map(values));
     }
 
@@ -136,7 +136,7 @@ mod tests {
     fn a_gradient_of_zeros_moves_nothing() {
         let param = random([2, 3, 5]);
         let all = [param.clone(), param.zeros_like(), param.zeros_like()];
-        let [got, _] = MuonConfig::default().step(0.1, all, Tensor::from_data([1.0], &Default::default()), flag(true));
+        let [got, _] = MuonConfig::default().step(0.1, all, Tensor::from_data([1.0], &Default::default()), flag(false));
         assert_eq!(values(got), values(param));
     }
 

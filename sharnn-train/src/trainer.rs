@@ -24,7 +24,7 @@ use crate::params::weights_checksum;
 use crate::run_dir::RunDir;
 use crate::step_log::{PendingStep, StepLog};
 use crate::{
-    Best, CorpusIdentity, Evaluation, Event, FileDigest, Interrupt, Metrics, MinTrustLamb, Moved, Observer, Phase,
+    Best, CorpusIdentity, Evaluation, Event, FileDigest, Interrupt, Metrics, Moved, Observer, Optimizer, Phase,
     Position, Recipe, SharedGroup, Smoothed, Window, select_state,
 };
 
@@ -72,7 +72,7 @@ pub struct Trainer<B: AutodiffBackend> {
     device: B::Device,
     /// `None` only inside a step.
     model: Option<ShaRnn<B>>,
-    optimizer: MinTrustLamb<B>,
+    optimizer: Optimizer<B>,
     state: ShaRnnState<B>,
     segments: Segments,
     position: Position,
@@ -294,7 +294,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         (self.position.phase_step, self.position.phase_epoch) = (0, 0);
         if self.position.phase < self.recipe.phases.len() {
             self.model = Some(load_best(self.run_dir.path(), &self.device)?.0);
-            self.optimizer = MinTrustLamb::new(self.recipe.lamb.clone()).with_muon(self.recipe.muon);
+            self.optimizer = Optimizer::new(self.recipe.lamb.clone(), self.recipe.muon);
             observer.on(Event::Phase { phase: self.position.phase, best: &best });
         } else {
             self.log(observer)?;

@@ -15,7 +15,7 @@ use crate::lane_state::select_lanes;
 use crate::run_dir::{RunDir, checkpoints};
 use crate::step_log::StepLog;
 use crate::{
-    Alone, BEST_DIR, CorpusIdentity, GroupError, Metrics, MinTrustLamb, Position, Recipe, RecipeError, SharedGroup,
+    Alone, BEST_DIR, CorpusIdentity, GroupError, Metrics, Optimizer, Position, Recipe, RecipeError, SharedGroup,
     Smoothed, Window, load_weights,
 };
 
@@ -222,7 +222,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
         Ok(Trainer {
             segments: Segments::new(lanes, recipe.segments, recipe.seed)?.select_lanes(share)?,
             corpus: CorpusIdentity::of(&splits),
-            optimizer: MinTrustLamb::new(recipe.lamb.clone()).with_muon(recipe.muon),
+            optimizer: Optimizer::new(recipe.lamb.clone(), recipe.muon),
             state: ShaRnnState::empty(config.n_layers),
             model: Some(model),
             position: Position::default(),
@@ -263,7 +263,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
         check::<B>(&config, &recipe, &splits, &options, device)?;
 
         let model = checkpoint.model(config.init_seeded::<B>(recipe.seed, device))?;
-        let optimizer = checkpoint.moments(MinTrustLamb::new(recipe.lamb.clone()).with_muon(recipe.muon), &model)?;
+        let optimizer = checkpoint.moments(Optimizer::new(recipe.lamb.clone(), recipe.muon), &model)?;
         let lanes = Lanes::new(splits.train.clone(), recipe.batch_size)?;
         let share = group.share(recipe.batch_size);
         let (metrics, digest) = match &run_dir {

@@ -9,7 +9,7 @@ use burn::module::Param;
 use burn::tensor::{Bool, Tensor};
 use sharnn_core::ops::LambParam;
 use sharnn_core::{AutodiffBackend, Backend, Pass, pytorch_name};
-use sharnn_train::{FIRST_MOMENT, LambConfig, MinTrustLamb, SECOND_MOMENT, collect_params, load_weights, save_tensors};
+use sharnn_train::{FIRST_MOMENT, LambConfig, Optimizer, SECOND_MOMENT, collect_params, load_weights, save_tensors};
 
 use crate::support::{Fixture, fixtures};
 
@@ -61,7 +61,7 @@ fn run_optimizer<B: AutodiffBackend>(fixture: &Fixture) {
     let keys = keys(fixture);
     let mut module: Vec<Param<Tensor<B, 1>>> =
         keys.iter().map(|key| Param::from_tensor(flat(fixture, &format!("init.{key}")))).collect();
-    let mut lamb = MinTrustLamb::<B>::new(lamb_config(fixture, None));
+    let mut lamb = Optimizer::<B>::new(lamb_config(fixture, None), None);
     let lrs: Vec<f64> = fixture.option("lr");
     for (step, &lr) in lrs.iter().enumerate().map(|(i, lr)| (i + 1, lr)) {
         // The gradient of sum(p g) in p is g.
@@ -123,7 +123,7 @@ fn run_training<B: AutodiffBackend>(fixture: &Fixture) {
     save_tensors(&path, &init, &BTreeMap::new()).unwrap();
     let mut model = load_weights(config.init_seeded::<B>(0, &Default::default()), &path).unwrap();
 
-    let mut lamb = MinTrustLamb::<B>::new(lamb_config(fixture, Some(fixture.option("clip"))));
+    let mut lamb = Optimizer::<B>::new(lamb_config(fixture, Some(fixture.option("clip"))), None);
     let mut state = model.empty_state();
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for (i, &lr) in fixture.values("lrs").1.iter().enumerate() {

@@ -6,7 +6,7 @@ use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Bool, Tensor, TensorData};
 use sharnn_core::{BlockState, LstmState, Pass, ShaRnn, ShaRnnConfig, ShaRnnState};
 use sharnn_train::{
-    HostTensor, LambConfig, MinTrustLamb, NamedTensor, StepReport, WeightsError, collect_params, param_infos,
+    HostTensor, LambConfig, MuonConfig, NamedTensor, Optimizer, StepReport, WeightsError, collect_params, param_infos,
     select_state,
 };
 
@@ -20,8 +20,13 @@ fn model(seed: u64) -> ShaRnn<B> {
     config().init_seeded(seed, &Default::default())
 }
 
+/// LAMB alone, and Muon with it.
+fn optimizers() -> [Option<MuonConfig>; 2] {
+    [None, Some(MuonConfig::default())]
+}
+
 /// One step on fixed tokens; the loss is multiplied by `factor`, so NaN there poisons every gradient.
-fn step(lamb: &mut MinTrustLamb<B>, model: ShaRnn<B>, factor: f64, lr: f64) -> (ShaRnn<B>, StepReport<Flex>) {
+fn step(lamb: &mut Optimizer<B>, model: ShaRnn<B>, factor: f64, lr: f64) -> (ShaRnn<B>, StepReport<Flex>) {
     let device = Default::default();
     let tokens = Tensor::from_data([[1, 5, 3, 10], [2, 2, 0, 7]], &device);
     let targets = Tensor::from_data([[5, 3, 10, 4], [2, 0, 7, 9]], &device);
@@ -35,7 +40,7 @@ fn bits(params: &[NamedTensor]) -> Vec<(String, Vec<u32>)> {
     params.iter().map(|param| (param.name.clone(), param.data.iter().map(|x| x.to_bits()).collect())).collect()
 }
 
-fn moment_bits(lamb: &MinTrustLamb<B>) -> Vec<(String, Vec<u32>)> {
+fn moment_bits(lamb: &Optimizer<B>) -> Vec<(String, Vec<u32>)> {
     lamb.moments().into_iter().map(|(name, _, data)| (name, data.iter().map(|x| x.to_bits()).collect())).collect()
 }
 
@@ -43,56 +48,64 @@ fn flag(flag: Tensor<Flex, 1, Bool>) -> bool {
     flag.into_data().iter::<bool>().next().unwrap()
 }
 
-fn saved(lamb: &MinTrustLamb<B>) -> BTreeMap<String, HostTensor> {
+fn saved(lamb: &Optimizer<B>) -> BTreeMap<String, HostTensor> {
     lamb.moments().into_iter().map(|(name, shape, data)| (name, HostTensor { shape, data })).collect()
 }
 
 #[test]
 fn a_step_moves_every_parameter_and_keeps_it_trained() {
-    let before = collect_params(&model(1));
-    let (model, report) = step(&mut MinTrustLamb::new(LambConfig::default()), model(1), 1.0, 1e-2);
-    assert!(flag(report.finite));
-    for (old, new) in before.iter().zip(collect_params(&model)) {
-        assert_ne!(old.data, new.data, "{}", old.name);
+    for muon in optimizers() {
+        let before = collect_params(&model(1));
+        let (model, report) = step(&mut Optimizer::new(LambConfig::default(), muon), model(1), 1.0, 1e-2);
+        assert!(flag(report.finite));
+        for (old, new) in before.iter().zip(collect_params(&model)) {
+            assert_ne!(old.data, new.data, "{}", old.name);
+        }
+        assert!(param_infos(&model).iter().all(|info| info.require_grad));
     }
-    assert!(param_infos(&model).iter().all(|info| info.require_grad));
 }
 
 #[test]
 fn a_gradient_that_is_not_finite_changes_no_bit() {
-    for poison in [f64::NAN, f64::INFINITY, 1e38] {
-        let mut lamb = MinTrustLamb::new(LambConfig::default());
-        let (trained, _) = step(&mut lamb, model(1), 1.0, 1e-2);
-        let (weights, moments) = (bits(&collect_params(&trained)), moment_bits(&lamb));
-        let (after, report) = step(&mut lamb, trained, poison, 1e-2);
-        assert!(!flag(report.finite), "{poison}");
-        assert_eq!(bits(&collect_params(&after)), weights, "{poison}");
-        assert_eq!(moment_bits(&lamb), moments, "{poison}");
-        let (_, report) = step(&mut lamb, after, 1.0, 1e-2);
-        assert!(flag(report.finite), "the step after {poison}");
+    for muon in optimizers() {
+        for poison in [f64::NAN, f64::INFINITY, 1e38] {
+            let mut lamb = Optimizer::new(LambConfig::default(), muon);
+            let (trained, _) = step(&mut lamb, model(1), 1.0, 1e-2);
+            let (weights, moments) = (bits(&collect_params(&trained)), moment_bits(&lamb));
+            let (after, report) = step(&mut lamb, trained, poison, 1e-2);
+            assert!(!flag(report.finite), "{poison}");
+            assert_eq!(bits(&collect_params(&after)), weights, "{poison}");
+            assert_eq!(moment_bits(&lamb), moments, "{poison}");
+            let (_, report) = step(&mut lamb, after, 1.0, 1e-2);
+            assert!(flag(report.finite), "the step after {poison}");
+        }
     }
 }
 
 #[test]
 fn a_first_step_that_is_not_finite_leaves_a_fresh_optimizer() {
-    let mut poisoned = MinTrustLamb::new(LambConfig::default());
-    let (after, _) = step(&mut poisoned, model(1), f64::NAN, 1e-2);
-    let mut fresh = MinTrustLamb::new(LambConfig::default());
-    let (a, _) = step(&mut poisoned, after, 1.0, 1e-2);
-    let (b, _) = step(&mut fresh, model(1), 1.0, 1e-2);
-    assert_eq!(bits(&collect_params(&a)), bits(&collect_params(&b)));
-    assert_eq!(moment_bits(&poisoned), moment_bits(&fresh));
+    for muon in optimizers() {
+        let mut poisoned = Optimizer::new(LambConfig::default(), muon);
+        let (after, _) = step(&mut poisoned, model(1), f64::NAN, 1e-2);
+        let mut fresh = Optimizer::new(LambConfig::default(), muon);
+        let (a, _) = step(&mut poisoned, after, 1.0, 1e-2);
+        let (b, _) = step(&mut fresh, model(1), 1.0, 1e-2);
+        assert_eq!(bits(&collect_params(&a)), bits(&collect_params(&b)));
+        assert_eq!(moment_bits(&poisoned), moment_bits(&fresh));
+    }
 }
 
 #[test]
 fn a_loss_that_is_not_finite_changes_no_bit_though_the_gradients_are_finite() {
-    let mut lamb = MinTrustLamb::<B>::new(LambConfig::default());
-    let model = model(1);
-    let before = bits(&collect_params(&model));
-    let grads = model.encoder.weight.val().sum().backward();
-    let (after, report) = lamb.step(model, Tensor::from_data([f32::NAN], &Default::default()), grads, 1e-2);
-    assert!(!flag(report.finite));
-    assert_eq!(bits(&collect_params(&after)), before);
+    for muon in optimizers() {
+        let mut lamb = Optimizer::<B>::new(LambConfig::default(), muon);
+        let model = model(1);
+        let before = bits(&collect_params(&model));
+        let grads = model.encoder.weight.val().sum().backward();
+        let (after, report) = lamb.step(model, Tensor::from_data([f32::NAN], &Default::default()), grads, 1e-2);
+        assert!(!flag(report.finite));
+        assert_eq!(bits(&collect_params(&after)), before);
+    }
 }
 
 #[test]
@@ -101,7 +114,7 @@ fn negative_zeros_survive_a_skipped_step() {
     let module = vec![burn::module::Param::from_tensor(Tensor::<B, 1>::from_data(data, &Default::default()))];
     let before = bits(&collect_params(&module));
     let grads = (module[0].val() * f32::NAN).sum().backward();
-    let mut lamb = MinTrustLamb::<B>::new(LambConfig::default());
+    let mut lamb = Optimizer::<B>::new(LambConfig::default(), None);
     let signed = |data: [f32; 4]| HostTensor { shape: vec![4], data: data.to_vec() };
     let moments = BTreeMap::from([
         ("0.first_moment".to_string(), signed([-0.0, 0.0, -1e-41, 2.0])),
@@ -117,7 +130,7 @@ fn negative_zeros_survive_a_skipped_step() {
 #[test]
 fn the_reported_norm_is_that_before_the_clip_and_the_clip_bounds_the_moments() {
     let run = |clip| {
-        let mut lamb = MinTrustLamb::new(LambConfig { clip, ..LambConfig::default() });
+        let mut lamb = Optimizer::new(LambConfig { clip, ..LambConfig::default() }, None);
         let (_, report) = step(&mut lamb, model(1), 100.0, 1e-2);
         let first: f64 = lamb.moments().iter().filter(|(name, _, _)| name.ends_with(".first_moment")).map(square).sum();
         (f64::from(report.grad_norm.into_scalar()), first.sqrt() / 0.1)
@@ -135,27 +148,57 @@ fn the_reported_norm_is_that_before_the_clip_and_the_clip_bounds_the_moments() {
 
 #[test]
 fn loaded_moments_give_the_bit_identical_next_step() {
-    let mut lamb = MinTrustLamb::new(LambConfig::default());
-    let (trained, _) = step(&mut lamb, model(1), 1.0, 1e-2);
-    let dir = tempfile::tempdir().unwrap();
-    let (weights, moments) = (dir.path().join("model.safetensors"), dir.path().join("moments.safetensors"));
-    sharnn_train::save_weights(&trained, &weights).unwrap();
-    sharnn_train::save_tensors(&moments, &lamb.moments(), &BTreeMap::new()).unwrap();
+    for muon in optimizers() {
+        let mut lamb = Optimizer::new(LambConfig::default(), muon);
+        let (trained, _) = step(&mut lamb, model(1), 1.0, 1e-2);
+        let dir = tempfile::tempdir().unwrap();
+        let (weights, moments) = (dir.path().join("model.safetensors"), dir.path().join("moments.safetensors"));
+        sharnn_train::save_weights(&trained, &weights).unwrap();
+        sharnn_train::save_tensors(&moments, &lamb.moments(), &BTreeMap::new()).unwrap();
 
-    // Another seed, so that nothing is right but what was loaded; parameter ids are new as well.
-    let resumed = sharnn_train::load_weights(model(2), &weights).unwrap();
-    let mut resumed_lamb = MinTrustLamb::new(LambConfig::default());
-    resumed_lamb.load_moments(sharnn_train::load_tensors(&moments).unwrap(), &resumed).unwrap();
+        // Another seed, so that nothing is right but what was loaded; parameter ids are new as well.
+        let resumed = sharnn_train::load_weights(model(2), &weights).unwrap();
+        let mut resumed_lamb = Optimizer::new(LambConfig::default(), muon);
+        resumed_lamb.load_moments(sharnn_train::load_tensors(&moments).unwrap(), &resumed).unwrap();
 
-    let (a, _) = step(&mut lamb, trained, 1.0, 1e-2);
-    let (b, _) = step(&mut resumed_lamb, resumed, 1.0, 1e-2);
-    assert_eq!(bits(&collect_params(&a)), bits(&collect_params(&b)));
-    assert_eq!(moment_bits(&lamb), moment_bits(&resumed_lamb));
+        let (a, _) = step(&mut lamb, trained, 1.0, 1e-2);
+        let (b, _) = step(&mut resumed_lamb, resumed, 1.0, 1e-2);
+        assert_eq!(bits(&collect_params(&a)), bits(&collect_params(&b)));
+        assert_eq!(moment_bits(&lamb), moment_bits(&resumed_lamb));
+    }
+}
+
+/// One step of both optimizers at once is that of each on its own parameters.
+#[test]
+fn muon_moves_the_matrices_inside_blocks_and_nothing_else() {
+    let is_muons = |param: &NamedTensor| param.shape.len() == 2 && param.name.starts_with("blocks.");
+    let stepped = |muon| {
+        let mut optimizer = Optimizer::new(LambConfig::default(), muon);
+        let (model, _) = step(&mut optimizer, model(1), 1.0, 1e-2);
+        (collect_params(&model), optimizer.moments().into_iter().map(|(name, _, _)| name).collect::<Vec<_>>())
+    };
+    let [(lamb, _), (both, moments)] = optimizers().map(stepped);
+    let (before, mut of_muon) = (collect_params(&model(1)), 0);
+    for ((before, lamb), both) in before.iter().zip(&lamb).zip(&both) {
+        assert_eq!(is_muons(both), lamb.data != both.data, "{}", both.name);
+        assert!(moments.contains(&format!("{}.first_moment", both.name)));
+        assert_eq!(moments.contains(&format!("{}.second_moment", both.name)), !is_muons(both), "{}", both.name);
+        if !is_muons(both) {
+            continue;
+        }
+        of_muon += 1;
+        // Singular values near 1 over rows and columns make values of a root mean square near the rate.
+        let squares = before.data.iter().zip(&both.data).map(|(a, b)| f64::from(a - b).powi(2));
+        let rms = (squares.sum::<f64>() / before.data.len() as f64).sqrt();
+        assert!((0.5..1.2).contains(&(rms / (1e-2 * 0.4))), "{}: {rms}", both.name);
+    }
+    // Two of each LSTM and one of each Boom, and the query's and the value gate's.
+    assert_eq!(of_muon, 2 * 3 + 2);
 }
 
 #[test]
 fn moments_that_do_not_fit_are_refused_and_change_nothing() {
-    let mut lamb = MinTrustLamb::new(LambConfig::default());
+    let mut lamb = Optimizer::new(LambConfig::default(), None);
     let (trained, _) = step(&mut lamb, model(1), 1.0, 1e-2);
     let (good, before) = (saved(&lamb), moment_bits(&lamb));
     let name = "encoder.weight.second_moment".to_string();

@@ -2,7 +2,9 @@
 
 use crate::common::*;
 use sharnn_core::{AutodiffBackend, Precision};
-use sharnn_train::{Event, Interrupt, Limits, Record, Stop, TrainOptions, latest_manifest};
+use sharnn_train::{
+    Event, Interrupt, Limits, MuonConfig, Recipe, Record, Stop, TrainOptions, Trainer, latest_manifest,
+};
 
 /// The reference itself: all steps once, a memory that is full, a loss that falls, several validations.
 #[test]
@@ -26,8 +28,12 @@ fn the_uninterrupted_run_is_a_real_one() {
 
 /// The run that is stopped at these steps, and resumed after each.
 fn stopped_at<B: AutodiffBackend>(precision: Precision, stops: &[u64]) -> Trace {
+    stopped(|options| open_in::<B>(precision, options).unwrap(), stops)
+}
+
+fn stopped<B: AutodiffBackend>(open: impl Fn(TrainOptions) -> Trainer<B>, stops: &[u64]) -> Trace {
     let dir = tempfile::tempdir().unwrap();
-    let open = || open_in::<B>(precision, options(dir.path())).unwrap();
+    let open = || open(options(dir.path()));
     for &stop in stops {
         let mut trainer = open();
         let stopped = trainer.run(&steps(stop), &mut silent, &Interrupt::default()).unwrap();
@@ -50,6 +56,16 @@ fn stopping_and_resuming_changes_nothing_in_either_precision() {
             let trace = stopped_at::<B>(*precision, &stops);
             assert!(trace == *reference, "{} stopped at {stops:?}", precision.name());
         }
+    }
+}
+
+#[test]
+fn stopping_and_resuming_changes_nothing_with_muon() {
+    let open = |options| open_with::<B>(Recipe { muon: Some(MuonConfig::default()), ..recipe() }, options).unwrap();
+    let reference = stopped(open, &[]);
+    assert!(reference != stopped_at::<B>(Precision::F32, &[]), "Muon makes no difference");
+    for stops in [vec![1], vec![13, 41]] {
+        assert!(stopped(open, &stops) == reference, "stopped at {stops:?}");
     }
 }
 

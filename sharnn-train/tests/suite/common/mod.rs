@@ -69,6 +69,10 @@ pub fn open(options: TrainOptions) -> Result<Trainer<B>, TrainError> {
 pub fn open_in<B: AutodiffBackend>(precision: Precision, options: TrainOptions) -> Result<Trainer<B>, TrainError> {
     let mut recipe = recipe();
     [recipe.precision, recipe.valid.precision, recipe.test.precision] = [precision; 3];
+    open_with(recipe, options)
+}
+
+pub fn open_with<B: AutodiffBackend>(recipe: Recipe, options: TrainOptions) -> Result<Trainer<B>, TrainError> {
     Trainer::open(config(), recipe, splits(), options, &Default::default())
 }
 

@@ -1,7 +1,8 @@
-//! Min-trust LAMB with a clip by the global norm: the optimizer of the paper's recipe. The formula of a step is in
-//! [`sharnn_core::ops`]. Norms, clip and the decision to skip a step stay on the device.
+//! A step of all parameters, with a clip by the global norm: min-trust LAMB, the optimizer of the paper's recipe, and Muon for
+//! the matrices inside blocks where that is asked for. The formula of LAMB's step is in [`sharnn_core::ops`]. Norms, clip and the
+//! decision to skip a step stay on the device.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use burn::module::Module;
 use burn::tensor::{Bool, Shape, Tensor, TensorData};
@@ -13,6 +14,12 @@ use crate::lamb_config::LambConfig;
 use crate::muon::MuonConfig;
 use crate::params::{MapFloat, VisitFloat, host_values, map_params, param_infos, take_grads, visit_params};
 use crate::tensor_file::{HostTensor, WeightsError};
+
+/// Begins the paths of parameters inside blocks.
+const BLOCKS: &str = "blocks.";
+
+/// In the paths of an LSTM's parameters.
+const LSTM: &str = ".lstm.";
 
 /// Added to the global norm before the clip divides by it.
 const CLIP_EPS: f64 = 1e-6;
@@ -34,19 +41,20 @@ pub struct StepReport<B: Backend> {
     pub finite: Tensor<B, 1, Bool>,
 }
 
-/// The two moments of one parameter, flattened, and its shape.
+/// What an optimizer keeps of one parameter, flattened, and the parameter's shape.
 #[derive(Clone, Debug)]
 struct Moments<B: Backend> {
     first: Tensor<B, 1>,
-    second: Tensor<B, 1>,
+    /// Muon has none.
+    second: Option<Tensor<B, 1>>,
     shape: Vec<usize>,
 }
 
-/// Min-trust LAMB over the parameters of a module. Moments are kept by parameter path: Burn's parameter ids are new after
-/// every load, which would silently reset them.
+/// Min-trust LAMB over the parameters of a module, and Muon over some. Moments are kept by parameter path: Burn's parameter
+/// ids are new after every load, which would silently reset them.
 #[derive(Clone, Debug)]
-pub struct MinTrustLamb<B: AutodiffBackend> {
-    config: LambConfig,
+pub struct Optimizer<B: AutodiffBackend> {
+    lamb: LambConfig,
     muon: Option<MuonConfig>,
     moments: BTreeMap<String, Moments<B::InnerBackend>>,
 }
@@ -66,27 +74,17 @@ impl LambConfig {
     }
 }
 
-impl<B: AutodiffBackend> MinTrustLamb<B> {
-    /// An optimizer without moments.
+impl<B: AutodiffBackend> Optimizer<B> {
+    /// An optimizer without moments: LAMB, and where `muon` is given that for every matrix inside a block.
     ///
     /// # Panics
-    /// If the configuration is invalid; [`LambConfig::validate`] tells without panicking.
-    pub fn new(config: LambConfig) -> Self {
-        if let Err(error) = config.validate() {
+    /// If a configuration is invalid; [`LambConfig::validate`] and [`MuonConfig::validate`] tell without panicking.
+    pub fn new(lamb: LambConfig, muon: Option<MuonConfig>) -> Self {
+        let checked = lamb.validate().and_then(|()| muon.map_or(Ok(()), |muon| muon.validate()));
+        if let Err(error) = checked {
             panic!("{error}");
         }
-        Self { config, muon: None, moments: BTreeMap::new() }
-    }
-
-    /// Moves the matrices inside blocks by Muon.
-    pub fn with_muon(mut self, muon: Option<MuonConfig>) -> Self {
-        self.muon = muon;
-        self
-    }
-
-    /// The options.
-    pub fn config(&self) -> &LambConfig {
-        &self.config
+        Self { lamb, muon, moments: BTreeMap::new() }
     }
 
     /// One step. Where `loss` or the norm of the gradients is not finite, weights and moments stay as they are, bit for bit;
@@ -130,61 +128,38 @@ impl<B: AutodiffBackend> MinTrustLamb<B> {
             false => B::InnerBackend::squared_norm(grads.values().cloned().collect()).sqrt(),
         };
         let finite = loss.clone().is_finite().bool_and(grad_norm.clone().is_finite());
-        let step = self.config.step(lr, grad_norm.clone(), finite.clone());
         if grads.is_empty() {
             return (module, StepReport { loss, grad_norm, finite });
         }
-        let moments = &mut self.moments;
-        let mut take = TakeParams { grads, moments, taken: VecDeque::new(), params: Vec::new() };
+        let mut take = TakeParams { grads, moments: &mut self.moments, taken: Vec::new() };
         let module = map_params(module, &mut take);
-        let TakeParams { taken, params, .. } = take;
-        let updates = self.update(&step, &taken, params, lr, finite.clone());
-        let mut put = PutParams { moments: &mut self.moments, taken, updates: updates.into_iter() };
-        (map_params(module, &mut put), StepReport { loss, grad_norm, finite })
+        let taken = take.taken;
+        let (of_muon, of_lamb) = taken.into_iter().partition(|taken| self.muon_moves(&taken.path, &taken.shape));
+        let step = self.lamb.step(lr, grad_norm.clone(), finite.clone());
+        let mut params = lamb_params(&step, of_lamb, &mut self.moments);
+        if let Some(muon) = &self.muon {
+            let skip = finite.clone().bool_not();
+            params.extend(muon_params(muon, lr, &step.scale, &skip, of_muon, &mut self.moments));
+        }
+        let module = map_params(module, &mut PutParams { params, moments: &self.moments });
+        (module, StepReport { loss, grad_norm, finite })
     }
 
-    fn update(
-        &self,
-        step: &LambStep<B::InnerBackend>,
-        taken: &VecDeque<(String, Vec<usize>)>,
-        params: Vec<LambParam<B::InnerBackend>>,
-        lr: f64,
-        finite: Tensor<B::InnerBackend, 1, Bool>,
-    ) -> Vec<LambUpdate<B::InnerBackend>> {
-        let Some(muon) = &self.muon else { return B::InnerBackend::lamb(step, params).0 };
-        let is_matrix = |(path, shape): &(String, Vec<usize>)| shape.len() == 2 && path.starts_with("blocks.");
-        let (mut others, mut of_muon) = (Vec::new(), Vec::new());
-        for (param, place) in params.into_iter().zip(taken) {
-            if !is_matrix(place) {
-                others.push(param);
-                continue;
-            }
-            let (path, shape) = place;
-            let matrices = if path.contains("lstm") { 4 } else { 1 };
-            let dims = [matrices, shape[0] / matrices, shape[1]];
-            let LambParam { param, grad, moments } = param;
-            let n = param.dims()[0];
-            let (first, second) = moments.unwrap_or_else(|| (param.zeros_like(), param.zeros_like()));
-            let all = [param, grad, first].map(|x| x.reshape(dims));
-            let [param, first] = muon.step(lr, all, step.scale.clone(), finite.clone()).map(|x| x.reshape([n]));
-            of_muon.push(LambUpdate { param, first, second });
-        }
-        let mut of_muon = of_muon.into_iter();
-        let mut others = B::InnerBackend::lamb(step, others).0.into_iter();
-        taken
-            .iter()
-            .map(|place| if is_matrix(place) { of_muon.next() } else { others.next() }.expect("one each"))
-            .collect()
+    /// Whether Muon moves this parameter.
+    fn muon_moves(&self, path: &str, shape: &[usize]) -> bool {
+        self.muon.is_some() && shape.len() == 2 && path.starts_with(BLOCKS)
     }
 
     /// Name, shape and values of every moment, by parameter path; for checkpoints. A parameter that never had a gradient
-    /// has none.
+    /// has none, one that Muon moves has a first one.
     pub fn moments(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
-        let both = |(path, moments): (&String, &Moments<B::InnerBackend>)| {
-            [(FIRST_MOMENT, moments.first.clone()), (SECOND_MOMENT, moments.second.clone())]
-                .map(|(suffix, moment)| (format!("{path}{suffix}"), moments.shape.clone(), host_values(moment)))
+        let of_one = |(path, moments): (&String, &Moments<B::InnerBackend>)| {
+            let second = moments.second.clone().map(|second| (SECOND_MOMENT, second));
+            let all = std::iter::once((FIRST_MOMENT, moments.first.clone())).chain(second);
+            let (path, shape) = (path.clone(), moments.shape.clone());
+            all.map(move |(suffix, moment)| (format!("{path}{suffix}"), shape.clone(), host_values(moment)))
         };
-        self.moments.iter().flat_map(both).collect()
+        self.moments.iter().flat_map(of_one).collect()
     }
 
     /// Takes over moments that [`moments`](Self::moments) gave, in place of what there is. An empty set is that of a fresh
@@ -204,22 +179,26 @@ impl<B: AutodiffBackend> MinTrustLamb<B> {
         let fresh = tensors.is_empty();
         let mut checked = BTreeMap::new();
         for param in param_infos(module) {
-            let names = [FIRST_MOMENT, SECOND_MOMENT].map(|suffix| format!("{}{suffix}", param.path));
-            let found = names.clone().map(|name| tensors.remove(&name));
+            let suffixes = match self.muon_moves(&param.path, &param.shape) {
+                true => &[FIRST_MOMENT][..],
+                false => &[FIRST_MOMENT, SECOND_MOMENT],
+            };
+            let names = suffixes.iter().map(|suffix| format!("{}{suffix}", param.path));
+            let found: Vec<_> = names.map(|name| (tensors.remove(&name), name)).collect();
             // A frozen parameter may have been trained before, or not.
-            if fresh || (!param.require_grad && found.iter().all(Option::is_none)) {
+            if fresh || (!param.require_grad && found.iter().all(|(found, _)| found.is_none())) {
                 continue;
             }
-            let mut pair = Vec::new();
-            for (tensor, found) in names.into_iter().zip(found) {
+            let mut moments = Vec::new();
+            for (found, tensor) in found {
                 let expected = param.shape.clone();
                 let Some(moment) = found else {
                     return Err(WeightsError::Missing { file: file(), tensor, expected, hint: hint() });
                 };
                 check_moment(&tensor, &moment, expected, file())?;
-                pair.push(moment.data);
+                moments.push(moment.data);
             }
-            checked.insert(param.path, pair);
+            checked.insert(param.path, moments);
         }
         if let Some((tensor, found)) = tensors.pop_first() {
             return Err(WeightsError::Unexpected { file: file(), tensor, found: found.shape, hint: hint() });
@@ -281,44 +260,97 @@ fn average<B: Backend>(
     loss
 }
 
+/// A parameter that has a gradient, on its way through a step; all flattened but for its shape.
+struct Taken<B: Backend> {
+    path: String,
+    shape: Vec<usize>,
+    param: Tensor<B, 1>,
+    grad: Tensor<B, 1>,
+    moments: Option<Moments<B>>,
+}
+
+/// Flattened parameters after a step, by path.
+type Stepped<B> = BTreeMap<String, Tensor<B, 1>>;
+
+/// The step of LAMB.
+fn lamb_params<B: Backend>(
+    step: &LambStep<B>,
+    taken: Vec<Taken<B>>,
+    all_moments: &mut BTreeMap<String, Moments<B>>,
+) -> Stepped<B> {
+    if taken.is_empty() {
+        return Stepped::new();
+    }
+    let (places, params): (Vec<_>, Vec<_>) = taken
+        .into_iter()
+        .map(|taken| {
+            let Taken { path, shape, param, grad, moments } = taken;
+            let moments = moments.and_then(|moments| Some((moments.first, moments.second?)));
+            ((path, shape), LambParam { param, grad, moments })
+        })
+        .unzip();
+    let (updates, _) = B::lamb(step, params);
+    let put = |((path, shape), update): ((String, Vec<usize>), LambUpdate<B>)| {
+        let LambUpdate { param, first, second } = update;
+        all_moments.insert(path.clone(), Moments { first, second: Some(second), shape });
+        (path, param)
+    };
+    places.into_iter().zip(updates).map(put).collect()
+}
+
+/// The step of Muon. The weights of an LSTM are those of its four gates.
+fn muon_params<B: Backend>(
+    muon: &MuonConfig,
+    lr: f64,
+    scale: &Tensor<B, 1>,
+    skip: &Tensor<B, 1, Bool>,
+    taken: Vec<Taken<B>>,
+    all_moments: &mut BTreeMap<String, Moments<B>>,
+) -> Stepped<B> {
+    let step = |taken: Taken<B>| {
+        let Taken { path, shape, param, grad, moments } = taken;
+        let matrices = if path.contains(LSTM) { 4 } else { 1 };
+        let dims = [matrices, shape[0] / matrices, shape[1]];
+        let first = moments.map_or_else(|| param.zeros_like(), |moments| moments.first);
+        let all = [param, grad, first].map(|x| x.reshape(dims));
+        let [param, first] = muon.step(lr, all, scale.clone(), skip.clone()).map(|x| x.flatten(0, 2));
+        all_moments.insert(path.clone(), Moments { first, second: None, shape });
+        (path, param)
+    };
+    taken.into_iter().map(step).collect()
+}
+
 /// Takes the parameters that have a gradient out of a module, with their moments, so that no second owner keeps the backend
 /// from updating them in place. [`PutParams`] must follow.
 struct TakeParams<'a, B: AutodiffBackend> {
     grads: BTreeMap<String, Tensor<B::InnerBackend, 1>>,
     moments: &'a mut BTreeMap<String, Moments<B::InnerBackend>>,
-    taken: VecDeque<(String, Vec<usize>)>,
-    params: Vec<LambParam<B::InnerBackend>>,
+    taken: Vec<Taken<B::InnerBackend>>,
 }
 
 impl<B: AutodiffBackend> MapFloat<B> for TakeParams<'_, B> {
     fn map<const D: usize>(&mut self, path: &str, tensor: Tensor<B, D>) -> Tensor<B, D> {
         let Some(grad) = self.grads.remove(path) else { return tensor };
-        self.taken.push_back((path.to_string(), tensor.dims().to_vec()));
+        let (shape, moments) = (tensor.dims().to_vec(), self.moments.remove(path));
         let param = tensor.inner().flatten(0, D - 1);
-        let moments = self.moments.remove(path).map(|moments| (moments.first, moments.second));
         let placeholder = Tensor::empty([1; D], &param.device());
-        self.params.push(LambParam { param, grad, moments });
+        self.taken.push(Taken { path: path.to_string(), shape, param, grad, moments });
         placeholder
     }
 }
 
 /// Puts updated parameters where [`TakeParams`] took them from.
 struct PutParams<'a, B: AutodiffBackend> {
-    moments: &'a mut BTreeMap<String, Moments<B::InnerBackend>>,
-    taken: VecDeque<(String, Vec<usize>)>,
-    updates: std::vec::IntoIter<LambUpdate<B::InnerBackend>>,
+    params: Stepped<B::InnerBackend>,
+    moments: &'a BTreeMap<String, Moments<B::InnerBackend>>,
 }
 
 impl<B: AutodiffBackend> MapFloat<B> for PutParams<'_, B> {
     fn map<const D: usize>(&mut self, path: &str, tensor: Tensor<B, D>) -> Tensor<B, D> {
-        if self.taken.front().is_none_or(|(taken, _)| taken != path) {
-            return tensor;
+        match self.params.remove(path) {
+            None => tensor,
+            Some(param) => Tensor::from_inner(param.reshape(Shape::from(self.moments[path].shape.as_slice()))),
         }
-        let (path, shape) = self.taken.pop_front().expect("it was looked at");
-        let LambUpdate { param, first, second } = self.updates.next().expect("an update for each parameter");
-        let param = param.reshape(Shape::from(shape.as_slice()));
-        self.moments.insert(path, Moments { first, second, shape });
-        Tensor::from_inner(param)
     }
 }
 
@@ -330,15 +362,15 @@ struct Upload<B: Backend> {
 
 impl<B: AutodiffBackend> VisitFloat<B> for Upload<B::InnerBackend> {
     fn visit<const D: usize>(&mut self, path: &str, tensor: Tensor<B, D>) {
-        let Some(pair) = self.checked.remove(path) else { return };
+        let Some(moments) = self.checked.remove(path) else { return };
         let tensor = tensor.inner();
-        let upload = |data: Vec<f32>| {
+        let mut moments = moments.into_iter().map(|data| {
             let n = data.len();
             Tensor::from_data(TensorData::new(data, [n]), (&tensor.device(), tensor.dtype()))
-        };
-        let mut pair = pair.into_iter().map(upload);
-        if let (Some(first), Some(second)) = (pair.next(), pair.next()) {
-            self.moments.insert(path.to_string(), Moments { first, second, shape: tensor.dims().to_vec() });
+        });
+        if let Some(first) = moments.next() {
+            let moments = Moments { first, second: moments.next(), shape: tensor.dims().to_vec() };
+            self.moments.insert(path.to_string(), moments);
         }
     }
 }
