@@ -43,13 +43,14 @@ struct Args {
     /// Lengths of the memory
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values_t = [0, 64, 256, 1024, 2048, 5000])]
     mem_len: Vec<usize>,
-    /// Draw the bits per byte around the dropped memory into this file
+    /// Draw what the dropped memory costs into this file
     #[arg(long, value_name = "PATH")]
     svg: Option<PathBuf>,
 }
 
-/// Points of the picture.
-const POINTS: usize = 60;
+/// Points of the picture before and after the memory is dropped.
+const BEFORE: usize = 10;
+const AFTER: usize = 70;
 
 fn main() -> ExitCode {
     support::exit_code(run(Args::parse()))
@@ -157,35 +158,33 @@ fn state_bytes(state: &ShaRnnState<Flex>) -> usize {
     size_of::<f32>() * state.blocks.iter().map(block).sum::<usize>()
 }
 
-/// Bits per byte along the lanes, with the memory kept and with it dropped, around the place where it was.
+/// What the dropped memory costs, around the place where it was dropped.
 fn draw(path: &Path, [kept, dropped]: [&Scored; 2], drop_at: usize, mem_len: usize) -> Result<()> {
-    let width = (2 * kept.seq_len).max(drop_at / POINTS);
-    let series = |scored: &Scored| -> Vec<(f64, f64)> {
-        let starts = (0..2 * drop_at).step_by(width).filter(|start| start + width <= 2 * drop_at);
-        starts.map(|start| (start as f64 + width as f64 / 2.0, scored.bpc(start..start + width))).collect()
-    };
-    let lines = [series(kept), series(dropped)];
-    let values = || lines.iter().flatten().map(|point| point.1);
-    let (low, high) = (values().fold(f64::MAX, f64::min), values().fold(0.0, f64::max));
+    let seq_len = kept.seq_len;
+    let width = 2 * seq_len;
+    let first = drop_at / seq_len * seq_len;
+    let begin = first - first.min(BEFORE * width);
+    let starts = (begin..first + AFTER * width).step_by(width).filter(|start| start + width <= 2 * drop_at);
+    let cost = |start: usize| dropped.bpc(start..start + width) - kept.bpc(start..start + width);
+    let line: Vec<_> = starts.map(|start| (start as f64 - first as f64, cost(start))).collect();
+    let bounds = line.iter().fold([0.0f64; 2], |[low, high], (_, y)| [low.min(*y), high.max(*y)]);
 
     let root = SVGBackend::new(path, (900, 420)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
-        .caption(format!("A memory of {mem_len} bytes, kept and dropped midway"), ("sans-serif", 20))
+        .caption(format!("What it costs to drop a memory of {mem_len} bytes"), ("sans-serif", 20))
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(56)
-        .build_cartesian_2d(0.0..2.0 * drop_at as f64, low - 0.05..high + 0.05)?;
-    chart.configure_mesh().x_desc("bytes of each lane").y_desc("bits per byte").light_line_style(WHITE).draw()?;
-    for (line, colour, label) in
-        lines.into_iter().zip([BLUE, RED]).zip(["kept", "dropped"]).map(|((l, c), n)| (l, c, n))
-    {
-        chart
-            .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
-            .label(label)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
-    }
-    chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw()?;
+        .build_cartesian_2d(begin as f64 - first as f64..(AFTER * width) as f64, bounds[0] - 0.02..bounds[1] + 0.02)?;
+    chart
+        .configure_mesh()
+        .x_desc("bytes of each lane since then")
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_desc("bits per byte more than with it")
+        .light_line_style(WHITE)
+        .draw()?;
+    chart.draw_series(LineSeries::new(line, BLUE.stroke_width(2)))?;
     root.present()?;
     Ok(())
 }

@@ -149,7 +149,7 @@ pub struct Args {
 const QUICK_SECONDS: u64 = 180;
 
 /// Steps of the run that nothing was said of: some three minutes on two cores.
-const QUICK_STEPS: u64 = 1500;
+const QUICK_STEPS: u64 = 1200;
 
 /// What the command line asks for.
 pub struct Plan {
