@@ -191,7 +191,7 @@ def train(runner, args, programs):
     """Minutes of training on both sides."""
     backend = "cuda" if args.device == "cuda" else "flex"
     bf16 = ["--precision", "bf16"] if args.device == "cuda" else []
-    preset = ["--preset", "paper"] if args.device == "cuda" else ["--preset", "xs"]
+    preset = ["--preset", "paper"] if args.device == "cuda" else ["--preset", "xs", "--recipe", "paper"]
     shutil.rmtree(runner.out / "run", ignore_errors=True)
     sharnn = [programs, "--backend", backend, *preset, *bf16, "--data", args.data, "--minutes", str(args.minutes), "--out", runner.out / "run"]
     runner.run("train-sharnn", sharnn)

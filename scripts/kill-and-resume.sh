@@ -9,7 +9,7 @@ program=${ENWIK8:-target/release/examples/enwik8}
 [ -x "$program" ] || { echo "$program is missing: cargo build --release --example enwik8" >&2; exit 1; }
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-options=(--preset xs --steps 200 --dropout 0.1 --seq-len 128 --mem-len 640 --checkpoint-every 30 --log-every 1
+options=(--preset xs --recipe paper --steps 200 --dropout 0.1 --seq-len 128 --mem-len 640 --checkpoint-every 30 --log-every 1
     --valid-bytes 20000 --seed 5 "$@")
 
 steps() { if [ -f "$1/metrics.jsonl" ]; then grep -c '"event":"train"' "$1/metrics.jsonl" || true; else echo 0; fi; }
