@@ -20,6 +20,8 @@ mod report;
 #[path = "enwik8/runs.rs"]
 mod runs;
 mod support;
+#[path = "enwik8/values.rs"]
+mod values;
 
 use std::process::ExitCode;
 

@@ -329,15 +329,7 @@ type LambBody = fn(&LambStep<Flex>, Vec<LambParam<Flex>>) -> (Vec<LambUpdate<Fle
 /// A step takes over what the one before it left, as in training.
 fn lamb(_precision: Precision) -> Vec<Timed> {
     let mut step = Timed::new("lamb", "step");
-    let options = LambOptions {
-        lr: 1e-3,
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-6,
-        weight_decay: 0.01,
-        min_trust: Some(0.25),
-        max_trust: None,
-    };
+    let options = LambOptions { lr: 1e-3, weight_decay: 0.01, ..LambOptions::default() };
     let finite = Tensor::<Flex, 1, Bool>::from_data(TensorData::from([true]), &Default::default());
     let shared = LambStep::new(options, Tensor::ones([1], &Default::default()), finite);
     for n in parameters() {

@@ -4,17 +4,15 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use clap::Parser;
-use serde::Deserialize;
-use serde_json::{Value, json};
 use sharnn::core::{MemoryEstimate, StepShape};
 #[cfg(feature = "flex")]
 use sharnn::core::{WeightFormat, kernels::Operands};
-use sharnn::train::{DynamicEval, Limits, Phase, Schedule, TrainError, latest_manifest};
-use sharnn::{
-    Attend, Backend, BackendKind, EvalConfig, Precision, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions,
-};
+use sharnn::train::{DynamicEval, Limits, Schedule, TrainError, latest_manifest};
+use sharnn::{Backend, BackendKind, EvalConfig, Precision, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions};
+
+use super::values::{attend, precision, preset, recipe, schedule, set_fields};
 
 /// Train a SHA-RNN language model on enwik8 (or on any file) and score it in bits per byte.
 ///
@@ -175,102 +173,6 @@ impl WeightFormat {
     const ALL: [(Self, &'static str); 0] = [];
 }
 
-/// The model of a preset.
-fn preset(name: &str) -> Result<ShaRnnConfig> {
-    Ok(match name {
-        "quick" => ShaRnnConfig { n_layers: 2, ..ShaRnnConfig::xs() },
-        "xs" => ShaRnnConfig::xs(),
-        "s" => ShaRnnConfig::s(),
-        "m" => ShaRnnConfig::m(),
-        "l" => ShaRnnConfig::enwik8().with_dropout(0.0),
-        "paper" => ShaRnnConfig::enwik8(),
-        _ => bail!("there is no preset {name:?}: use one of xs, s, m, l, paper"),
-    })
-}
-
-/// The recipe of that name for the model of a preset, and what it changes of the model. The paper's has short segments and a short
-/// warm-up in one phase where the model is not the paper's.
-fn recipe(name: &str, preset: &str, config: ShaRnnConfig) -> Result<(ShaRnnConfig, Recipe)> {
-    let short = |base: usize, warmup_steps: u64| {
-        let phase = Phase { warmup_steps, ..Phase::constant(2e-3, 32) };
-        Recipe { phases: vec![phase], ..Recipe::paper().with_segments_around(base) }
-    };
-    Ok(match (name, preset) {
-        // It falls where there is an end.
-        ("budget", _) => (config.with_mem_len(512).with_dropout(0.0), Recipe::budget(u64::MAX)),
-        ("paper", "paper") => (config, Recipe::paper()),
-        ("paper", "quick") => (config.with_mem_len(512), short(64, 50)),
-        ("paper", "xs" | "s") => (config, short(256, 100)),
-        ("paper", "m") => (config, short(256, 200)),
-        ("paper", _) => (config, short(256, 400)),
-        _ => bail!("there is no recipe {name:?}: use budget or paper"),
-    })
-}
-
-fn attend(which: &str) -> Result<Attend> {
-    let list = || which.split(',').map(|block| block.trim().parse()).collect::<Result<Vec<usize>, _>>();
-    Ok(match which {
-        "none" => Attend::None,
-        "one" => Attend::SecondLast,
-        "all" => Attend::All,
-        _ => match list() {
-            Ok(blocks) => Attend::Blocks(blocks),
-            Err(_) => bail!("--attend {which:?} cannot be used: use none, one, all, or a list of blocks as 0,2"),
-        },
-    })
-}
-
-fn schedule(kind: &str) -> Result<Schedule> {
-    Ok(match kind {
-        "constant" => Schedule::Constant,
-        "linear" => Schedule::Linear,
-        "cosine" => Schedule::Cosine,
-        "late" => Schedule::Late,
-        _ => bail!("--schedule {kind:?} cannot be used: use constant, linear, cosine or late"),
-    })
-}
-
-/// The model and the recipe with fields set by `field=value`.
-fn set_fields(config: ShaRnnConfig, recipe: Recipe, fields: &[String]) -> Result<(ShaRnnConfig, Recipe)> {
-    let mut all = json!({ "model": config, "recipe": recipe });
-    for set in fields {
-        let Some((path, value)) = set.split_once('=') else {
-            bail!("--set {set:?} cannot be used: write FIELD=VALUE, as model.d_ff=512")
-        };
-        // A word that is no JSON is a string.
-        let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
-        let (parent, field) = path.rsplit_once('.').unwrap_or(("", path));
-        let parent = all.pointer_mut(&parent.split('.').map(|name| format!("/{name}")).collect::<String>());
-        let place = match parent {
-            Some(Value::Object(fields)) => Some(fields.entry(field).or_insert(Value::Null)),
-            Some(Value::Array(fields)) => field.parse().ok().and_then(|i: usize| fields.get_mut(i)),
-            _ => None,
-        };
-        let Some(place) = place else { bail!("--set {set:?} cannot be used: there is no field {path:?}") };
-        *place = value;
-    }
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct All {
-        model: ShaRnnConfig,
-        recipe: Recipe,
-    }
-    let All { model, recipe } =
-        serde_json::from_value(all).with_context(|| format!("--set {} cannot be used", fields.join(" --set ")))?;
-    model.validate()?;
-    Ok((model, recipe))
-}
-
-/// The precision of that name; `None` for `auto`.
-fn precision(name: &str) -> Result<Option<Precision>> {
-    let known = Precision::ALL.into_iter().find(|(_, known)| *known == name);
-    match known {
-        Some((precision, _)) => Ok(Some(precision)),
-        None if name == "auto" => Ok(None),
-        None => bail!("--precision {name:?} cannot be used: use auto, f32 or bf16"),
-    }
-}
-
 /// The precision that a backend computes fastest in on this machine, as far as that is known.
 fn fastest(backend: BackendKind) -> Precision {
     match backend {
@@ -391,7 +293,7 @@ impl Args {
             }
             // What falls has to know its end.
             if phase.schedule != Schedule::Constant {
-                phase.steps = self.all_steps().or(phase.steps.filter(|&steps| steps < u64::MAX));
+                phase.steps = self.all_steps().or(phase.steps);
                 phase.epochs = self.epochs.unwrap_or(phase.epochs);
                 if phase.steps.is_none() && phase.epochs == u64::MAX {
                     ensure!(
@@ -560,6 +462,7 @@ pub fn explain(error: TrainError) -> anyhow::Error {
 
 #[cfg(all(test, feature = "flex"))]
 mod tests {
+    use sharnn::Attend;
     use sharnn::data::enwik8;
 
     use super::*;
@@ -637,14 +540,14 @@ mod tests {
     fn a_recipe_is_budget_unless_the_paper_is_asked_for() {
         let recipe = |options: &[&str]| plan(options).unwrap().recipe;
         let quick = plan(&[]).unwrap();
-        let expected = Recipe::budget(QUICK_STEPS);
+        let expected = Recipe::budget(Some(QUICK_STEPS));
         assert_eq!((&quick.recipe.phases, quick.recipe.muon), (&expected.phases, expected.muon));
         assert_eq!(
             (quick.config.mem_len, quick.limits.max_steps, quick.limits.max_time),
             (512, Some(QUICK_STEPS), None)
         );
         let longer = recipe(&["--preset", "s", "--steps", "9000"]);
-        assert_eq!(longer.phases, Recipe::budget(9000).phases);
+        assert_eq!(longer.phases, Recipe::budget(Some(9000)).phases);
         let paper = plan(&["--preset", "s", "--recipe", "paper"]).unwrap();
         assert_eq!((paper.recipe.muon, paper.recipe.batch_size, paper.config.mem_len), (None, 16, 5000));
         assert_eq!(recipe(&["--preset", "paper"]).phases, Recipe::paper().phases);

@@ -35,6 +35,6 @@ pub use layer_norm::{
 };
 pub use linear::{affine, affine_backward, column_sums};
 pub use lstm::{Lstm, LstmGrads, LstmTrace};
-pub use orthogonal::orthogonalize;
+pub use orthogonal::{NewtonSchulz, orthogonalize};
 pub use rows::{Rows, RowsMut};
 pub use team::{MAX_THREADS, set_threads, threads};

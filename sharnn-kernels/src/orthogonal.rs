@@ -1,10 +1,10 @@
 //! The orthogonal factor of a matrix, about: the Newton-Schulz iteration of Muon (Jordan et al. 2024).
 //!
 //! ```text
-//! X = G / ‖G‖;   five times  X = (a I + b A + c A²) X,  A = X Xᵀ       (a, b, c) = (3.4445, -4.7750, 2.0315)
+//! X = G / (‖G‖ + ε);   so many times  X = (a I + b A + c A²) X,  A = X Xᵀ
 //! ```
 //!
-//! Every singular value goes to somewhere between 0.68 and 1.13. A matrix with more rows than columns is transposed. Matrices are
+//! A matrix with more rows than columns is transposed. Matrices are
 //! small, so each is one thread's.
 
 use crate::blocks::{for_each_with, product_work};
@@ -12,20 +12,22 @@ use crate::buffer::Shared;
 use crate::gemm::{Mat, Operands, Start, multiply};
 use crate::lamb::squares;
 
-/// Coefficients of the iteration.
-const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
-
-/// Times that it is made.
-const ITERATIONS: usize = 5;
-
-/// Added to the norm before it divides: a matrix of zeros stays one.
-const EPS: f64 = 1e-30;
+/// The iteration.
+#[derive(Clone, Copy, Debug)]
+pub struct NewtonSchulz {
+    /// `a`, `b` and `c`.
+    pub coefficients: [f32; 3],
+    /// Times that it is made.
+    pub iterations: usize,
+    /// Added to the norm before it divides: a matrix of zeros stays one.
+    pub eps: f64,
+}
 
 /// Replaces each of the matrices, `[rows, cols]` and one after another in `x`, by its orthogonal factor.
 ///
 /// # Panics
 /// If `x` does not hold whole matrices.
-pub fn orthogonalize(x: &mut [f32], [rows, cols]: [usize; 2]) {
+pub fn orthogonalize(x: &mut [f32], [rows, cols]: [usize; 2], how: NewtonSchulz) {
     let size = rows * cols;
     if size == 0 {
         return;
@@ -33,11 +35,11 @@ pub fn orthogonalize(x: &mut [f32], [rows, cols]: [usize; 2]) {
     assert!(x.len().is_multiple_of(size), "{} values are not matrices of {rows} x {cols}", x.len());
     let n = x.len() / size;
     let small = rows.min(cols);
-    let work = 3 * ITERATIONS * n * product_work(small, small, rows.max(cols));
+    let work = 3 * how.iterations * n * product_work(small, small, rows.max(cols));
     let shared = Shared::new(x);
     for_each_with(n, work, Scratch::default, |scratch, i| {
         // SAFETY: each matrix is one task's.
-        orthogonalize_one(unsafe { shared.slice(i * size, size) }, [rows, cols], scratch);
+        orthogonalize_one(unsafe { shared.slice(i * size, size) }, [rows, cols], how, scratch);
     });
 }
 
@@ -48,18 +50,18 @@ struct Scratch {
     square: [Vec<f32>; 2],
 }
 
-fn orthogonalize_one(g: &mut [f32], [rows, cols]: [usize; 2], scratch: &mut Scratch) {
+fn orthogonalize_one(g: &mut [f32], [rows, cols]: [usize; 2], how: NewtonSchulz, scratch: &mut Scratch) {
     let (small, large) = (rows.min(cols), rows.max(cols));
     let Scratch { wide, square } = scratch;
     wide.iter_mut().for_each(|x| x.resize(small * large, 0.0));
     square.iter_mut().for_each(|x| x.resize(small * small, 0.0));
     let ([x, next], [gram, poly]) = (wide, square);
 
-    let scale = (1.0 / (squares(g).sqrt() + EPS)) as f32;
+    let scale = (1.0 / (squares(g).sqrt() + how.eps)) as f32;
     let place = |i: usize| if rows > cols { i % large * cols + i / large } else { i };
     x.iter_mut().enumerate().for_each(|(i, x)| *x = g[place(i)] * scale);
-    let [a, b, c] = COEFFICIENTS;
-    for _ in 0..ITERATIONS {
+    let [a, b, c] = how.coefficients;
+    for _ in 0..how.iterations {
         let of_x = Mat::row_major(x, small, large);
         multiply(of_x, of_x.t(), Operands::F32, gram, |_| Start::Zero);
         let of_gram = Mat::row_major(gram, small, small);
@@ -76,6 +78,8 @@ fn orthogonalize_one(g: &mut [f32], [rows, cols]: [usize; 2], scratch: &mut Scra
 mod tests {
     use super::*;
     use crate::testing::{alone, assert_near, f64s, matmul, random, skip, transposed};
+
+    const MUON: NewtonSchulz = NewtonSchulz { coefficients: [3.4445, -4.7750, 2.0315], iterations: 5, eps: 1e-30 };
 
     /// The iteration in double precision, in the order of the formula.
     fn reference(g: &[f32], [rows, cols]: [usize; 2]) -> Vec<f64> {
@@ -104,7 +108,7 @@ mod tests {
             }
             let g = random(n * rows * cols, 1);
             let mut got = g.clone();
-            orthogonalize(&mut got, [rows, cols]);
+            orthogonalize(&mut got, [rows, cols], MUON);
             for (i, (got, g)) in got.chunks(rows * cols).zip(g.chunks(rows * cols)).enumerate() {
                 assert_near(&format!("{i} of {rows} x {cols}"), got, &reference(g, [rows, cols]), 1e-4);
             }
@@ -114,14 +118,14 @@ mod tests {
     #[test]
     fn zeros_stay_zeros_and_scale_does_not_matter() {
         let mut zeros = [0.0; 12];
-        orthogonalize(&mut zeros, [3, 4]);
+        orthogonalize(&mut zeros, [3, 4], MUON);
         assert_eq!(zeros, [0.0; 12]);
         let mut small: Vec<f32> = random(12, 2);
         let mut large: Vec<f32> = small.iter().map(|x| x * 1024.0).collect();
-        orthogonalize(&mut small, [3, 4]);
-        orthogonalize(&mut large, [3, 4]);
+        orthogonalize(&mut small, [3, 4], MUON);
+        orthogonalize(&mut large, [3, 4], MUON);
         assert_eq!(small, large);
-        orthogonalize(&mut [], [3, 4]);
+        orthogonalize(&mut [], [3, 4], MUON);
     }
 
     #[test]
@@ -129,7 +133,7 @@ mod tests {
         let dims = if skip(4000) { [2, 3] } else { [40, 20] };
         let all = || {
             let mut x = random(5 * dims[0] * dims[1], 3);
-            orthogonalize(&mut x, dims);
+            orthogonalize(&mut x, dims, MUON);
             x
         };
         assert_eq!(all(), alone(all));
@@ -139,13 +143,13 @@ mod tests {
     fn nan_stays_in_its_matrix() {
         let mut x = random(2 * 6, 4);
         x[7] = f32::NAN;
-        orthogonalize(&mut x, [2, 3]);
+        orthogonalize(&mut x, [2, 3], MUON);
         assert!(x[..6].iter().all(|x| x.is_finite()) && x[6..].iter().all(|x| x.is_nan()));
     }
 
     #[test]
     #[should_panic(expected = "13 values are not matrices of 3 x 4")]
     fn parts_of_matrices_are_refused() {
-        orthogonalize(&mut [0.0; 13], [3, 4]);
+        orthogonalize(&mut [0.0; 13], [3, 4], MUON);
     }
 }

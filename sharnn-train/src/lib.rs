@@ -6,7 +6,6 @@ mod evaluate;
 mod generate;
 mod group;
 mod interrupt;
-mod lamb_config;
 mod lane_state;
 mod metrics;
 #[cfg(feature = "mpi")]
@@ -14,6 +13,7 @@ mod mpi_group;
 mod muon;
 mod observer;
 mod optimizer;
+mod optimizer_config;
 mod params;
 mod progress;
 mod recipe;
@@ -35,13 +35,12 @@ pub use evaluate::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, eva
 pub use generate::{GenerateError, Generator, Sampling, SamplingError};
 pub use group::{Alone, Group, GroupError, SharedGroup, launched_by_mpi};
 pub use interrupt::{EXIT_STATUS, Interrupt, InterruptError};
-pub use lamb_config::{LambConfig, LambConfigError};
 pub use metrics::{EvalRecord, METRICS_FILE, Metrics, MetricsError, Record, TrainRecord};
 #[cfg(feature = "mpi")]
 pub use mpi_group::MpiGroup;
-pub use muon::MuonConfig;
 pub use observer::{Event, Observer};
 pub use optimizer::{FIRST_MOMENT, Optimizer, SECOND_MOMENT, StepReport};
+pub use optimizer_config::{LambConfig, MuonConfig, OptimizerConfigError};
 pub use params::{MapFloat, NamedTensor, ParamInfo, VisitFloat, collect_params, map_params, param_infos, visit_params};
 pub use progress::Progress;
 pub use recipe::{LATE_FALL, Phase, Recipe, RecipeError, Schedule};

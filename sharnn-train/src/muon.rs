@@ -9,57 +9,11 @@
 //! updates the size of AdamW's (Liu et al. 2025, arXiv 2502.16982). The four gates of an LSTM's weight are four matrices.
 
 use burn::tensor::{Bool, Tensor};
-use serde::{Deserialize, Serialize};
 use sharnn_core::Backend;
 
-use crate::LambConfigError;
-
-/// Options of Muon.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MuonConfig {
-    /// Momentum, in `[0, 1)`. 0.95.
-    pub momentum: f64,
-    /// The learning rate beside that of the other parameters: the root mean square of an update's values. 0.4: the usual 0.2
-    /// is for rates of AdamW, and LAMB's are lower.
-    pub rate: f64,
-    /// Weight decay, apart from the update. 0.
-    pub weight_decay: f64,
-}
-
-impl Default for MuonConfig {
-    fn default() -> Self {
-        Self { momentum: 0.95, rate: 0.4, weight_decay: 0.0 }
-    }
-}
+use crate::MuonConfig;
 
 impl MuonConfig {
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// The first field that cannot be used.
-    pub fn validate(&self) -> Result<(), LambConfigError> {
-        let checks = [
-            (
-                "momentum",
-                self.momentum,
-                (0.0..1.0).contains(&self.momentum),
-                "use a value from 0 up to, but not including, 1",
-            ),
-            ("rate", self.rate, self.rate > 0.0 && self.rate.is_finite(), "use a finite value above 0, as 0.4"),
-            (
-                "weight_decay",
-                self.weight_decay,
-                self.weight_decay >= 0.0 && self.weight_decay.is_finite(),
-                "use 0 or a finite value above it",
-            ),
-        ];
-        match checks.into_iter().find(|&(_, _, usable, _)| !usable) {
-            None => Ok(()),
-            Some((field, value, _, hint)) => Err(LambConfigError { field, value, hint }),
-        }
-    }
-
     /// A step of some matrices of one size, and their momentum after it. Where `skip` is set both stay as they are.
     ///
     /// # Shapes
@@ -138,19 +92,5 @@ mod tests {
         let all = [param.clone(), param.zeros_like(), param.zeros_like()];
         let [got, _] = MuonConfig::default().step(0.1, all, Tensor::from_data([1.0], &Default::default()), flag(false));
         assert_eq!(values(got), values(param));
-    }
-
-    #[test]
-    fn an_option_that_cannot_be_used_is_refused_by_name() {
-        let base = MuonConfig::default;
-        base().validate().unwrap();
-        for (config, field) in [
-            (MuonConfig { momentum: 1.0, ..base() }, "momentum"),
-            (MuonConfig { rate: 0.0, ..base() }, "rate"),
-            (MuonConfig { rate: f64::NAN, ..base() }, "rate"),
-            (MuonConfig { weight_decay: -1.0, ..base() }, "weight_decay"),
-        ] {
-            assert_eq!(config.validate().unwrap_err().field, field);
-        }
     }
 }

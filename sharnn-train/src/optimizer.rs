@@ -10,8 +10,7 @@ use sharnn_core::ops::{LambOptions, LambParam, LambStep, LambUpdate};
 use sharnn_core::{AutodiffBackend, Backend};
 
 use crate::group::{Alone, Group};
-use crate::lamb_config::LambConfig;
-use crate::muon::MuonConfig;
+use crate::optimizer_config::{LambConfig, MuonConfig};
 use crate::params::{MapFloat, VisitFloat, host_values, map_params, param_infos, take_grads, visit_params};
 use crate::tensor_file::{HostTensor, WeightsError};
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use sharnn_core::{Precision, ShaRnnConfig};
 use sharnn_data::{DataError, SegmentLengths};
 
-use crate::{EvalConfig, LambConfig, LambConfigError, MuonConfig};
+use crate::{EvalConfig, LambConfig, MuonConfig, OptimizerConfigError};
 
 /// Everything that decides what a training run computes, but for the model and the data.
 ///
@@ -137,19 +137,19 @@ impl Recipe {
     }
 
     /// What scored best when training was limited to ten megabytes or to half an hour of two cores: many lanes, short segments,
-    /// Muon for the matrices inside blocks, a rate that falls at the end of so many steps. The model should drop nothing and
+    /// Muon for the matrices inside blocks, a rate that falls at the end of so many steps, or stays where `None` says of no end. The model should drop nothing and
     /// keep a memory of 512 bytes. How it was found, and how far: `docs/recipes.md` of the repository.
-    pub fn budget(steps: u64) -> Self {
+    pub fn budget(steps: Option<u64>) -> Self {
         let eval = EvalConfig { lanes: 8, seq_len: 32, ..EvalConfig::default() };
         Self {
             batch_size: 64,
             segments: SegmentLengths::Fixed { len: 32 },
+            phases: vec![Phase { lr: 2e-3, warmup_steps: 50, schedule: Schedule::Late, epochs: u64::MAX, steps }],
             muon: Some(MuonConfig::default()),
             valid: eval.clone(),
             test: eval,
             ..Self::paper()
         }
-        .with_single_phase(2e-3, 50, Schedule::Late, steps)
     }
 
     /// Sets the number of lanes of the training data.
@@ -222,7 +222,7 @@ impl Recipe {
     }
 
     fn validate_optimizers(&self) -> Result<(), RecipeError> {
-        let refuse = |name: &str, error: LambConfigError| RecipeError {
+        let refuse = |name: &str, error: OptimizerConfigError| RecipeError {
             field: format!("{name}.{}", error.field),
             value: error.value.to_string(),
             hint: error.hint.into(),

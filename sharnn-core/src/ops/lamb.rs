@@ -38,6 +38,21 @@ pub struct LambOptions {
     pub max_trust: Option<f64>,
 }
 
+impl Default for LambOptions {
+    /// The paper's.
+    fn default() -> Self {
+        Self {
+            lr: 2e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-6,
+            weight_decay: 1.2e-6,
+            min_trust: Some(0.25),
+            max_trust: None,
+        }
+    }
+}
+
 /// What all parameters share in one step: the options, the clip, and whether the step counts at all.
 #[derive(Clone, Debug)]
 pub struct LambStep<B: Backend> {

@@ -12,13 +12,13 @@ use burn::tensor::Tensor;
 use super::Backend;
 
 /// Coefficients of the iteration.
-const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
+pub(super) const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
 
 /// Times that it is made.
-const ITERATIONS: usize = 5;
+pub(super) const ITERATIONS: usize = 5;
 
 /// Added to the norm before it divides: a matrix of zeros stays one.
-const EPS: f64 = 1e-30;
+pub(super) const EPS: f64 = 1e-30;
 
 /// The body of [`Backend::orthogonalize`].
 pub fn orthogonalize<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use burn_flex::Flex;
-use sharnn_kernels::{Buffer, LambStep as Kernel};
+use sharnn_kernels::{Buffer, LambStep as Kernel, NewtonSchulz};
 
 use super::memory::{Owned, Values, is_f32, scalar, tensor};
 use crate::ops::{LambOptions, LambParam, LambRatios, LambStep, LambUpdate, lamb as generic, orthogonal};
@@ -67,6 +67,11 @@ pub(super) fn orthogonalize(x: Tensor<Flex, 3>) -> Tensor<Flex, 3> {
     }
     let [_, rows, cols] = x.dims();
     let mut x = Owned::of(x);
-    sharnn_kernels::orthogonalize(x.values(), [rows, cols]);
+    let how = NewtonSchulz {
+        coefficients: orthogonal::COEFFICIENTS.map(|x| x as f32),
+        iterations: orthogonal::ITERATIONS,
+        eps: orthogonal::EPS,
+    };
+    sharnn_kernels::orthogonalize(x.values(), [rows, cols], how);
     x.tensor()
 }

@@ -1,6 +1,7 @@
-//! Options of min-trust LAMB.
+//! Options of min-trust LAMB and of Muon.
 
 use serde::{Deserialize, Serialize};
+use sharnn_core::ops::LambOptions;
 
 /// Options of [`Optimizer`](crate::Optimizer); the defaults are the paper's.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -26,7 +27,7 @@ pub struct LambConfig {
 /// An option that cannot be used: which, what it holds, and what would do.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{field} = {value} cannot be used: {hint}")]
-pub struct LambConfigError {
+pub struct OptimizerConfigError {
     /// Name of the field.
     pub field: &'static str,
     /// What it holds.
@@ -37,15 +38,8 @@ pub struct LambConfigError {
 
 impl Default for LambConfig {
     fn default() -> Self {
-        Self {
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-6,
-            weight_decay: 1.2e-6,
-            min_trust: Some(0.25),
-            max_trust: None,
-            clip: Some(0.25),
-        }
+        let LambOptions { beta1, beta2, eps, weight_decay, min_trust, max_trust, .. } = LambOptions::default();
+        Self { beta1, beta2, eps, weight_decay, min_trust, max_trust, clip: Some(0.25) }
     }
 }
 
@@ -54,7 +48,7 @@ impl LambConfig {
     ///
     /// # Errors
     /// The first field that cannot be used.
-    pub fn validate(&self) -> Result<(), LambConfigError> {
+    pub fn validate(&self) -> Result<(), OptimizerConfigError> {
         let positive = |value: f64| value > 0.0 && value.is_finite();
         let decay = |value: f64| (0.0..1.0).contains(&value);
         let checks = [
@@ -84,9 +78,79 @@ impl LambConfig {
             ),
             ("clip", self.clip.unwrap_or(1.0), self.clip.is_none_or(positive), "use a finite norm above 0, or none"),
         ];
-        match checks.into_iter().find(|&(_, _, usable, _)| !usable) {
-            None => Ok(()),
-            Some((field, value, _, hint)) => Err(LambConfigError { field, value, hint }),
+        refuse_first(checks)
+    }
+}
+
+/// Options of Muon.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MuonConfig {
+    /// Momentum, in `[0, 1)`. 0.95.
+    pub momentum: f64,
+    /// The learning rate beside that of the other parameters: the root mean square of an update's values. 0.4: the usual 0.2
+    /// is for rates of AdamW, and LAMB's are lower.
+    pub rate: f64,
+    /// Weight decay, apart from the update. 0.
+    pub weight_decay: f64,
+}
+
+impl Default for MuonConfig {
+    fn default() -> Self {
+        Self { momentum: 0.95, rate: 0.4, weight_decay: 0.0 }
+    }
+}
+
+impl MuonConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first field that cannot be used.
+    pub fn validate(&self) -> Result<(), OptimizerConfigError> {
+        let checks = [
+            (
+                "momentum",
+                self.momentum,
+                (0.0..1.0).contains(&self.momentum),
+                "use a value from 0 up to, but not including, 1",
+            ),
+            ("rate", self.rate, self.rate > 0.0 && self.rate.is_finite(), "use a finite value above 0, as 0.4"),
+            (
+                "weight_decay",
+                self.weight_decay,
+                self.weight_decay >= 0.0 && self.weight_decay.is_finite(),
+                "use 0 or a finite value above it",
+            ),
+        ];
+        refuse_first(checks)
+    }
+}
+
+/// The error of the first option that is not usable; of each its name, its value, whether it is usable, and what would be.
+fn refuse_first<const N: usize>(
+    checks: [(&'static str, f64, bool, &'static str); N],
+) -> Result<(), OptimizerConfigError> {
+    match checks.into_iter().find(|&(_, _, usable, _)| !usable) {
+        None => Ok(()),
+        Some((field, value, _, hint)) => Err(OptimizerConfigError { field, value, hint }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_option_of_muon_that_cannot_be_used_is_refused_by_name() {
+        let base = MuonConfig::default;
+        base().validate().unwrap();
+        for (config, field) in [
+            (MuonConfig { momentum: 1.0, ..base() }, "momentum"),
+            (MuonConfig { rate: 0.0, ..base() }, "rate"),
+            (MuonConfig { rate: f64::NAN, ..base() }, "rate"),
+            (MuonConfig { weight_decay: -1.0, ..base() }, "weight_decay"),
+        ] {
+            assert_eq!(config.validate().unwrap_err().field, field);
         }
     }
 }
