@@ -1,5 +1,8 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "cli")]
+pub mod cli;
+
 /// The Burn framework, in the version that this crate extends: whoever depends on `sharnn` builds on this very one.
 pub use burn;
 #[doc(inline)]

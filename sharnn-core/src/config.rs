@@ -228,20 +228,30 @@ impl ShaRnnConfig {
     }
 
     /// Number of blocks that attend.
-    pub(crate) fn n_attending(&self) -> usize {
+    pub fn n_attending(&self) -> usize {
         (0..self.n_layers).filter(|&block| self.attends(block)).count()
     }
 
     /// Number of parameters of the model before its value gates are collapsed.
     pub fn num_params(&self) -> usize {
-        let d = self.d_model;
-        let lstm = 8 * d * d + 8 * d;
-        let boom = self.d_ff * d + self.d_ff;
-        let norms = 3 * 2 * d;
-        // Query map and its norm, three gates, the value gate's map, and the norms of query and memory.
-        let attention = (d * d + d) + 2 * d + 3 * d + (2 * d * d + 2 * d) + 2 * 2 * d;
-        let decoder = self.vocab_size + if self.tied { 0 } else { self.vocab_size * d };
-        self.vocab_size * d + decoder + self.n_layers * (lstm + boom + norms) + self.n_attending() * attention
+        self.params_by_part().iter().map(|(_, params)| params).sum()
+    }
+
+    /// Number of parameters of each part, before value gates are collapsed; those of the same kind in all blocks together.
+    pub fn params_by_part(&self) -> [(&'static str, usize); 7] {
+        let Self { d_model: d, d_ff, vocab_size, n_layers, .. } = *self;
+        let attending = self.n_attending();
+        [
+            ("embedding", vocab_size * d),
+            ("LSTMs", n_layers * (8 * d * d + 8 * d)),
+            // The query's map and its norm, three gates.
+            ("attention", attending * ((d * d + d) + 2 * d + 3 * d)),
+            ("value gates' maps", attending * (2 * d * d + 2 * d)),
+            ("Booms", n_layers * (d_ff * d + d_ff)),
+            // Three a block, and those of query and memory.
+            ("layer norms", n_layers * 3 * 2 * d + attending * 2 * 2 * d),
+            ("decoder", vocab_size + if self.tied { 0 } else { vocab_size * d }),
+        ]
     }
 
     /// A model with fresh weights from an unpredictable seed, printed nowhere: use [`init_seeded`](Self::init_seeded) to

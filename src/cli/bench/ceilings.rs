@@ -3,8 +3,8 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use crate::core::kernels::{Isa, Mat, Operands, Packed, gemm, threads};
 use serde::Serialize;
-use sharnn::core::kernels::{Isa, Mat, Operands, Packed, gemm, threads};
 
 /// The result, in the order in which it is printed. Each figure is the best of about half a second, on all threads.
 #[derive(Serialize)]

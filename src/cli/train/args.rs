@@ -1,41 +1,29 @@
-//! The command line, and what it asks for: a model, a recipe, limits, a place.
+//! The options of `train`, and what they ask for: a model, a recipe, limits, a place.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
-use clap::Parser;
-use sharnn::core::{MemoryEstimate, StepShape};
-#[cfg(feature = "flex")]
-use sharnn::core::{WeightFormat, kernels::Operands};
-use sharnn::train::{DynamicEval, Limits, Schedule, TrainError, latest_manifest};
-use sharnn::{Backend, BackendKind, EvalConfig, Precision, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions};
 
-use super::values::{attend, precision, preset, recipe, schedule, set_fields};
+use crate::core::{MemoryEstimate, StepShape};
+use crate::train::{Limits, Schedule, TrainError, latest_manifest};
+use crate::{Backend, BackendKind, Precision, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions};
 
-/// Train a SHA-RNN language model on enwik8 (or on any file) and score it in bits per byte.
+use super::super::data::DataArgs;
+use super::super::machine::{MachineArgs, fastest};
+use super::super::values::{attend, precision, preset, recipe, schedule, set_fields};
+
+/// Train a model on enwik8 or on any file, and score it in bits per byte
 ///
 /// Without options it trains a small model for about three minutes on data/enwik8 or, where there is none, on the bundled
-/// first megabyte of it.
-#[derive(Parser, Debug)]
-#[command(name = "enwik8", max_term_width = 100)]
+/// first megabyte of it. A run is kept in a directory of its own under runs/, and goes on from there with --resume.
+#[derive(clap::Args, Debug)]
 pub struct Args {
-    /// File to train on: 90 % of it, validated and tested on 5 % each (enwik8: 90, 5 and 5 million bytes)
-    #[arg(long, value_name = "PATH", help_heading = "Data")]
-    pub data: Option<PathBuf>,
-    /// Download enwik8 (36 MB) to data/enwik8 or to --data, unless it is there
-    #[arg(long, help_heading = "Data")]
-    pub download: bool,
+    #[command(flatten)]
+    pub data: DataArgs,
     /// Train on the first so many bytes of the training split
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub train_bytes: Option<usize>,
-    /// Score the first so many bytes of the validation and of the test split [default: 500000]
-    #[arg(long, value_name = "N", help_heading = "Data", conflicts_with = "full_eval")]
-    pub valid_bytes: Option<usize>,
-    /// Score the whole of both splits
-    #[arg(long, help_heading = "Data")]
-    pub full_eval: bool,
 
     /// Size of the model: xs, s, m, l, or paper (l with the paper's recipe, both phases, no time limit) [default: quick, what
     /// scores best in three minutes]
@@ -109,25 +97,11 @@ pub struct Args {
     /// Go on where the run in --out stopped
     #[arg(long, help_heading = "Run", conflicts_with = "init_weights")]
     pub resume: bool,
-    /// Train nothing; score the best weights of the run in --out, or --init-weights
-    #[arg(long, help_heading = "Run")]
-    pub eval_only: bool,
-    /// With --eval-only: score with weights packed for decoding, in f32, bf16 or int8 (backend flex)
-    #[arg(long, value_name = "FORMAT", help_heading = "Run", requires = "eval_only", conflicts_with = "precision")]
-    pub weights: Option<String>,
-    /// With --eval-only: score while the weights go on learning from what was scored, at this learning rate (dynamic evaluation);
-    /// choose it on the validation split. In one lane, so that nothing is learned from what comes later, unless
-    /// --eval-batch says otherwise
-    #[arg(long, value_name = "LR", help_heading = "Run", requires = "eval_only", conflicts_with = "weights")]
-    pub dynamic_eval: Option<f64>,
-    /// With --dynamic-eval: how strongly weights are drawn back to where they began [default: 0.02]
-    #[arg(long, value_name = "D", help_heading = "Run", requires = "dynamic_eval")]
-    pub dynamic_decay: Option<f64>,
     /// Start from these weights: safetensors under the published PyTorch model's names
     #[arg(long, value_name = "PATH", help_heading = "Run")]
     pub init_weights: Option<PathBuf>,
     /// Compute activations again in the backward pass: three quarters of the memory, a quarter more work, the same run
-    #[arg(long, help_heading = "Run", conflicts_with = "eval_only")]
+    #[arg(long, help_heading = "Run")]
     pub recompute: bool,
     /// Steps between two lines of progress and of metrics.jsonl
     #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Run")]
@@ -135,12 +109,14 @@ pub struct Args {
     /// Steps between two checkpoints, beside the one every ten minutes
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Run")]
     pub checkpoint_every: u64,
-    /// Backend, of those compiled in: flex, ndarray, cuda, wgpu or tch
-    #[arg(long, value_name = "NAME", help_heading = "Run")]
-    pub backend: Option<String>,
-    /// Threads of the CPU backends [default: one a core]
-    #[arg(long, value_name = "N", help_heading = "Run")]
-    pub threads: Option<usize>,
+    /// Say nothing but what the run reached
+    #[arg(long, short, help_heading = "Run")]
+    pub quiet: bool,
+    /// Say what the run reached as one line of JSON, and nothing else
+    #[arg(long, help_heading = "Run")]
+    pub json: bool,
+    #[command(flatten)]
+    pub machine: MachineArgs,
 }
 
 /// Seconds that a run without any limit may train.
@@ -157,29 +133,6 @@ pub struct Plan {
     pub options: TrainOptions,
     /// Whether the precision was chosen here, and neither by the user nor by the run.
     pub auto_precision: bool,
-    /// The packed weights to score with, and their name.
-    pub weights: Option<(WeightFormat, &'static str)>,
-    /// How to score while learning.
-    pub dynamic: Option<DynamicEval>,
-}
-
-/// Without flex there are no packed weights.
-#[cfg(not(feature = "flex"))]
-#[derive(Clone, Copy)]
-pub enum WeightFormat {}
-
-#[cfg(not(feature = "flex"))]
-impl WeightFormat {
-    const ALL: [(Self, &'static str); 0] = [];
-}
-
-/// The precision that a backend computes fastest in on this machine, as far as that is known.
-fn fastest(backend: BackendKind) -> Precision {
-    match backend {
-        #[cfg(feature = "flex")]
-        BackendKind::Flex => Operands::fastest().into(),
-        _ => Precision::F32,
-    }
 }
 
 /// What lengths of segments are rounded to. On a GPU matrix products are chosen by size and read whole vectors.
@@ -191,19 +144,6 @@ fn suitable_multiple(backend: BackendKind) -> usize {
 }
 
 impl Args {
-    /// The backend that was asked for, or the first that is compiled in.
-    pub fn backend(&self) -> Result<BackendKind> {
-        Ok(match &self.backend {
-            Some(name) => BackendKind::from_str(name)?,
-            None => BackendKind::default(),
-        })
-    }
-
-    /// Whether a run that exists is used: to go on with it or to score it.
-    pub fn continues(&self) -> bool {
-        self.resume || (self.eval_only && self.init_weights.is_none())
-    }
-
     pub fn seed(&self) -> u64 {
         self.seed.unwrap_or(Recipe::paper().seed)
     }
@@ -211,11 +151,11 @@ impl Args {
     /// Puts the options together. A run that exists lends its model and recipe, and the options given now change them: a
     /// change that it cannot take is refused by the trainer by name.
     pub fn plan(&self, run_dir: &Path, splits: &Splits) -> Result<Plan> {
-        let stored = match self.continues() {
+        let stored = match self.resume {
             true => latest_manifest(run_dir)?.map(|(_, manifest)| (manifest.config, manifest.recipe)),
             false => None,
         };
-        if self.continues() && stored.is_none() {
+        if self.resume && stored.is_none() {
             bail!("there is no run in {}: leave out --resume to start one, or name another --out", run_dir.display());
         }
         let (mut config, mut recipe) = match (&self.preset, &self.recipe, &stored) {
@@ -231,15 +171,10 @@ impl Args {
         if let Some(minutes) = self.minutes {
             ensure!(minutes.is_finite() && minutes > 0.0, "--minutes {minutes} cannot be used: use a number above 0");
         }
-        ensure!(self.steps != Some(0), "--steps 0 cannot be used: use at least 1, or --eval-only to score alone");
-        ensure!(self.epochs != Some(0), "--epochs 0 cannot be used: use at least 1, or --eval-only to score alone");
-        let (limits, options, weights) = (self.limits(&recipe), self.options(run_dir), self.weights()?);
-        let dynamic = self.dynamic_eval.map(|lr| DynamicEval {
-            lr,
-            decay: self.dynamic_decay.unwrap_or(DynamicEval::default().decay),
-            ..DynamicEval::default()
-        });
-        Ok(Plan { config, recipe, limits, options, auto_precision, weights, dynamic })
+        ensure!(self.steps != Some(0), "--steps 0 cannot be used: use at least 1");
+        ensure!(self.epochs != Some(0), "--epochs 0 cannot be used: use at least 1");
+        let (limits, options) = (self.limits(&recipe), self.options(run_dir));
+        Ok(Plan { config, recipe, limits, options, auto_precision })
     }
 
     /// The model and the recipe that were named, or those that are used where nothing is said.
@@ -251,7 +186,7 @@ impl Args {
 
     /// Steps of the whole run, where they are known.
     fn all_steps(&self) -> Option<u64> {
-        let quick = self.preset.is_none() && !self.continues() && self.minutes.is_none() && self.epochs.is_none();
+        let quick = self.preset.is_none() && !self.resume && self.minutes.is_none() && self.epochs.is_none();
         self.steps.or(quick.then_some(QUICK_STEPS))
     }
 
@@ -307,10 +242,10 @@ impl Args {
         if let Some(seed) = self.seed {
             recipe.seed = seed;
         }
-        match self.eval_batch.or(self.dynamic_eval.map(|_| 1)) {
+        match self.eval_batch {
             Some(lanes) => (recipe.valid.lanes, recipe.test.lanes) = (lanes, lanes),
             // A split of a small file may be too short for the paper's lanes.
-            None if self.preset.is_some() || !self.continues() => {
+            None if self.preset.is_some() || !self.resume => {
                 let lanes = |bytes: usize| (bytes / (4 * recipe.valid.seq_len)).clamp(1, 8);
                 recipe.valid.lanes = lanes(splits.valid.len());
                 recipe.test.lanes = lanes(splits.test.len());
@@ -335,7 +270,7 @@ impl Args {
         let multiple = match (self.segment_multiple, of_run) {
             (Some(multiple), _) => multiple,
             (None, Some(segments)) => segments.multiple(),
-            (None, None) => suitable_multiple(self.backend()?).min(recipe.segments.max()),
+            (None, None) => suitable_multiple(self.machine.backend).min(recipe.segments.max()),
         };
         recipe.segments = recipe.segments.with_multiple(multiple);
         if let Err(error) = recipe.segments.validate() {
@@ -350,23 +285,10 @@ impl Args {
         let precisions = match (given, run) {
             (Some(precision), _) => [precision; 3],
             (None, Some(run)) => [run.precision, run.valid.precision, run.test.precision],
-            (None, None) => [fastest(self.backend()?); 3],
+            (None, None) => [fastest(self.machine.backend); 3],
         };
         [recipe.precision, recipe.valid.precision, recipe.test.precision] = precisions;
         Ok(given.is_none() && run.is_none())
-    }
-
-    /// The packed weights that were asked for.
-    fn weights(&self) -> Result<Option<(WeightFormat, &'static str)>> {
-        let Some(name) = &self.weights else { return Ok(None) };
-        let backend = self.backend()?;
-        ensure!(
-            backend == BackendKind::Flex,
-            "--weights needs --backend flex, not {backend}: name it, or leave out --weights"
-        );
-        let known = WeightFormat::ALL.into_iter().find(|(_, known)| known == name);
-        let Some(weights) = known else { bail!("--weights {name:?} cannot be used: use f32, bf16 or int8") };
-        Ok(Some(weights))
     }
 
     fn limits(&self, recipe: &Recipe) -> Limits {
@@ -427,22 +349,6 @@ impl Plan {
         config.training_memory(StepShape::of::<B>(batch_size, seq_len, options.recompute, recipe.precision))
     }
 
-    /// One line of how the model will be scored.
-    pub fn describe_scoring(&self) -> String {
-        match (&self.dynamic, self.weights) {
-            (Some(DynamicEval { lr, decay, .. }), _) => {
-                let EvalConfig { lanes, precision, .. } = self.recipe.valid;
-                let lanes = if lanes == 1 { "one lane".into() } else { format!("{lanes} lanes that learn together") };
-                let precision = self.precision(precision);
-                format!(
-                    "dynamic evaluation of {lanes} in {precision}: learning from what was scored at {lr}, decay {decay}"
-                )
-            }
-            (None, Some((_, name))) => format!("scoring byte by byte with {name} weights, packed for decoding"),
-            (None, None) => format!("scoring with matrix products in {}", self.precision(self.recipe.valid.precision)),
-        }
-    }
-
     fn precision(&self, precision: Precision) -> String {
         let by = if self.auto_precision { " (--precision auto)" } else { "" };
         format!("{}{by}", precision.name())
@@ -452,7 +358,7 @@ impl Plan {
 /// What to do about an error, in this program's words.
 pub fn explain(error: TrainError) -> anyhow::Error {
     match &error {
-        TrainError::Checkpoint(sharnn::train::CheckpointError::Exists { run_dir, .. }) => {
+        TrainError::Checkpoint(crate::train::CheckpointError::Exists { run_dir, .. }) => {
             let dir = run_dir.display();
             anyhow::anyhow!("there is a run in {dir} already: go on with it with --resume, or name another --out")
         }
@@ -462,13 +368,18 @@ pub fn explain(error: TrainError) -> anyhow::Error {
 
 #[cfg(all(test, feature = "flex"))]
 mod tests {
-    use sharnn::Attend;
-    use sharnn::data::enwik8;
+    use clap::Parser;
+
+    use super::super::super::TrainOnly;
+    use crate::Attend;
+    use crate::core::kernels::Operands;
+    use crate::data::enwik8;
 
     use super::*;
 
     fn args(options: &[&str]) -> Args {
-        Args::try_parse_from([&["enwik8"], options].concat()).unwrap_or_else(|error| panic!("{error}"))
+        let parsed = TrainOnly::try_parse_from([&["train"], options].concat());
+        parsed.unwrap_or_else(|error| panic!("{error}")).args
     }
 
     fn plan(options: &[&str]) -> Result<Plan> {
@@ -493,7 +404,6 @@ mod tests {
             let plan = plan(&["--precision", name]).unwrap();
             assert_eq!(precisions(&plan.recipe), [precision; 3]);
             assert!(plan.describe(&enwik8::sample()).contains(&format!("products in {name};")));
-            assert_eq!(plan.describe_scoring(), format!("scoring with matrix products in {name}"));
         }
         let error = plan(&["--precision", "f16"]).err().unwrap().to_string();
         assert_eq!(error, "--precision \"f16\" cannot be used: use auto, f32 or bf16");
@@ -589,25 +499,6 @@ mod tests {
             let error = format!("{:#}", plan_of(&[field]).err().unwrap());
             assert!(error.contains(what), "{field}: {error}");
         }
-    }
-
-    #[test]
-    fn packed_weights_are_for_scoring_on_flex() {
-        let options = |weights| ["--eval-only", "--init-weights", "w", "--weights", weights];
-        for (format, name) in WeightFormat::ALL {
-            let plan = plan(&options(name)).unwrap();
-            assert_eq!(plan.weights, Some((format, name)));
-            assert!(plan.describe_scoring().contains(&format!("{name} weights")));
-        }
-        let error = plan(&options("int4")).err().unwrap().to_string();
-        assert_eq!(error, "--weights \"int4\" cannot be used: use f32, bf16 or int8");
-        let refused = |options: &[&str]| Args::try_parse_from([&["enwik8"], options].concat()).unwrap_err().to_string();
-        assert!(refused(&["--weights", "bf16"]).contains("--eval-only"));
-        assert!(refused(&["--eval-only", "--weights", "bf16", "--precision", "f32"]).contains("cannot be used with"));
-        // Of another backend it is refused by name, where that is compiled in.
-        let other = Args { backend: Some("ndarray".into()), ..args(&options("bf16")) };
-        let error = other.weights().unwrap_err().to_string();
-        assert!(error.contains("ndarray") && (error.contains("flex") || error.contains("not compiled in")), "{error}");
     }
 
     #[test]

@@ -1,23 +1,7 @@
-//! Times one job on one backend and prints it as one line of JSON.
+//! `bench`: what this machine does, as a table or as lines of JSON.
 //!
-//! ```text
-//! cargo run --release --example bench -- --size M --mode train --threads 2
-//! ```
-//!
-//! Options, defaults, work and keys are those of a PyTorch statement of the same model, so that the two can be run in turn
-//! and their medians divided. `device` is the backend's name here, and `peak_gpu_mb` is always null.
-//!
-//! - `train`: loss, backward, clip and min-trust LAMB on a fresh segment, every time from the same carried state, whose
-//!   memory is filled before.
-//! - `forward`: logits of a fresh segment without gradients or dropout, from such a state too.
-//! - `decode`: 32 bytes one after the other in one lane, each from the state that the byte before it left; the time is that
-//!   of one byte.
-//!
-//! Two modes are about the kernels of backend `flex` and read none of the model's options:
-//!
-//! - `ceilings`: what the machine can do at most.
-//! - `ops`: each fused operation beside its generic body over a grid of sizes, one line each, in about two minutes. A ratio
-//!   below 1 is a kernel that is slower than Burn's own operations.
+//! Options, defaults, work and keys of the JSON are those of a PyTorch statement of the same model, so that the two can be run
+//! in turn and their medians divided. `device` is the backend's name here, and `peak_gpu_mb` is always null.
 //!
 //! The device has finished all work before the clock is read.
 
@@ -25,8 +9,6 @@
 mod ceilings;
 #[cfg(feature = "flex")]
 mod ops;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::hint::black_box;
 use std::io::{Write, stdout};
@@ -36,15 +18,17 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use burn::module::{AutodiffModule, Module};
 use burn::tensor::{Int, Tensor, TensorData};
-use clap::{Parser, ValueEnum};
+use clap::ValueEnum;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
-use sharnn::core::{BlockState, LstmState};
+
+use super::machine::MachineArgs;
+use crate::core::{BlockState, LstmState};
 #[cfg(feature = "flex")]
-use sharnn::core::{DecodeEngine, WeightFormat};
-use sharnn::train::{LambConfig, Optimizer};
-use sharnn::{
+use crate::core::{DecodeEngine, WeightFormat};
+use crate::train::{LambConfig, Optimizer};
+use crate::{
     Attend, AutodiffBackend, Backend, BackendJob, BackendKind, DropoutStream, Pass, Precision, ShaRnn, ShaRnnConfig,
     ShaRnnState,
 };
@@ -55,22 +39,21 @@ const DECODED: usize = 32;
 const FILL_SEGMENT: usize = 1024;
 const LEARNING_RATE: f64 = 1e-4;
 
-/// Time training, forward passes or decoding, and print one line of JSON.
-#[derive(Parser, Debug)]
-#[command(name = "bench", max_term_width = 100)]
-struct Args {
+/// Measure training, scoring and decoding on this machine, in bytes a second
+///
+/// Random weights and random bytes: only the time counts. Scoring is a forward pass in lanes, decoding reads byte after byte in
+/// one lane. The two modes for ceilings and ops read none of the model's options, and always print JSON.
+#[derive(clap::Args, Debug)]
+pub struct Args {
     /// d_model / d_ff of four blocks: XS 128/512, S 256/1024, M 512/2048, L 1024/4096 (the paper)
     #[arg(long, value_enum, ignore_case = true, default_value = "S")]
     size: Size,
-    /// What to time
-    #[arg(long, value_enum, default_value = "train")]
-    mode: Mode,
-    /// Precision of matrix products
-    #[arg(long, value_enum, default_value = "f32")]
-    dtype: Dtype,
-    /// Threads of the CPU backends written in Rust [default: one a core]
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    threads: Option<usize>,
+    /// What to time [default: train, forward and decode]
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
+    /// Precision of matrix products, or of decoding's weights [default: f32; without --mode every one that decoding has]
+    #[arg(long, value_enum)]
+    dtype: Option<Dtype>,
     /// Lanes side by side; decoding has one [default: 16]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     batch: Option<usize>,
@@ -101,9 +84,11 @@ struct Args {
     /// Seed of weights, bytes and dropout
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// Backend, of those compiled in: flex, ndarray, cuda, wgpu or tch
-    #[arg(long, value_name = "NAME", default_value_t)]
-    backend: BackendKind,
+    /// Print a line of JSON for each measurement
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    machine: MachineArgs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum, Serialize)]
@@ -151,39 +136,40 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "use a whole number of at least 1".into())
 }
 
-fn main() -> ExitCode {
-    support::exit_code(run().map(|()| ExitCode::SUCCESS))
-}
-
-fn run() -> Result<()> {
-    let args = Args::parse();
-    let plan = args.plan()?;
-    if let Some(threads) = args.threads {
-        args.backend.set_threads(threads)?;
+pub fn run(args: &Args) -> Result<ExitCode> {
+    args.machine.set_threads()?;
+    let plans = args.plans()?;
+    if let [plan @ Plan { mode: Mode::Ceilings | Mode::Ops, .. }] = &plans[..] {
+        print_kernels(plan)?;
+        return Ok(ExitCode::SUCCESS);
     }
-    if let Mode::Ceilings | Mode::Ops = args.mode {
-        return print_kernels(&plan);
+    for (i, plan) in plans.into_iter().enumerate() {
+        let Measured { params, mut seconds } = plan.backend.dispatch(plan.clone())??;
+        seconds.sort_by(f64::total_cmp);
+        let median_s = median(&seconds);
+        let line = Line {
+            size: args.size,
+            mode: plan.mode,
+            dtype: plan.dtype,
+            device: plan.backend.name(),
+            threads: (plan.backend != BackendKind::Tch).then(rayon::current_num_threads),
+            batch: plan.batch,
+            seq_len: plan.seq_len,
+            memory: plan.memory,
+            params,
+            median_s: round(median_s, 5),
+            min_s: round(seconds[0], 5),
+            tokens_per_s: round((plan.batch * plan.seq_len) as f64 / median_s, 1),
+            peak_rss_mb: peak_rss_mb(),
+            peak_gpu_mb: None,
+        };
+        if args.json {
+            print(&line)?;
+        } else {
+            line.print_row(i == 0);
+        }
     }
-    let Measured { params, mut seconds } = args.backend.dispatch(plan.clone())??;
-    seconds.sort_by(f64::total_cmp);
-    let median_s = median(&seconds);
-    let line = Line {
-        size: args.size,
-        mode: args.mode,
-        dtype: plan.dtype,
-        device: args.backend.name(),
-        threads: (args.backend != BackendKind::Tch).then(rayon::current_num_threads),
-        batch: plan.batch,
-        seq_len: plan.seq_len,
-        memory: plan.memory,
-        params,
-        median_s: round(median_s, 5),
-        min_s: round(seconds[0], 5),
-        tokens_per_s: round((plan.batch * plan.seq_len) as f64 / median_s, 1),
-        peak_rss_mb: peak_rss_mb(),
-        peak_gpu_mb: None,
-    };
-    print(&line)
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The modes without a model.
@@ -234,19 +220,59 @@ struct Line {
     peak_gpu_mb: Option<u64>,
 }
 
+impl Line {
+    /// As a row of a table; the first one under its headings.
+    fn print_row(&self, first: bool) {
+        let Self { size, mode, dtype, device, batch, seq_len, median_s, tokens_per_s, params, .. } = self;
+        if first {
+            let threads =
+                self.threads.map_or(String::new(), |n| format!(", {n} thread{}", if n == 1 { "" } else { "s" }));
+            println!(
+                "size {size:?}, {params} parameters, memory filled with {} bytes; {device}{threads}\n",
+                self.memory
+            );
+            println!("{:<10}{:<8}{:>6} x {:<8}{:>14}{:>14}", "", "", "lanes", "bytes", "bytes/s", "ms");
+        }
+        let (mode, dtype) = (format!("{mode:?}").to_lowercase(), format!("{dtype:?}").to_lowercase());
+        println!("{mode:<10}{dtype:<8}{batch:>6} x {seq_len:<8}{tokens_per_s:>14.0}{:>14.3}", 1e3 * median_s);
+    }
+}
+
 impl Args {
-    /// Puts the options together and refuses those that would do nothing.
-    fn plan(&self) -> Result<Plan> {
-        if self.mode == Mode::Decode {
+    /// What to measure, one after the other.
+    fn plans(&self) -> Result<Vec<Plan>> {
+        let dtype = self.dtype.unwrap_or(Dtype::F32);
+        if let Some(mode) = self.mode {
+            self.refuse_idle_options(mode)?;
+            return Ok(vec![self.plan(mode, dtype)?]);
+        }
+        let formats = match self.dtype {
+            Some(dtype) => vec![dtype],
+            None if self.machine.backend.name() == "flex" => vec![Dtype::F32, Dtype::Bf16, Dtype::Int8],
+            None => vec![Dtype::F32],
+        };
+        let computed = [Mode::Train, Mode::Forward].map(|mode| self.plan(mode, dtype));
+        computed.into_iter().chain(formats.into_iter().map(|dtype| self.plan(Mode::Decode, dtype))).collect()
+    }
+
+    /// Refuses options that would do nothing.
+    fn refuse_idle_options(&self, mode: Mode) -> Result<()> {
+        if mode == Mode::Decode {
             for (option, value) in [("--batch", self.batch), ("--seq-len", self.seq_len)] {
                 let value = value.unwrap_or(1);
                 ensure!(value == 1, "{option} {value} cannot be used: decoding reads one byte of one lane at a time");
             }
         }
-        if let (Mode::Forward | Mode::Decode, Some(dropout)) = (self.mode, self.dropout) {
+        if let (Mode::Forward | Mode::Decode, Some(dropout)) = (mode, self.dropout) {
             ensure!(dropout == 0.0, "--dropout {dropout} cannot be used: dropout acts in --mode train only");
         }
-        let (batch, seq_len) = match self.mode {
+        ensure!(!self.recompute || mode == Mode::Train, "--recompute cannot be used: it acts in --mode train only");
+        Ok(())
+    }
+
+    /// Puts the options together.
+    fn plan(&self, mode: Mode, dtype: Dtype) -> Result<Plan> {
+        let (batch, seq_len) = match mode {
             Mode::Decode => (1, 1),
             _ => (self.batch.unwrap_or(16), self.seq_len.unwrap_or(256)),
         };
@@ -268,8 +294,8 @@ impl Args {
             "--seq-len {seq_len} is more than --mem-len {}: use shorter segments, a longer memory, or --mem-len 0",
             self.mem_len
         );
-        let Self { mode, dtype, memory, recompute, warmup, runs, seed, backend, .. } = *self;
-        ensure!(!recompute || mode == Mode::Train, "--recompute cannot be used: it acts in --mode train only");
+        let Self { memory, recompute, warmup, runs, seed, .. } = *self;
+        let backend = self.machine.backend;
         ensure!(
             dtype != Dtype::Int8 || (mode == Mode::Decode && backend.name() == "flex"),
             "--dtype int8 cannot be used: it is for --mode decode of backend flex; use f32 or bf16"

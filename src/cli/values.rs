@@ -1,10 +1,10 @@
 //! What the values of options stand for: presets, recipes, and other names; and fields that are set by their paths.
 
+use crate::train::{Phase, Schedule};
+use crate::{Attend, Precision, Recipe, ShaRnnConfig};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sharnn::train::{Phase, Schedule};
-use sharnn::{Attend, Precision, Recipe, ShaRnnConfig};
 
 /// The model of a preset.
 pub fn preset(name: &str) -> Result<ShaRnnConfig> {

@@ -3,17 +3,32 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::Splits;
+use crate::data::enwik8;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use sharnn::Splits;
-use sharnn::data::{enwik8, fetch};
-
-use super::args::Args;
 
 /// Where enwik8 is looked for, and downloaded to.
 const DEFAULT_PATH: &str = "data/enwik8";
 /// Bytes of each split that are scored unless all are asked for.
 const DEFAULT_SCORED: usize = 500_000;
+/// Options that name the data.
+#[derive(clap::Args, Debug)]
+pub struct DataArgs {
+    /// File to read: 90 % of it trains, 5 % each validate and test (enwik8: 90, 5 and 5 million bytes)
+    #[arg(long, value_name = "PATH", help_heading = "Data")]
+    pub data: Option<PathBuf>,
+    /// Download enwik8 (36 MB) to data/enwik8 or to --data, unless it is there
+    #[arg(long, help_heading = "Data")]
+    pub download: bool,
+    /// Score the first so many bytes of the validation and of the test split [default: 500000]
+    #[arg(long, value_name = "N", help_heading = "Data", conflicts_with = "full_eval")]
+    pub valid_bytes: Option<usize>,
+    /// Score the whole of both splits
+    #[arg(long, help_heading = "Data")]
+    pub full_eval: bool,
+}
+
 /// Written into the run directory.
 const FILE: &str = "data.json";
 
@@ -32,7 +47,7 @@ pub struct DataChoice {
 impl DataChoice {
     /// What the options ask for; where they are silent, what the run had; else what is there.
     /// Where that is the bundled slice, and this process `speaks`, it says so.
-    pub fn from_args(args: &Args, stored: Option<DataChoice>, speaks: bool) -> Self {
+    pub fn from_args(args: &DataArgs, train_bytes: Option<usize>, stored: Option<DataChoice>, speaks: bool) -> Self {
         let fresh = stored.is_none();
         let stored = stored.unwrap_or(DataChoice {
             path: (args.download || Path::new(DEFAULT_PATH).exists()).then(|| DEFAULT_PATH.into()),
@@ -41,12 +56,12 @@ impl DataChoice {
         });
         let choice = Self {
             path: args.data.clone().or(stored.path),
-            train_bytes: args.train_bytes.or(stored.train_bytes),
+            train_bytes: train_bytes.or(stored.train_bytes),
             scored_bytes: if args.full_eval { None } else { args.valid_bytes.or(stored.scored_bytes) },
         };
         if choice.path.is_none() && fresh && speaks {
             eprintln!(
-                "training on the bundled first megabyte of enwik8; for the whole of it, give --download (36 MB) or --data PATH"
+                "reading the bundled first megabyte of enwik8; for the whole of it, give --download (36 MB) or --data PATH"
             );
         }
         choice
@@ -68,12 +83,12 @@ impl DataChoice {
     }
 
     /// Opens the data, downloads it first where that was asked for, and cuts it to the bytes that are used.
-    pub fn open(&self, args: &Args) -> Result<Splits> {
+    pub fn open(&self, args: &DataArgs) -> Result<Splits> {
         let mut splits = match &self.path {
             None => enwik8::sample(),
             Some(path) => {
                 if args.download {
-                    fetch::enwik8(path, &mut fetch::progress_bar())?;
+                    download(path)?;
                 }
                 enwik8::open_any(path)?
             }
@@ -86,4 +101,15 @@ impl DataChoice {
         }
         Ok(splits)
     }
+}
+
+#[cfg(feature = "fetch")]
+fn download(path: &Path) -> Result<()> {
+    crate::data::fetch::enwik8(path, &mut crate::data::fetch::progress_bar())?;
+    Ok(())
+}
+
+#[cfg(not(feature = "fetch"))]
+fn download(_: &Path) -> Result<()> {
+    anyhow::bail!("this program was built without downloads: build it with --features fetch, or give --data PATH")
 }

@@ -2,9 +2,9 @@
 
 use std::io::{Write, stdout};
 
+use crate::data::order0_entropy;
+use crate::{Backend, Generator, Sampling, ShaRnn, Splits};
 use anyhow::Result;
-use sharnn::data::order0_entropy;
-use sharnn::{Backend, Generator, Sampling, ShaRnn, Splits};
 
 /// Bytes of the sample.
 const SAMPLE_BYTES: usize = 300;
@@ -17,12 +17,12 @@ fn zstd_bpc(bytes: &[u8]) -> Option<f64> {
     Some(8.0 * compressed.len() as f64 / bytes.len() as f64)
 }
 
-/// Prints both scores, the order-0 entropy and what zstd gets. Those of dynamic evaluation are named so.
-pub fn scores(splits: &Splits, valid: f64, test: f64, whole: bool, dynamic: bool) {
+/// Prints the score of each split beside the order-0 entropy and what zstd gets; `model` is the heading of the scores.
+pub fn scores<'a>(splits: &Splits, scores: impl IntoIterator<Item = (&'a str, f64)>, model: &str, whole: bool) {
     println!();
-    let model = if dynamic { "dynamic" } else { "SHA-RNN" };
     println!("bits per byte      {model}   zstd -19   order-0 entropy");
-    for (name, split, bpc) in [("validation", &splits.valid, valid), ("test", &splits.test, test)] {
+    for (name, bpc) in scores {
+        let split = if name == "test" { &splits.test } else { &splits.valid };
         let zstd = zstd_bpc(split).map_or("-".into(), |bpc| format!("{bpc:.3}"));
         let entropy = order0_entropy(split);
         println!("{name:<16} {bpc:>9.4} {zstd:>10} {entropy:>17.3}   ({} bytes)", split.len());
@@ -32,16 +32,21 @@ pub fn scores(splits: &Splits, valid: f64, test: f64, whole: bool, dynamic: bool
     }
 }
 
-/// Prints 300 bytes of text that go on from the beginning of the validation split.
-pub fn sample<B: Backend>(model: ShaRnn<B>, splits: &Splits, seed: u64) -> Result<()> {
+/// 300 bytes that go on from the beginning of the validation split.
+pub fn sample<B: Backend>(model: ShaRnn<B>, splits: &Splits, seed: u64) -> Result<Vec<u8>> {
     let model = model.collapse();
     let sampling = Sampling { temperature: 0.7, seed, ..Sampling::default() };
     let mut generator = Generator::new(&model, sampling)?;
     generator.feed(&splits.valid[..PROMPT_BYTES.min(splits.valid.len())])?;
     let mut text = Vec::with_capacity(SAMPLE_BYTES);
     generator.generate_to(&mut text, SAMPLE_BYTES)?;
-    println!("\n{SAMPLE_BYTES} bytes of generated text:\n");
-    println!("{}", String::from_utf8_lossy(&text));
+    Ok(text)
+}
+
+/// Prints generated text.
+pub fn print_sample(text: &[u8]) -> Result<()> {
+    println!("\n{} bytes of generated text:\n", text.len());
+    println!("{}", String::from_utf8_lossy(text));
     stdout().flush()?;
     Ok(())
 }

@@ -5,27 +5,33 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use sharnn::train::Group;
-
-use super::args::Args;
+use crate::train::Group;
 
 const RUNS: &str = "runs";
 
-/// The directory of this call's run: the one that was named; else the newest, where a run is continued; else a new one.
-/// The first process of a group decides.
-pub fn choose(args: &Args, group: &dyn Group) -> Result<PathBuf> {
-    if let Some(dir) = &args.out {
-        return Ok(dir.clone());
+/// The directory of a run to train: the one that was named; else the newest, where it goes on; else a new one. The first
+/// process of a group decides.
+pub fn choose(out: Option<&Path>, resume: bool, group: &dyn Group) -> Result<PathBuf> {
+    if let Some(dir) = out {
+        return Ok(dir.into());
     }
     let mut first = newest(Path::new(RUNS)).map(|number| number.to_string()).unwrap_or_default().into_bytes();
     group.broadcast(&mut first);
     let newest: Option<u32> = String::from_utf8_lossy(&first).parse().ok();
     match newest {
-        Some(number) if args.continues() => Ok(dir(number)),
-        None if args.continues() => {
+        Some(number) if resume => Ok(dir(number)),
+        None if resume => {
             bail!("there is no run under {RUNS}/: leave out --resume to start one, or name its directory with --out")
         }
         newest => Ok(dir(newest.unwrap_or(0) + 1)),
+    }
+}
+
+/// The newest run.
+pub fn latest() -> Result<PathBuf> {
+    match newest(Path::new(RUNS)) {
+        Some(number) => Ok(dir(number)),
+        None => bail!("there is no run under {RUNS}/: train one with `sharnn train`, or name its directory"),
     }
 }
 

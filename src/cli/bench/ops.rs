@@ -4,16 +4,16 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use crate::core::kernels::{Isa, threads};
+use crate::core::ops::{
+    AttentionInputs, BoomInputs, DecoderLossInputs, Dropout, DropoutSite, LambOptions, LambParam, LambRatios, LambStep,
+    LambUpdate, LstmInputs, LstmWanted, ResidualInputs, ResidualSaved, generic,
+};
+use crate::{Backend, DropoutStream, Precision};
 use burn::backend::Flex;
 use burn::tensor::{Bool, Distribution, Int, Tensor, TensorData};
 use serde::Serialize;
 use serde_json::{Value, json};
-use sharnn::core::kernels::{Isa, threads};
-use sharnn::core::ops::{
-    AttentionInputs, BoomInputs, DecoderLossInputs, Dropout, DropoutSite, LambOptions, LambParam, LambRatios, LambStep,
-    LambUpdate, LstmInputs, LstmWanted, ResidualInputs, ResidualSaved, generic,
-};
-use sharnn::{Backend, DropoutStream, Precision};
 
 const SEQ_LENS: [usize; 4] = [1, 7, 64, 256];
 const BATCHES: [usize; 3] = [1, 3, 16];

@@ -4,11 +4,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::BackendKind;
+use crate::train::{Alone, Group, SharedGroup, launched_by_mpi};
 use anyhow::Result;
-use sharnn::BackendKind;
-use sharnn::train::{Alone, Group, SharedGroup, launched_by_mpi};
 
-use super::support;
+use super::exit_code as print_and_exit_code;
+use super::machine::MachineArgs;
 
 /// How long the others leave it to the first process to tell of an error that all have.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -19,7 +20,7 @@ pub fn join() -> Result<SharedGroup> {
         return Ok(Arc::new(Alone));
     }
     #[cfg(feature = "mpi")]
-    match sharnn::train::MpiGroup::join() {
+    match crate::train::MpiGroup::join() {
         Some(group) => Ok(Arc::new(group)),
         None => anyhow::bail!("MPI is in use already"),
     }
@@ -37,20 +38,18 @@ pub fn exit_code(group: &dyn Group, result: Result<ExitCode>) -> ExitCode {
             eprintln!("error: process {} of {}: {error:#}", group.rank(), group.size());
             group.abort(1)
         }
-        result => support::exit_code(result),
+        result => print_and_exit_code(result),
     }
 }
 
 /// Sets the number of threads that was asked for; else processes on one machine share its cores.
-pub fn set_threads(group: &dyn Group, backend: BackendKind, asked: Option<usize>) -> Result<()> {
-    let threads = match asked {
-        Some(threads) => threads,
-        None if group.local_size() > 1 && matches!(backend, BackendKind::Flex | BackendKind::NdArray) => {
-            share_of_cores(std::thread::available_parallelism()?.get(), group.local_size())
-        }
-        None => return Ok(()),
-    };
-    Ok(backend.set_threads(threads)?)
+pub fn set_threads(group: &dyn Group, machine: &MachineArgs) -> Result<()> {
+    let in_rust = matches!(machine.backend, BackendKind::Flex | BackendKind::NdArray);
+    if machine.threads.is_none() && group.local_size() > 1 && in_rust {
+        let share = share_of_cores(std::thread::available_parallelism()?.get(), group.local_size());
+        return Ok(machine.backend.set_threads(share)?);
+    }
+    machine.set_threads()
 }
 
 /// Threads of each of so many processes on as many cores as each of them may run on.

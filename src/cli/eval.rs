@@ -1,0 +1,275 @@
+//! `eval`: a model's bits per byte on a file, as it is, on packed weights, or while it goes on learning.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::module::AutodiffModule;
+use serde::Serialize;
+
+use super::data::{DataArgs, DataChoice};
+use super::machine::{MachineArgs, fastest};
+use super::model::{Loaded, ModelArgs};
+use super::{report, values};
+use crate::train::{DynamicEval, EvalConfig, EvalError, Evaluation, Interrupt, evaluate, evaluate_dynamic};
+use crate::{AutodiffBackend, BackendJob, BackendKind, ShaRnn, Splits};
+#[cfg(feature = "flex")]
+use crate::{
+    core::{DecodeEngine, WeightFormat},
+    train::evaluate_packed,
+};
+
+/// Score a model in bits per byte on the validation and the test split of a file
+///
+/// The bytes of a split are cut into lanes, each of which starts cold, and read in segments: what a byte can see depends on
+/// both. The data of a run is that which it was trained on, unless --data names another.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Score one split alone: valid or test
+    #[arg(long, value_name = "NAME", value_parser = ["valid", "test"], help_heading = "Data")]
+    split: Option<String>,
+
+    /// Lanes scored side by side [default: 8, fewer for short splits]
+    #[arg(long, value_name = "N", help_heading = "How to score")]
+    lanes: Option<usize>,
+    /// Bytes of a segment [default: the run's; for weights without a run 1024, or the memory if that is shorter]
+    #[arg(long, value_name = "N", help_heading = "How to score")]
+    seq_len: Option<usize>,
+    /// Precision of matrix products: f32, bf16, or auto, the fastest on this CPU [default: the run's, else auto]
+    #[arg(long, value_name = "NAME", help_heading = "How to score")]
+    precision: Option<String>,
+    /// Score byte by byte with weights packed for decoding, in f32, bf16 or int8 (backend flex)
+    #[arg(long, value_name = "FORMAT", conflicts_with_all = ["precision", "seq_len"], help_heading = "How to score")]
+    weights: Option<String>,
+    /// Score while the weights go on learning from what was scored, at this learning rate (dynamic evaluation); choose it on the
+    /// validation split. In one lane, so that nothing is learned from what comes later, unless --lanes says otherwise
+    #[arg(long, value_name = "LR", conflicts_with = "weights", help_heading = "How to score")]
+    dynamic_eval: Option<f64>,
+    /// With --dynamic-eval: how strongly weights are drawn back to where they began [default: 0.02]
+    #[arg(long, value_name = "D", requires = "dynamic_eval", help_heading = "How to score")]
+    dynamic_decay: Option<f64>,
+
+    /// Say the scores as one line of JSON, and nothing else
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+/// Scores as the options say.
+pub fn run(args: Args) -> Result<ExitCode> {
+    args.machine.set_threads()?;
+    let stored = match args.model.run_dir()? {
+        Some(run_dir) => DataChoice::stored(&run_dir)?,
+        None => None,
+    };
+    let choice = DataChoice::from_args(&args.data, None, stored, !args.json);
+    let splits = choice.open(&args.data)?;
+    args.machine.backend.dispatch(Job { args, splits })?
+}
+
+struct Job {
+    args: Args,
+    splits: Splits,
+}
+
+/// How the model is run.
+enum How {
+    Segments,
+    Dynamic(DynamicEval),
+    #[cfg(feature = "flex")]
+    Packed(DecodeEngine, &'static str),
+}
+
+impl How {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Segments => "segments",
+            Self::Dynamic(_) => "dynamic",
+            #[cfg(feature = "flex")]
+            Self::Packed(_, name) => name,
+        }
+    }
+
+    /// One line for a reader.
+    fn describe(&self, config: &EvalConfig) -> String {
+        let EvalConfig { lanes, seq_len, precision } = config;
+        let plural = if *lanes == 1 { "" } else { "s" };
+        let products = format!("segments of {seq_len} bytes, matrix products in {}", precision.name());
+        match self {
+            Self::Segments => format!("{lanes} lane{plural}, {products}"),
+            Self::Dynamic(DynamicEval { lr, decay, .. }) => {
+                let together = if *lanes == 1 { "" } else { " that learn together" };
+                format!(
+                    "dynamic evaluation in {lanes} lane{plural}{together}, learning at {lr}, decay {decay}; {products}"
+                )
+            }
+            #[cfg(feature = "flex")]
+            Self::Packed(_, name) => {
+                format!("{lanes} lane{plural}, byte by byte with {name} weights packed for decoding")
+            }
+        }
+    }
+}
+
+/// What `--json` says of a split.
+#[derive(Serialize)]
+struct Scored<'a> {
+    split: &'static str,
+    bpc: f64,
+    bytes: u64,
+    seconds: f64,
+    lanes: usize,
+    /// Bytes of a segment: 1 on packed weights.
+    seq_len: usize,
+    mem_len: usize,
+    how: &'a str,
+}
+
+impl BackendJob for Job {
+    type Output = Result<ExitCode>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
+        let Self { args, splits } = self;
+        let loaded = args.model.load::<B>(&device)?;
+        let how = args.how(&loaded)?;
+        let model = loaded.model.valid();
+        let scorer = Scorer {
+            how,
+            tracked: &loaded.model,
+            model,
+            train: &splits.train,
+            device,
+            interrupt: Interrupt::on_ctrl_c()?,
+        };
+        let mut scored = Vec::new();
+        for (split, bytes) in [("valid", &splits.valid), ("test", &splits.test)] {
+            if args.split.as_deref().is_some_and(|only| only != split) {
+                continue;
+            }
+            let config = args.config(&loaded, bytes.len())?;
+            if scored.is_empty() && !args.json {
+                eprintln!("{}: {}", loaded.name, scorer.how.describe(&config));
+            }
+            let evaluation = match scorer.score(bytes, &config) {
+                Err(error @ EvalError::Interrupted { .. }) => {
+                    eprintln!("{error}");
+                    return Ok(ExitCode::from(130));
+                }
+                result => result.with_context(|| format!("cannot score the {split} split"))?,
+            };
+            if args.json {
+                let line = scorer.line(split, &evaluation, &config);
+                println!("{}", serde_json::to_string(&line)?);
+            }
+            scored.push((if split == "test" { "test" } else { "validation" }, evaluation.bpc()));
+        }
+        if !args.json {
+            let heading = if matches!(scorer.how, How::Dynamic(_)) { "dynamic" } else { "SHA-RNN" };
+            report::scores(&splits, scored, heading, args.data.full_eval);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A model and all that scoring it takes.
+struct Scorer<'a, B: AutodiffBackend> {
+    how: How,
+    /// With gradients, for dynamic evaluation.
+    tracked: &'a ShaRnn<B>,
+    model: ShaRnn<B::InnerBackend>,
+    /// Where dynamic evaluation learns the sizes of gradients.
+    train: &'a [u8],
+    device: B::Device,
+    interrupt: Interrupt,
+}
+
+impl<B: AutodiffBackend> Scorer<'_, B> {
+    fn score(&self, bytes: &[u8], config: &EvalConfig) -> Result<Evaluation, EvalError> {
+        let Self { how, tracked, model, train, device, .. } = self;
+        match how {
+            How::Segments => evaluate(model, bytes, config, device, |_, _| {}),
+            How::Dynamic(dynamic) => {
+                let tracked = ShaRnn::clone(tracked);
+                evaluate_dynamic(tracked, train, bytes, config, dynamic, device, |_, _| {})
+            }
+            #[cfg(feature = "flex")]
+            How::Packed(engine, _) => evaluate_packed(engine, bytes, config.lanes, &self.interrupt, |_, _| {}),
+        }
+    }
+
+    fn line(&self, split: &'static str, evaluation: &Evaluation, config: &EvalConfig) -> Scored<'_> {
+        #[cfg(feature = "flex")]
+        let seq_len = if let How::Packed(..) = self.how { 1 } else { config.seq_len };
+        #[cfg(not(feature = "flex"))]
+        let seq_len = config.seq_len;
+        Scored {
+            split,
+            bpc: evaluation.bpc(),
+            bytes: evaluation.bytes_scored,
+            seconds: evaluation.seconds,
+            lanes: config.lanes,
+            seq_len,
+            mem_len: self.model.mem_len,
+            how: self.how.name(),
+        }
+    }
+}
+
+impl Args {
+    /// How to score a split of so many bytes: as the options say, or as the run does.
+    fn config<B: AutodiffBackend>(&self, loaded: &Loaded<B>, bytes: usize) -> Result<EvalConfig> {
+        let of_run = loaded.recipe.as_ref().map(|recipe| recipe.valid.clone());
+        let fitting = match loaded.model.mem_len {
+            0 => 1024,
+            mem_len => mem_len.min(1024),
+        };
+        let seq_len = self.seq_len.or(of_run.as_ref().map(|config| config.seq_len.min(fitting))).unwrap_or(fitting);
+        ensure!(seq_len > 0, "--seq-len 0 cannot be used: use at least 1");
+        let by_default = match self.dynamic_eval {
+            Some(_) => 1,
+            // A split of a small file may be too short for the paper's lanes.
+            None => (bytes / (4 * seq_len)).clamp(1, 8),
+        };
+        let precision = match self.precision.as_deref().map(values::precision).transpose()? {
+            Some(given) => given.unwrap_or_else(|| fastest(self.machine.backend)),
+            None => of_run.map_or_else(|| fastest(self.machine.backend), |config| config.precision),
+        };
+        Ok(EvalConfig { lanes: self.lanes.unwrap_or(by_default), seq_len, precision })
+    }
+
+    fn how<B: AutodiffBackend>(&self, loaded: &Loaded<B>) -> Result<How> {
+        if let Some(lr) = self.dynamic_eval {
+            let by_default = DynamicEval::default();
+            return Ok(How::Dynamic(DynamicEval {
+                lr,
+                decay: self.dynamic_decay.unwrap_or(by_default.decay),
+                ..by_default
+            }));
+        }
+        match &self.weights {
+            None => Ok(How::Segments),
+            Some(name) => packed(name, self.machine.backend, loaded),
+        }
+    }
+}
+
+/// The model with its weights packed in the format of that name.
+#[cfg(feature = "flex")]
+fn packed<B: AutodiffBackend>(name: &str, backend: BackendKind, loaded: &Loaded<B>) -> Result<How> {
+    ensure!(
+        backend == BackendKind::Flex,
+        "--weights needs --backend flex, not {backend}: name it, or leave out --weights"
+    );
+    let known = WeightFormat::ALL.into_iter().find(|(_, known)| *known == name);
+    let Some((format, name)) = known else { bail!("--weights {name:?} cannot be used: use f32, bf16 or int8") };
+    Ok(How::Packed(DecodeEngine::new(&loaded.model, format), name))
+}
+
+#[cfg(not(feature = "flex"))]
+fn packed<B: AutodiffBackend>(_: &str, _: BackendKind, _: &Loaded<B>) -> Result<How> {
+    bail!("--weights needs backend flex, which is not compiled in: build with --features flex")
+}

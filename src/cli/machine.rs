@@ -1,0 +1,35 @@
+//! What computes: the backend, its threads, and the precision that suits it.
+
+use anyhow::Result;
+
+use crate::{BackendKind, Precision};
+
+/// Options that choose what computes.
+#[derive(clap::Args, Debug)]
+pub struct MachineArgs {
+    /// Backend, of those compiled in: flex, ndarray, cuda, wgpu or tch
+    #[arg(long, value_name = "NAME", default_value_t, help_heading = "Machine")]
+    pub backend: BackendKind,
+    /// Threads of the CPU backends written in Rust [default: one a core]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub threads: Option<usize>,
+}
+
+impl MachineArgs {
+    /// Sets the number of threads that was asked for.
+    pub fn set_threads(&self) -> Result<()> {
+        match self.threads {
+            Some(threads) => Ok(self.backend.set_threads(threads)?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The precision that a backend computes fastest in on this machine, as far as that is known.
+pub fn fastest(backend: BackendKind) -> Precision {
+    match backend {
+        #[cfg(feature = "flex")]
+        BackendKind::Flex => crate::core::kernels::Operands::fastest().into(),
+        _ => Precision::F32,
+    }
+}

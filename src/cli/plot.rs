@@ -1,0 +1,145 @@
+//! `plot`: the loss curves of runs in one picture.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use plotters::prelude::*;
+
+use crate::train::{METRICS_FILE, Metrics, Record};
+
+/// Draw the loss curves of runs into one SVG
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Directories of runs
+    #[arg(value_name = "RUN", required = true)]
+    runs: Vec<PathBuf>,
+    /// File to write
+    #[arg(long, value_name = "PATH", default_value = "loss.svg")]
+    svg: PathBuf,
+    /// What to draw the loss over
+    #[arg(long, value_enum, default_value_t = Over::Bytes)]
+    over: Over,
+    /// Highest bits per byte in the picture [default: what leaves out the first tenth of each run]
+    #[arg(long, value_name = "BPC")]
+    max: Option<f64>,
+}
+
+/// The horizontal axis.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum Over {
+    Steps,
+    Bytes,
+    Seconds,
+}
+
+/// The curve of one run.
+pub struct Curve {
+    name: String,
+    /// Training loss.
+    train: Vec<(f64, f64)>,
+    /// Scores of the validation split.
+    valid: Vec<(f64, f64)>,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    if let Some(max) = args.max {
+        ensure!(max > 0.0 && max.is_finite(), "--max {max} cannot be used: use a number above 0");
+    }
+    let curves = args.runs.iter().map(|run| Curve::read(run, args.over)).collect::<Result<Vec<_>>>()?;
+    draw(&args.svg, &curves, args.over, args.max).with_context(|| format!("cannot draw {}", args.svg.display()))?;
+    println!("{}", args.svg.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Curve {
+    /// Of the run in a directory, which must have measured something.
+    pub fn read(run: &Path, over: Over) -> Result<Self> {
+        ensure!(run.join(METRICS_FILE).is_file(), "there is no {METRICS_FILE} in {}: name a run", run.display());
+        let records = Metrics::read(run)?;
+        let (mut train, mut valid) = (Vec::new(), Vec::new());
+        // What a validation is drawn over, but for its step, stands in the record before it.
+        let mut at = 0.0;
+        for record in &records {
+            match record {
+                Record::Train(record) => {
+                    at = match over {
+                        Over::Steps => record.step as f64,
+                        Over::Bytes => record.bytes as f64 / 1e6,
+                        Over::Seconds => record.seconds,
+                    };
+                    train.extend(record.train_bpc.map(|bpc| (at, bpc)));
+                }
+                Record::Valid(record) => valid.extend(record.bpc.map(|bpc| (at, bpc))),
+                Record::Test(_) => {}
+            }
+        }
+        ensure!(!train.is_empty(), "{} has no training loss yet: train on", run.display());
+        Ok(Self { name: run.display().to_string(), train, valid })
+    }
+
+    /// The highest loss after the first tenth.
+    fn highest(&self) -> f64 {
+        let end = self.train.last().map_or(0.0, |(at, _)| *at);
+        let late = self.train.iter().filter(|(at, _)| *at >= end / 10.0).map(|(_, bpc)| *bpc);
+        late.fold(0.0, f64::max)
+    }
+
+    /// The lowest loss or score.
+    fn lowest(&self) -> f64 {
+        self.train.iter().chain(&self.valid).map(|(_, bpc)| *bpc).fold(f64::INFINITY, f64::min)
+    }
+}
+
+/// Draws curves; bits per byte above `max` are left out.
+pub fn draw(path: &Path, curves: &[Curve], over: Over, max: Option<f64>) -> Result<()> {
+    let end = curves.iter().filter_map(|curve| Some(curve.train.last()?.0)).fold(0.0, f64::max);
+    let high = max.unwrap_or_else(|| curves.iter().map(Curve::highest).fold(0.0, f64::max) * 1.05);
+    let low = curves.iter().map(Curve::lowest).fold(f64::INFINITY, f64::min).min(high) * 0.95;
+    // Written whole or not at all.
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, (900, 480)).into_drawing_area();
+        root.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(&root)
+            .margin(12)
+            .x_label_area_size(44)
+            .y_label_area_size(56)
+            // One point alone has no width.
+            .build_cartesian_2d(0.0..end.max(f64::MIN_POSITIVE), low..high.max(low + 0.01))?;
+        let unit = match over {
+            Over::Steps => "steps",
+            Over::Bytes => "million bytes trained on",
+            Over::Seconds => "seconds",
+        };
+        let mesh = &mut chart.configure_mesh();
+        mesh.x_desc(unit).y_desc("bits per byte").light_line_style(WHITE).draw()?;
+        for (i, curve) in curves.iter().enumerate() {
+            let color = Palette99::pick(i).to_rgba();
+            let visible = curve.train.iter().copied().filter(|(_, bpc)| *bpc <= high);
+            chart
+                .draw_series(LineSeries::new(visible, color.stroke_width(1)))?
+                .label(&curve.name)
+                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+            let points = curve.valid.iter().filter(|(_, bpc)| *bpc <= high);
+            chart.draw_series(points.map(|&point| Circle::new(point, 4, color.filled())))?;
+        }
+        if curves.iter().any(|curve| !curve.valid.is_empty()) {
+            // A legend alone, of the points of all runs.
+            chart
+                .draw_series(std::iter::empty::<Circle<(f64, f64), i32>>())?
+                .label("validation")
+                .legend(|(x, y)| Circle::new((x + 9, y), 4, BLACK.filled()));
+        }
+        chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .border_style(BLACK.mix(0.3))
+            .background_style(WHITE.mix(0.8))
+            .draw()?;
+        root.present()?;
+    }
+    std::fs::write(path, svg)?;
+    Ok(())
+}

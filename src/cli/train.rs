@@ -1,0 +1,121 @@
+//! `train`: a run from its options to its scores.
+
+pub mod args;
+mod page;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde::Serialize;
+
+pub use args::Args;
+use args::Plan;
+
+use super::data::DataChoice;
+use super::{processes, report, runs};
+use crate::train::{Event, Interrupt, Observer, Progress, SharedGroup, Stop, Trainer};
+use crate::{AutodiffBackend, BackendJob, Splits};
+
+/// Trains as the options say, in every process of the group.
+pub fn run(args: Args, group: SharedGroup) -> Result<ExitCode> {
+    let backend = args.machine.backend;
+    processes::set_threads(group.as_ref(), &args.machine)?;
+    let run_dir = runs::choose(args.out.as_deref(), args.resume, group.as_ref())?;
+    let stored = if args.resume { DataChoice::stored(&run_dir)? } else { None };
+    let speaks = group.is_first() && !args.quiet && !args.json;
+    let choice = DataChoice::from_args(&args.data, args.train_bytes, stored, speaks);
+    // Should it have to be downloaded, then once.
+    let splits = processes::after_first(group.as_ref(), || choice.open(&args.data))?;
+    let plan = args.plan(&run_dir, &splits)?;
+    let device = group.local_rank();
+    backend.dispatch_on(device, Job { args, plan, choice, splits, group })?
+}
+
+/// The whole job, generic over the backend.
+struct Job {
+    args: Args,
+    plan: Plan,
+    choice: DataChoice,
+    splits: Splits,
+    group: SharedGroup,
+}
+
+/// What `--json` says.
+#[derive(Serialize)]
+struct Reached<'a> {
+    run: &'a std::path::Path,
+    steps: u64,
+    best_step: u64,
+    valid_bpc: f64,
+    valid_bytes: usize,
+    test_bpc: f64,
+    test_bytes: usize,
+}
+
+impl BackendJob for Job {
+    type Output = Result<ExitCode>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
+        let Self { args, plan, choice, splits, group } = self;
+        let run_dir = plan.options.run_dir.clone();
+        let first = group.is_first();
+        let speaks = first && !args.quiet && !args.json;
+        if speaks {
+            eprintln!("{}", plan.describe(&splits));
+            eprintln!("{}", plan.memory::<B>(group.size()));
+        }
+        let mut progress = speaks.then(Progress::new);
+        let mut watch = |event: Event<'_>| {
+            if let Some(progress) = &mut progress {
+                progress.on(event);
+            }
+        };
+        // Before anything is kept, so that nothing is lost.
+        let interrupt = Interrupt::on_ctrl_c()?;
+        let Plan { config, recipe, options, limits, .. } = plan;
+        let mut trainer =
+            Trainer::<B>::open_in(group, config, recipe, splits.clone(), options, &device).map_err(args::explain)?;
+        if first {
+            choice.store(&run_dir)?;
+        }
+        let stop = trainer.run(&limits, &mut watch, &interrupt).map_err(args::explain)?;
+        let steps = trainer.position().step;
+        if stop == Stop::Interrupted {
+            drop(progress);
+            if first {
+                page::write(&run_dir, &splits, None)?;
+                eprintln!("stopped after step {steps}; go on with: --resume --out {}", run_dir.display());
+            }
+            return Ok(ExitCode::from(130));
+        }
+        let finished = trainer.finish(&mut watch).map_err(args::explain)?;
+        drop(progress);
+        if !first {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let sample = report::sample(finished.model, &splits, args.seed())?;
+        page::write(&run_dir, &splits, Some(&sample))?;
+        let (valid, test) = (finished.best.bpc, finished.test.bpc());
+        if args.json {
+            let reached = Reached {
+                run: &run_dir,
+                steps,
+                best_step: finished.best.step,
+                valid_bpc: valid,
+                valid_bytes: splits.valid.len(),
+                test_bpc: test,
+                test_bytes: splits.test.len(),
+            };
+            println!("{}", serde_json::to_string(&reached)?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        println!(
+            "trained {steps} steps; best weights, after step {}, are in {}",
+            finished.best.step,
+            run_dir.display()
+        );
+        report::scores(&splits, [("validation", valid), ("test", test)], "SHA-RNN", args.data.full_eval);
+        report::print_sample(&sample)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

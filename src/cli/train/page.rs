@@ -1,0 +1,68 @@
+//! What a run's directory says of itself to whoever opens it: a page, the loss curve, a sample of text.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::super::plot::{Curve, Over, draw};
+use crate::Splits;
+use crate::train::{Manifest, Metrics, Record, latest_manifest};
+
+const PAGE: &str = "README.md";
+const PICTURE: &str = "loss.svg";
+const SAMPLE: &str = "sample.txt";
+
+/// Writes the page and what belongs to it. A run that stopped before its first record has no picture yet, and one that goes on
+/// has no sample.
+pub fn write(run_dir: &Path, splits: &Splits, sample: Option<&[u8]>) -> Result<()> {
+    let put = |name: &str, contents: &[u8]| {
+        let path = run_dir.join(name);
+        fs::write(&path, contents).with_context(|| format!("cannot write {}", path.display()))
+    };
+    let picture = match Curve::read(run_dir, Over::Steps) {
+        Ok(curve) => {
+            draw(&run_dir.join(PICTURE), &[curve], Over::Steps, None)
+                .with_context(|| format!("cannot draw {}", run_dir.join(PICTURE).display()))?;
+            true
+        }
+        Err(_) => false,
+    };
+    if let Some(sample) = sample {
+        put(SAMPLE, sample)?;
+    }
+    if let Some((_, manifest)) = latest_manifest(run_dir)? {
+        put(PAGE, page(run_dir, &manifest, splits, picture, sample.is_some())?.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn page(run_dir: &Path, manifest: &Manifest, splits: &Splits, picture: bool, sample: bool) -> Result<String> {
+    let Manifest { config, recipe, position, best, seconds, backend, .. } = manifest;
+    let mut page = String::from("# A SHA-RNN training run\n\n");
+    let test = Metrics::read(run_dir)?.into_iter().rev().find_map(|record| match record {
+        Record::Test(record) => record.bpc,
+        _ => None,
+    });
+    let bpc = |bpc: Option<f64>| bpc.map_or("not yet".into(), |bpc| format!("{bpc:.4} bits per byte"));
+    writeln!(page, "- trained: {} steps, {} bytes, {seconds:.0} seconds on {backend}", position.step, position.bytes)?;
+    writeln!(page, "- validation: {}", bpc(best.as_ref().map(|best| best.bpc)))?;
+    writeln!(page, "- test: {}", bpc(test))?;
+    writeln!(page, "- data: {} ({} bytes of training)", splits.name, splits.train.len())?;
+    writeln!(page, "- model: {} parameters\n", config.num_params())?;
+    if picture {
+        writeln!(page, "![training and validation loss over steps]({PICTURE})\n")?;
+    }
+    writeln!(page, "| | |\n|---|---|")?;
+    writeln!(page, "| `best/` | weights of the best validation: `sharnn generate {}` |", run_dir.display())?;
+    writeln!(page, "| `step-*/` | checkpoints: `sharnn train --resume --out {}` |", run_dir.display())?;
+    writeln!(page, "| `metrics.jsonl` | everything that was measured, a line each |")?;
+    writeln!(page, "| `data.json` | which bytes it reads |")?;
+    if sample {
+        writeln!(page, "| `{SAMPLE}` | text from the best weights |")?;
+    }
+    let (config, recipe) = (serde_json::to_string_pretty(config)?, serde_json::to_string_pretty(recipe)?);
+    writeln!(page, "\n## Model\n\n```json\n{config}\n```\n\n## Recipe\n\n```json\n{recipe}\n```")?;
+    Ok(page)
+}
