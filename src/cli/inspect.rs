@@ -8,9 +8,10 @@ use anyhow::{Result, bail};
 use indicatif::{HumanCount, HumanDuration};
 use serde::Serialize;
 
+use super::report::Reached;
 use super::runs;
 use crate::core::StepShape;
-use crate::train::{EvalRecord, Manifest, Metrics, Position, Record, latest_manifest};
+use crate::train::{Manifest, Position, latest_manifest};
 use crate::{Recipe, ShaRnnConfig};
 
 /// Say what is in a run's directory or in a file of weights
@@ -47,10 +48,7 @@ struct RunReport {
     position: Position,
     /// Of training.
     seconds: f64,
-    /// The best of the validations.
-    valid: Option<EvalRecord>,
-    /// The last test.
-    test: Option<EvalRecord>,
+    reached: Reached,
     recipe: Recipe,
     /// At the peak of a training step, by part.
     training_memory: Vec<(&'static str, u64)>,
@@ -128,15 +126,6 @@ impl RunReport {
             attention_weight_bytes: 4,
         };
         let training_memory = config.training_memory(shape).parts;
-        let (mut valid, mut test) = (None, None);
-        // A run that was copied without its metrics is still one.
-        for record in Metrics::read(run_dir).unwrap_or_default() {
-            match record {
-                Record::Valid(record) if record.best => valid = Some(record),
-                Record::Test(record) => test = Some(record),
-                _ => {}
-            }
-        }
         Ok(Self {
             checkpoint,
             checkpoint_age_seconds: age,
@@ -145,8 +134,7 @@ impl RunReport {
             corpus: corpus.name,
             position,
             seconds,
-            valid,
-            test,
+            reached: Reached::of(run_dir),
             recipe,
             training_memory,
         })
@@ -172,13 +160,8 @@ impl RunReport {
         }
         let lanes = recipe.batch_size;
         println!("  batches of {lanes} x up to {} bytes, precision {}", recipe.segments.max(), recipe.precision.name());
-        for (name, record) in [("validation", &self.valid), ("test", &self.test)] {
-            match record {
-                Some(EvalRecord { bpc: Some(bpc), step, bytes, .. }) => {
-                    println!("  {name} {bpc:.4} bits per byte over {} bytes, after step {step}", HumanCount(*bytes));
-                }
-                _ => println!("  the {name} split was not scored yet"),
-            }
+        for line in self.reached.lines() {
+            println!("  {line}");
         }
         let bytes: u64 = self.training_memory.iter().map(|(_, bytes)| bytes).sum();
         println!("  training takes about {} MB on a CPU", bytes.div_ceil(1_000_000));

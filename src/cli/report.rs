@@ -1,15 +1,54 @@
 //! What a run reached: scores beside simple yardsticks on the same bytes, and a sample of text.
 
 use std::io::{Write, stdout};
+use std::path::Path;
+
+use anyhow::Result;
+use indicatif::HumanCount;
+use serde::Serialize;
 
 use crate::data::order0_entropy;
+use crate::train::{EvalRecord, Metrics, Record};
 use crate::{Backend, Generator, Sampling, ShaRnn, Splits};
-use anyhow::Result;
 
 /// Bytes of the sample.
 const SAMPLE_BYTES: usize = 300;
 /// Bytes of the validation split that the sample goes on from.
 const PROMPT_BYTES: usize = 200;
+
+/// What a run's metrics say that its model reached.
+#[derive(Default, Serialize)]
+pub struct Reached {
+    /// The best of the validations.
+    pub valid: Option<EvalRecord>,
+    /// The last test.
+    pub test: Option<EvalRecord>,
+}
+
+impl Reached {
+    /// Of the run in a directory; nothing where it has no metrics.
+    pub fn of(run_dir: &Path) -> Self {
+        let mut reached = Self::default();
+        for record in Metrics::read(run_dir).unwrap_or_default() {
+            match record {
+                Record::Valid(record) if record.best => reached.valid = Some(record),
+                Record::Test(record) => reached.test = Some(record),
+                _ => {}
+            }
+        }
+        reached
+    }
+
+    /// One line for each score.
+    pub fn lines(&self) -> [String; 2] {
+        [("validation", &self.valid), ("test", &self.test)].map(|(name, record)| match record {
+            Some(EvalRecord { bpc: Some(bpc), step, bytes, .. }) => {
+                format!("{name}: {bpc:.4} bits per byte over {} bytes, after step {step}", HumanCount(*bytes))
+            }
+            _ => format!("{name}: not scored yet"),
+        })
+    }
+}
 
 /// Bits per byte of zstd -19 over these bytes alone.
 fn zstd_bpc(bytes: &[u8]) -> Option<f64> {

@@ -7,8 +7,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::super::plot::{Curve, Over, draw};
+use super::super::report::Reached;
 use crate::Splits;
-use crate::train::{Manifest, Metrics, Record, latest_manifest};
+use crate::train::{Manifest, latest_manifest};
 
 const PAGE: &str = "README.md";
 const PICTURE: &str = "loss.svg";
@@ -39,16 +40,12 @@ pub fn write(run_dir: &Path, splits: &Splits, sample: Option<&[u8]>) -> Result<(
 }
 
 fn page(run_dir: &Path, manifest: &Manifest, splits: &Splits, picture: bool, sample: bool) -> Result<String> {
-    let Manifest { config, recipe, position, best, seconds, backend, .. } = manifest;
+    let Manifest { config, recipe, position, seconds, backend, .. } = manifest;
     let mut page = String::from("# A SHA-RNN training run\n\n");
-    let test = Metrics::read(run_dir)?.into_iter().rev().find_map(|record| match record {
-        Record::Test(record) => record.bpc,
-        _ => None,
-    });
-    let bpc = |bpc: Option<f64>| bpc.map_or("not yet".into(), |bpc| format!("{bpc:.4} bits per byte"));
     writeln!(page, "- trained: {} steps, {} bytes, {seconds:.0} seconds on {backend}", position.step, position.bytes)?;
-    writeln!(page, "- validation: {}", bpc(best.as_ref().map(|best| best.bpc)))?;
-    writeln!(page, "- test: {}", bpc(test))?;
+    for line in Reached::of(run_dir).lines() {
+        writeln!(page, "- {line}")?;
+    }
     writeln!(page, "- data: {} ({} bytes of training)", splits.name, splits.train.len())?;
     writeln!(page, "- model: {} parameters\n", config.num_params())?;
     if picture {

@@ -1,0 +1,61 @@
+//! The program in a directory of its own.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// An empty directory, in which the program runs.
+pub struct Workplace {
+    dir: TempDir,
+}
+
+impl Workplace {
+    pub fn new() -> Self {
+        Self { dir: TempDir::new().unwrap() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    pub fn write(&self, name: &str, contents: &[u8]) {
+        std::fs::write(self.path(name), contents).unwrap();
+    }
+
+    /// Options that train three steps of a tiny model into `run`, and more of them.
+    pub fn train<'a>(&self, more: &[&'a str]) -> Vec<&'a str> {
+        let tiny = "train --out run --preset xs --set model.d_model=16 --set model.d_ff=40 --mem-len 64 --batch 4 --seq-len 16 \
+                    --steps 3 --log-every 1 --train-bytes 5000 --valid-bytes 600 --precision f32 --threads 1";
+        tiny.split_whitespace().chain(more.iter().copied()).collect()
+    }
+
+    /// Runs the program, whatever comes of it.
+    pub fn run(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_sharnn")).args(args).current_dir(self.dir.path()).output().unwrap()
+    }
+
+    /// Runs the program, which must succeed, and returns what it says.
+    pub fn stdout(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub fn json_lines(&self, args: &[&str]) -> Vec<Value> {
+        self.stdout(args).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    pub fn json(&self, args: &[&str]) -> Value {
+        serde_json::from_str(&self.stdout(args)).unwrap()
+    }
+}
+
+pub fn last_line(text: &str) -> &str {
+    text.lines().last().unwrap_or_default()
+}
