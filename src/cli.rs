@@ -4,6 +4,7 @@ mod attend;
 mod bench;
 mod data;
 mod eval;
+mod generate;
 mod inspect;
 mod machine;
 mod model;
@@ -11,6 +12,7 @@ mod plot;
 mod processes;
 mod report;
 mod runs;
+mod score;
 mod train;
 mod values;
 
@@ -37,6 +39,8 @@ struct Cli {
 enum Command {
     Train(Box<train::Args>),
     Eval(eval::Args),
+    Generate(generate::Args),
+    Score(score::Args),
     Attend(attend::Args),
     Inspect(inspect::Args),
     Plot(plot::Args),
@@ -64,6 +68,8 @@ pub fn run<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> Exit
             match command {
                 Command::Train(_) => unreachable!("matched above"),
                 Command::Eval(args) => eval::run(args),
+                Command::Generate(args) => generate::run(args),
+                Command::Score(args) => score::run(args),
                 Command::Attend(args) => attend::run(&args),
                 Command::Inspect(args) => inspect::run(&args),
                 Command::Plot(args) => plot::run(&args),

@@ -8,15 +8,62 @@ use super::runs;
 use crate::train::{CheckpointError, latest_manifest, load_best};
 use crate::{Backend, Recipe, ShaRnn};
 
-/// The argument that names a model.
+/// The model that comes with the program.
+const BUNDLED: &str = "bundled";
+/// The newest run.
+const LATEST: &str = "latest";
+
+/// Options that name a model.
 #[derive(clap::Args, Debug)]
 pub struct ModelArgs {
-    /// A run's directory (its best weights are used), a weights file (.safetensors), or `latest`, the newest run under runs/
-    #[arg(value_name = "MODEL")]
+    /// The model: a run's directory (its best weights), a weights file (.safetensors), `latest`, the newest run under runs/, or
+    /// `bundled`, a small model of enwik8 that comes with the program
+    #[arg(long, short, value_name = "MODEL", default_value = BUNDLED, help_heading = "Model")]
     model: PathBuf,
     /// Bytes of memory that attention sees, in place of the model's own; 0 for the current segment alone
     #[arg(long, value_name = "N", help_heading = "Model")]
     mem_len: Option<usize>,
+}
+
+/// Options for reading byte by byte.
+#[derive(clap::Args, Debug)]
+pub struct FormatArgs {
+    /// Weights packed for decoding: f32, bf16 or int8 (backend flex)
+    #[arg(long, value_name = "FORMAT", help_heading = "Machine")]
+    weights: Option<String>,
+}
+
+impl FormatArgs {
+    /// `n` streams of a model.
+    pub fn streams<B: Backend>(&self, machine: &MachineArgs, model: &ShaRnn<B>, n: usize) -> Result<Box<dyn Streams>> {
+        match &self.weights {
+            None => Ok(machine.backend.streams(model, n)),
+            Some(name) => packed_streams(name, machine, model, n),
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+fn packed_streams<B: Backend>(name: &str, machine: &MachineArgs, model: &ShaRnn<B>, n: usize) -> Result<Box<dyn Streams>> {
+    Ok(Box::new(packed(name, machine, model)?.streams(n)))
+}
+
+#[cfg(not(feature = "flex"))]
+fn packed_streams<B: Backend>(_: &str, _: &MachineArgs, _: &ShaRnn<B>, _: usize) -> Result<Box<dyn Streams>> {
+    bail!("--weights needs backend flex, which is not compiled in: build with --features flex")
+}
+
+/// The model with its weights packed in the format of that name.
+#[cfg(feature = "flex")]
+pub fn packed<B: Backend>(name: &str, machine: &MachineArgs, model: &ShaRnn<B>) -> Result<DecodeEngine> {
+    let backend = machine.backend;
+    ensure!(
+        backend == BackendKind::Flex,
+        "--weights needs --backend flex, not {backend}: name it, or leave out --weights"
+    );
+    let known = WeightFormat::ALL.into_iter().find(|(_, known)| *known == name);
+    let Some((format, _)) = known else { bail!("--weights {name:?} cannot be used: use f32, bf16 or int8") };
+    Ok(DecodeEngine::new(model, format))
 }
 
 /// A model, and what is known of it.
@@ -31,7 +78,7 @@ pub struct Loaded<B: Backend> {
 impl ModelArgs {
     /// The run that the model belongs to, where it is one's.
     pub fn run_dir(&self) -> Result<Option<PathBuf>> {
-        if self.model == Path::new("latest") {
+        if self.model == Path::new(LATEST) {
             return runs::latest().map(Some);
         }
         Ok(self.model.is_dir().then(|| self.model.clone()))

@@ -1,0 +1,80 @@
+//! `generate`: text from a model, byte by byte.
+
+mod printable;
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use burn::module::AutodiffModule;
+
+use super::machine::MachineArgs;
+use super::model::{FormatArgs, ModelArgs};
+use crate::train::GenerateError;
+use crate::{AutodiffBackend, BackendJob, Generator, Sampling};
+use printable::Printable;
+
+/// Write text with a model, byte by byte, to standard output
+///
+/// A file or a pipe gets the bytes as they are; a terminal gets a replacement character for what is no UTF-8 and for control
+/// characters.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text to go on from; it is not written again. Without one the text starts after a newline
+    #[arg(long, short, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    prompt: OsString,
+    /// Bytes to write
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 500)]
+    bytes: usize,
+    /// 1 samples the model as it is, less prefers likely bytes, 0 always takes the likeliest
+    #[arg(long, short, value_name = "T", default_value_t = 0.8, allow_negative_numbers = true)]
+    temperature: f64,
+    /// Draw from so many of the likeliest bytes only
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Draw from the likeliest bytes that together reach this probability only
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f64>,
+    /// The same seed, model and prompt give the same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    format: FormatArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    args.machine.set_threads()?;
+    args.machine.backend.dispatch(args)?
+}
+
+impl BackendJob for Args {
+    type Output = Result<ExitCode>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
+        let Self { temperature, top_k, top_p, seed, .. } = self;
+        let sampling = Sampling { temperature, top_k, top_p, seed };
+        sampling.validate()?;
+        let model = self.model.load::<B>(&device)?.model.valid();
+        let mut generator = Generator::new(self.format.streams(&self.machine, &model, 1)?, sampling)?;
+        generator.feed(self.prompt.as_encoded_bytes())?;
+
+        let stdout = io::stdout();
+        let written = if stdout.is_terminal() {
+            let mut text = Printable::new(stdout.lock());
+            generator.generate_to(&mut text, self.bytes).and_then(|()| Ok(text.finish()?))
+        } else {
+            generator.generate_to(stdout.lock(), self.bytes)
+        };
+        match written {
+            // Whoever read has seen enough.
+            Err(GenerateError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
+            Err(GenerateError::Io(error)) => Err(error).context("cannot write to standard output"),
+            written => Ok(written.map(|()| ExitCode::SUCCESS)?),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Bytes as text that is safe to show on a terminal.
+
+use std::io::{self, Write};
+
+/// Writes bytes as text for a terminal. A character that is not complete yet waits for its other bytes.
+pub(super) struct Printable<W> {
+    out: W,
+    pending: Vec<u8>,
+}
+
+impl<W: Write> Printable<W> {
+    pub(super) fn new(out: W) -> Self {
+        Self { out, pending: Vec::new() }
+    }
+
+    /// Writes what still waits, and ends the line.
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        let rest = if self.pending.is_empty() { "\n" } else { "\u{FFFD}\n" };
+        self.out.write_all(rest.as_bytes())?;
+        self.out.flush()
+    }
+}
+
+impl<W: Write> Write for Printable<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.pending.extend_from_slice(bytes);
+        let mut text = String::new();
+        let mut complete = 0;
+        for chunk in self.pending.utf8_chunks() {
+            let shown = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{FFFD}' } else { c };
+            text.extend(chunk.valid().chars().map(shown));
+            complete += chunk.valid().len();
+            let invalid = chunk.invalid();
+            // At the end it may be the beginning of a character: the error then has no length.
+            let at_end = complete + invalid.len() == self.pending.len();
+            let waits = at_end && std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
+            if invalid.is_empty() || waits {
+                continue;
+            }
+            text.push('\u{FFFD}');
+            complete += invalid.len();
+        }
+        self.pending.drain(..complete);
+        self.out.write_all(text.as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a terminal gets of `bytes`, written one at a time.
+    fn printed(bytes: &[u8]) -> String {
+        let mut out = Vec::new();
+        let mut printable = Printable::new(&mut out);
+        for byte in bytes {
+            printable.write_all(&[*byte]).unwrap();
+        }
+        printable.finish().unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn characters_cut_into_bytes_come_out_whole() {
+        assert_eq!(printed("naïve €\t🦀\n".as_bytes()), "naïve €\t🦀\n\n");
+    }
+
+    #[test]
+    fn what_is_no_text_is_replaced() {
+        assert_eq!(printed(b"a\xFFb\xC3(\x1B[2J"), "a\u{FFFD}b\u{FFFD}(\u{FFFD}[2J\n");
+        assert_eq!(printed(b"a\xE2\x82"), "a\u{FFFD}\n");
+    }
+
+    #[test]
+    fn every_pair_of_bytes_can_be_printed() {
+        for pair in 0..=u16::MAX {
+            let bytes = pair.to_be_bytes();
+            let shown = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{FFFD}' } else { c };
+            let expected: String = String::from_utf8_lossy(&bytes).chars().map(shown).collect();
+            assert_eq!(printed(&bytes), expected + "\n", "{bytes:?}");
+        }
+    }
+}
