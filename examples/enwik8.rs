@@ -143,7 +143,7 @@ impl Job {
             run_dir.display()
         );
         report::scores(&splits, finished.best.bpc, finished.test.bpc(), args.full_eval, false);
-        report::sample(finished.model, &splits, args.seed())?;
+        report::sample(args.backend()?.streams(&finished.model, 1), &splits, args.seed())?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -186,7 +186,7 @@ impl Job {
             scores => scores?,
         };
         report::scores(&splits, valid, test, args.full_eval, plan.dynamic.is_some());
-        report::sample(model, &splits, args.seed())?;
+        report::sample(args.backend()?.streams(&model, 1), &splits, args.seed())?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -72,8 +72,7 @@ impl BackendJob for Args {
         let sampling = Sampling { temperature, top_k, top_p, seed };
         sampling.validate()?;
         let (model, _) = load_best::<B::InnerBackend>(&self.run, &device)?;
-        let model = model.collapse();
-        let mut generator = Generator::new(&model, sampling)?;
+        let mut generator = Generator::new(self.backend.streams(&model, 1), sampling)?;
         generator.feed(self.prompt.as_encoded_bytes())?;
 
         let stdout = io::stdout();

@@ -4,7 +4,7 @@ use std::io::{Write, stdout};
 
 use anyhow::Result;
 use sharnn::data::order0_entropy;
-use sharnn::{Backend, Generator, Sampling, ShaRnn, Splits};
+use sharnn::{Generator, Sampling, Splits, Streams};
 
 /// Bytes of the sample.
 const SAMPLE_BYTES: usize = 300;
@@ -33,10 +33,9 @@ pub fn scores(splits: &Splits, valid: f64, test: f64, whole: bool, dynamic: bool
 }
 
 /// Prints 300 bytes of text that go on from the beginning of the validation split.
-pub fn sample<B: Backend>(model: ShaRnn<B>, splits: &Splits, seed: u64) -> Result<()> {
-    let model = model.collapse();
+pub fn sample(streams: impl Streams, splits: &Splits, seed: u64) -> Result<()> {
     let sampling = Sampling { temperature: 0.7, seed, ..Sampling::default() };
-    let mut generator = Generator::new(&model, sampling)?;
+    let mut generator = Generator::new(streams, sampling)?;
     generator.feed(&splits.valid[..PROMPT_BYTES.min(splits.valid.len())])?;
     let mut text = Vec::with_capacity(SAMPLE_BYTES);
     generator.generate_to(&mut text, SAMPLE_BYTES)?;

@@ -6,6 +6,7 @@ use super::{Attention, DecodeModel};
 use crate::team;
 
 /// A few streams of one model, side by side. Everything that a step needs is allocated here.
+#[derive(Clone)]
 pub struct Streams {
     pub(super) n: usize,
     pub(super) d: usize,
@@ -35,6 +36,7 @@ pub(super) struct Ring {
 }
 
 /// Room for one step.
+#[derive(Clone)]
 pub(super) struct Room {
     /// A block's input, `[n, d]`.
     pub(super) input: Vec<f32>,
@@ -115,6 +117,16 @@ impl Streams {
     /// The logits after the last step, `[n, vocab_size]`; zeros before the first.
     pub fn logits(&self) -> &[f32] {
         &self.room.logits
+    }
+
+    /// A stream's logits, `[vocab_size]`, to write to: those of a stream that is copied.
+    ///
+    /// # Panics
+    /// If there is no such stream.
+    pub fn logits_mut(&mut self, stream: usize) -> &mut [f32] {
+        assert!(stream < self.n, "stream {stream} of {}", self.n);
+        let vocab_size = self.room.logits.len() / self.n;
+        &mut self.room.logits[stream * vocab_size..][..vocab_size]
     }
 
     /// Whether the streams have as many blocks as the model, and all is of its size.
