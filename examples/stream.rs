@@ -1,51 +1,52 @@
-//! The library embedded: bytes stream through a model with carried state, which predicts each before it reads it.
+//! The library embedded: a stream of bytes is scored as it comes, each byte before the model reads it, in constant memory. What
+//! the model knows of the stream is kept in a file, from which the next run goes on, bit for bit.
 //!
 //! ```text
-//! cargo run --release --example stream < text.txt                  a fresh model: about 8 bits per byte
-//! cargo run --release --example stream -- runs/001 < text.txt      the best weights of a training run
+//! cargo run --release --example stream < text.txt                          a fresh model: about 8 bits per byte
+//! cargo run --release --example stream -- runs/001 < text.txt              the best weights of a training run
+//! cargo run --release --example stream -- runs/001 log.state < more.txt    goes on where log.state was left
 //! ```
 
 use std::io::{Read, Write, stdin, stdout};
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use burn::backend::Flex;
-use burn::tensor::{Int, Tensor, TensorData};
 use sharnn::train::load_best;
-use sharnn::{Pass, ShaRnnConfig};
+use sharnn::{DecodeEngine, Scorer, ShaRnnConfig, Streams, WeightFormat, load_state, save_state};
 
-/// Bytes of a segment, `[1, len]`.
-fn tokens(bytes: impl Iterator<Item = u8>) -> Tensor<Flex, 2, Int> {
-    let tokens: Vec<i32> = bytes.map(i32::from).collect();
-    let dims = [1, tokens.len()];
-    Tensor::from_data(TensorData::new(tokens, dims), &Default::default())
-}
+/// Bytes between two lines of output.
+const EVERY: usize = 1 << 14;
 
 fn stream() -> Result<()> {
+    let mut args = std::env::args_os().skip(1);
     let device = Default::default();
-    let model = match std::env::args_os().nth(1) {
+    let model = match args.next() {
         Some(run) => load_best::<Flex>(Path::new(&run), &device)?.0,
         None => ShaRnnConfig::xs().init_seeded(1, &device),
     };
-    ensure!(model.vocab_size() == 256, "the model has {} tokens: it does not read bytes", model.vocab_size());
-    let longest = if model.mem_len == 0 { 256 } else { model.mem_len.min(256) };
+    let mut scorer = Scorer::new(DecodeEngine::new(&model, WeightFormat::Bf16).streams(1))?;
+    let kept = args.next();
+    let kept = kept.as_deref().map(Path::new);
+    if let Some(path) = kept.filter(|path| path.exists()) {
+        scorer.set_state(&load_state(path, scorer.streams().shape())?)?;
+    }
 
-    let mut buffer = vec![0; longest];
-    let (mut state, mut last) = (model.empty_state(), b'\n');
-    let (mut nats, mut read) = (0.0, 0);
+    let mut text = Vec::with_capacity(EVERY);
     loop {
-        let n = stdin().read(&mut buffer).context("cannot read standard input")?;
-        let [.., new_last] = buffer[..n] else { break };
-        let inputs = tokens(std::iter::once(last).chain(buffer[..n - 1].iter().copied()));
-        let targets = tokens(buffer[..n].iter().copied());
-        // One segment: the mean loss in nats a byte, and the state that the next one starts from.
-        let (loss, next_state) = model.loss(inputs, targets, state, &Pass::default());
-        (state, last) = (next_state, new_last);
-
-        nats += f64::from(loss.into_scalar()) * n as f64;
-        read += n;
-        let bits = nats / read as f64 / std::f64::consts::LN_2;
-        writeln!(stdout(), "{read:>10} bytes  {bits:.4} bits per byte")?;
+        text.clear();
+        stdin().take(EVERY as u64).read_to_end(&mut text).context("cannot read standard input")?;
+        if text.is_empty() {
+            break;
+        }
+        scorer.score(&text)?;
+        let tally = scorer.tally();
+        if let Some(bits) = tally.bits_per_byte() {
+            writeln!(stdout(), "{:>10} bytes  {bits:.4} bits per byte", tally.bytes)?;
+        }
+    }
+    if let Some(path) = kept {
+        save_state(&scorer.state(), path)?;
     }
     Ok(())
 }

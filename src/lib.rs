@@ -13,10 +13,13 @@ pub use sharnn_data as data;
 pub use sharnn_train as train;
 
 pub use sharnn_core::{
-    Attend, AutodiffBackend, Backend, ConfigError, DropoutStream, Pass, Precision, ShaRnn, ShaRnnConfig, ShaRnnState,
+    Attend, AutodiffBackend, Backend, BatchGenerator, BatchScorer, ConfigError, DropoutStream, Generator, ModelStreams,
+    Pass, Precision, Sampling, Scorer, ShaRnn, ShaRnnConfig, ShaRnnState, StreamState, Streams,
 };
+#[cfg(feature = "flex")]
+pub use sharnn_core::{DecodeEngine, WeightFormat};
 pub use sharnn_data::{Corpus, Lanes, SegmentLengths, Segments, Split, Splits};
 pub use sharnn_train::{
-    BackendJob, BackendKind, EvalConfig, Generator, Recipe, Sampling, TrainOptions, Trainer, evaluate, load_weights,
+    BackendJob, BackendKind, EvalConfig, Recipe, TrainOptions, Trainer, evaluate, load_state, load_weights, save_state,
     save_weights,
 };

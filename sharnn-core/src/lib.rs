@@ -5,8 +5,6 @@ mod attention;
 mod block;
 mod boom;
 mod config;
-#[cfg(feature = "flex")]
-mod decoder;
 mod gate;
 mod init;
 mod linear;
@@ -19,14 +17,13 @@ mod norm;
 pub mod ops;
 mod pass;
 mod state;
+mod stream;
 
 pub use activation::gelu;
 pub use attention::SingleHeadAttention;
 pub use block::{Attending, Block};
 pub use boom::Boom;
 pub use config::{Attend, ConfigError, ShaRnnConfig};
-#[cfg(feature = "flex")]
-pub use decoder::{DecodeEngine, DecodeStreams, WeightFormat};
 pub use gate::{ValueGate, overparam};
 pub use linear::Linear;
 pub use look::Looked;
@@ -42,3 +39,9 @@ pub use pass::Pass;
 #[cfg(feature = "flex")]
 pub use sharnn_kernels as kernels;
 pub use state::{BlockState, LstmState, ShaRnnState};
+pub use stream::{
+    BatchGenerator, BatchScorer, GenerateError, Generator, ModelStreams, Sampler, Sampling, SamplingError, Scorer,
+    StateError, StreamError, StreamShape, StreamState, Streams, Tally,
+};
+#[cfg(feature = "flex")]
+pub use stream::{DecodeEngine, DecodeStreams, WeightFormat};

@@ -1,5 +1,7 @@
 //! What a model carries from one segment to the next: LSTM states and memories.
 
+use std::ops::Range;
+
 use burn::tensor::{Tensor, backend::Backend};
 
 /// State of one LSTM.
@@ -87,6 +89,45 @@ impl<B: Backend> ShaRnnState<B> {
         self.blocks.iter().filter_map(|block| block.memory.as_ref()).map(|memory| memory.dims()[1]).max().unwrap_or(0)
     }
 
+    /// The lanes of a range alone.
+    ///
+    /// # Panics
+    /// If there are no such lanes in a state that is not empty.
+    pub fn lanes(self, range: Range<usize>) -> Self {
+        self.map(|x| lanes(x, &range), |x| lanes(x, &range))
+    }
+
+    /// States side by side: the lanes of the first, then those of the next.
+    ///
+    /// # Panics
+    /// If there are none, or they are not of the same blocks, all with as many rows of memory and with an LSTM's state or
+    /// without.
+    pub fn join(states: Vec<Self>) -> Self {
+        let n_layers = states.first().expect("there must be a state").blocks.len();
+        let (n, mut blocks) = (states.len(), vec![(Vec::new(), Vec::new(), Vec::new()); n_layers]);
+        for state in states {
+            assert_eq!(
+                state.blocks.len(),
+                n_layers,
+                "a state is of {} blocks, the first of {n_layers}",
+                state.blocks.len()
+            );
+            for ((h, c, memory), block) in blocks.iter_mut().zip(state.blocks) {
+                if let Some(lstm) = block.lstm {
+                    h.push(lstm.h);
+                    c.push(lstm.c);
+                }
+                memory.extend(block.memory);
+            }
+        }
+        let cat = |parts: Vec<Tensor<B, 2>>| join(parts, n);
+        let block = |(h, c, memory)| BlockState {
+            lstm: cat(h).zip(cat(c)).map(|(h, c)| LstmState { h, c }),
+            memory: join(memory, n),
+        };
+        Self { blocks: blocks.into_iter().map(block).collect() }
+    }
+
     /// Number of lanes, where the state is not empty.
     pub fn batch_size(&self) -> Option<usize> {
         self.blocks.iter().find_map(|block| {
@@ -103,6 +144,16 @@ impl<B: Backend> ShaRnnState<B> {
         };
         4 * self.blocks.iter().map(block).sum::<usize>()
     }
+}
+
+fn lanes<B: Backend, const D: usize>(x: Tensor<B, D>, range: &Range<usize>) -> Tensor<B, D> {
+    if *range == (0..x.dims()[0]) { x } else { x.narrow(0, range.start, range.len()) }
+}
+
+/// Lanes of `n` states; `None` where none of them has any.
+fn join<B: Backend, const D: usize>(mut parts: Vec<Tensor<B, D>>, n: usize) -> Option<Tensor<B, D>> {
+    assert!(parts.is_empty() || parts.len() == n, "{} of {n} states have an LSTM's state or a memory", parts.len());
+    if n == 1 { parts.pop() } else { (!parts.is_empty()).then(|| Tensor::cat(parts, 0)) }
 }
 
 /// The newest `rows` rows of a memory; `None` where nothing is left.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use sharnn_core::AutodiffBackend;
+use sharnn_core::{AutodiffBackend, Backend, ModelStreams, ShaRnn, Streams};
 
 /// A Burn backend. Which ones a program has is decided by its cargo features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -125,6 +125,19 @@ impl BackendKind {
                     Err(error) => refuse(error.to_string()),
                 }
             }
+        }
+    }
+
+    /// `n` streams of a model on this backend, for bytes that come one at a time, computed in the way that takes least time:
+    /// on `flex` with packed weights in f32, elsewhere by the model itself. Both have segments of one byte.
+    ///
+    /// # Panics
+    /// If `n` is 0.
+    pub fn streams<B: Backend>(self, model: &ShaRnn<B>, n: usize) -> Box<dyn Streams> {
+        match self {
+            #[cfg(feature = "flex")]
+            Self::Flex => Box::new(sharnn_core::DecodeEngine::new(model, sharnn_core::WeightFormat::F32).streams(n)),
+            _ => Box::new(ModelStreams::new(model, n, 1).expect("segments of one byte can be used with every memory")),
         }
     }
 

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
-use sharnn_core::{Backend, Pass, Precision, ShaRnn};
+use sharnn_core::{Backend, Pass, Precision, ShaRnn, StreamError};
 use sharnn_data::{DataError, Lanes};
 
 pub use dynamic::{DynamicEval, evaluate_dynamic};
@@ -91,6 +91,9 @@ pub enum EvalError {
         /// Size of the vocabulary.
         vocab_size: usize,
     },
+    /// The model's tokens are not bytes.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
     /// The model's loss is not a number.
     #[error("the loss is {nats} at byte {offset} of every lane, expected a finite one: the model has diverged")]
     NotFinite {

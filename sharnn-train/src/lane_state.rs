@@ -1,6 +1,4 @@
-//! States of some lanes of a batch: brought together for a checkpoint, and taken apart again.
-
-use std::ops::Range;
+//! The states of all lanes of a batch, brought together for a checkpoint.
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use sharnn_core::{BlockState, LstmState, ShaRnnState};
@@ -43,17 +41,4 @@ fn gather<B: Backend, const D: usize>(
     let of_lane: usize = dims[1..].iter().product();
     dims[0] = values.len() / of_lane.max(1);
     Some(Tensor::from_data(TensorData::new(values, dims), (device, own.dtype())))
-}
-
-/// Some lanes of a state.
-pub(crate) fn select_lanes<B: Backend>(state: ShaRnnState<B>, lanes: &Range<usize>) -> ShaRnnState<B> {
-    let block = |BlockState { lstm, memory }| BlockState {
-        lstm: lstm.map(|LstmState { h, c }: LstmState<B>| LstmState { h: narrow(h, lanes), c: narrow(c, lanes) }),
-        memory: memory.map(|memory: Tensor<B, 3>| narrow(memory, lanes)),
-    };
-    ShaRnnState { blocks: state.blocks.into_iter().map(block).collect() }
-}
-
-fn narrow<B: Backend, const D: usize>(x: Tensor<B, D>, lanes: &Range<usize>) -> Tensor<B, D> {
-    if *lanes == (0..x.dims()[0]) { x } else { x.narrow(0, lanes.start, lanes.len()) }
 }

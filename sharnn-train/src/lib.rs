@@ -3,7 +3,6 @@
 mod backend;
 mod checkpoint;
 mod evaluate;
-mod generate;
 mod group;
 mod interrupt;
 mod lane_state;
@@ -20,6 +19,7 @@ mod recipe;
 mod run_dir;
 mod select_state;
 mod step_log;
+mod stream_file;
 mod tensor_file;
 mod trainer;
 mod weights;
@@ -32,7 +32,6 @@ pub use checkpoint::{
 #[cfg(feature = "flex")]
 pub use evaluate::evaluate_packed;
 pub use evaluate::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluate_dynamic};
-pub use generate::{GenerateError, Generator, Sampling, SamplingError};
 pub use group::{Alone, Group, GroupError, SharedGroup, launched_by_mpi};
 pub use interrupt::{EXIT_STATUS, Interrupt, InterruptError};
 pub use metrics::{EvalRecord, METRICS_FILE, Metrics, MetricsError, Record, TrainRecord};
@@ -45,7 +44,9 @@ pub use params::{MapFloat, NamedTensor, ParamInfo, VisitFloat, collect_params, m
 pub use progress::Progress;
 pub use recipe::{LATE_FALL, Phase, Recipe, RecipeError, Schedule};
 pub use select_state::select_state;
+pub use sharnn_core::{GenerateError, Generator, Sampling, SamplingError, Scorer};
 pub use step_log::{Smoothed, Window};
+pub use stream_file::{StateFileError, load_state, save_state};
 pub use tensor_file::{HostTensor, WeightsError, load_metadata, load_tensors, save_tensors};
 pub use trainer::{Finished, Limits, Stop, TrainError, TrainOptions, Trainer};
 pub use weights::{load_weights, save_weights};

@@ -26,7 +26,7 @@ use serde::Serialize;
 use super::machine::MachineArgs;
 use crate::core::{BlockState, LstmState};
 #[cfg(feature = "flex")]
-use crate::core::{DecodeEngine, WeightFormat};
+use crate::core::{DecodeEngine, Streams, WeightFormat};
 use crate::train::{LambConfig, Optimizer};
 use crate::{
     Attend, AutodiffBackend, Backend, BackendJob, BackendKind, DropoutStream, Pass, Precision, ShaRnn, ShaRnnConfig,
@@ -405,12 +405,11 @@ impl Plan {
             0 => FILL_SEGMENT,
             mem_len => mem_len.min(FILL_SEGMENT),
         };
-        let state = self.fill(model, longest, &mut bytes, || pass);
         #[cfg(feature = "flex")]
         if self.backend == BackendKind::Flex {
-            return self.decode_packed(model, &state, &mut bytes, device);
+            return self.decode_packed(model, &mut bytes, device);
         }
-        let mut state = Some(state);
+        let mut state = Some(self.fill(model, longest, &mut bytes, || pass));
         let mut logits = None;
         let job = |token: Tensor<B, 2, Int>| {
             for _ in 0..DECODED {
@@ -430,7 +429,6 @@ impl Plan {
     fn decode_packed<B: Backend>(
         &self,
         model: &ShaRnn<B>,
-        state: &ShaRnnState<B>,
         bytes: &mut Bytes<B>,
         device: &B::Device,
     ) -> Result<Vec<f64>> {
@@ -439,20 +437,21 @@ impl Plan {
             Dtype::Bf16 => WeightFormat::Bf16,
             Dtype::Int8 => WeightFormat::Int8,
         };
-        let engine = DecodeEngine::new(model, format);
-        let mut streams = if self.memory > 0 { engine.streams_from(state) } else { engine.streams(1) };
-        let token =
-            |bytes: &mut Bytes<B>| bytes.segment(1).into_data().iter::<i64>().next().map_or(0, |id| id as usize);
+        let mut streams = DecodeEngine::new(model, format).streams(1);
+        let text = |bytes: &mut Bytes<B>, len| bytes.segment(len).into_data().iter::<u8>().collect::<Vec<_>>();
+        // Older bytes would leave nothing in the memory, and no other cost.
+        streams.read(&[&text(bytes, self.memory.min(model.mem_len))], &mut |_, _, _| {});
         let seconds = self.time::<B, _>(
             device,
-            || token(bytes),
+            || text(bytes, 1),
             |token| {
                 for _ in 0..DECODED {
-                    black_box(streams.feed(&[token]));
+                    black_box(streams.feed(&token));
                 }
             },
         )?;
-        ensure!(streams.logits().iter().all(|x| x.is_finite()), "the logits are not finite");
+        let finite = streams.logits(0).is_some_and(|logits| logits.iter().all(|x| x.is_finite()));
+        ensure!(finite, "the logits are not finite: the times mean nothing");
         Ok(seconds.into_iter().map(|seconds| seconds / DECODED as f64).collect())
     }
 

@@ -2,21 +2,18 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use burn::module::AutodiffModule;
 use serde::Serialize;
 
 use super::data::{DataArgs, DataChoice};
 use super::machine::{MachineArgs, fastest};
-use super::model::{Loaded, ModelArgs};
+use super::model::{FormatArgs, Loaded, ModelArgs};
 use super::{report, values};
 use crate::train::{DynamicEval, EvalConfig, EvalError, Evaluation, Interrupt, evaluate, evaluate_dynamic};
-use crate::{AutodiffBackend, BackendJob, BackendKind, ShaRnn, Splits};
+use crate::{AutodiffBackend, BackendJob, ShaRnn, Splits};
 #[cfg(feature = "flex")]
-use crate::{
-    core::{DecodeEngine, WeightFormat},
-    train::evaluate_packed,
-};
+use crate::{DecodeEngine, train::evaluate_packed};
 
 /// Score a model in bits per byte on the validation and the test split of a file
 ///
@@ -36,14 +33,11 @@ pub struct Args {
     #[arg(long, value_name = "N", help_heading = "How to score")]
     lanes: Option<usize>,
     /// Bytes of a segment [default: the run's; for weights without a run 1024, or the memory if that is shorter]
-    #[arg(long, value_name = "N", help_heading = "How to score")]
+    #[arg(long, value_name = "N", conflicts_with = "weights", help_heading = "How to score")]
     seq_len: Option<usize>,
     /// Precision of matrix products: f32, bf16, or auto, the fastest on this CPU [default: the run's, else auto]
-    #[arg(long, value_name = "NAME", help_heading = "How to score")]
+    #[arg(long, value_name = "NAME", conflicts_with = "weights", help_heading = "How to score")]
     precision: Option<String>,
-    /// Score byte by byte with weights packed for decoding, in f32, bf16 or int8 (backend flex)
-    #[arg(long, value_name = "FORMAT", conflicts_with_all = ["precision", "seq_len"], help_heading = "How to score")]
-    weights: Option<String>,
     /// Score while the weights go on learning from what was scored, at this learning rate (dynamic evaluation); choose it on the
     /// validation split. In one lane, so that nothing is learned from what comes later, unless --lanes says otherwise
     #[arg(long, value_name = "LR", conflicts_with = "weights", help_heading = "How to score")]
@@ -55,6 +49,8 @@ pub struct Args {
     /// Say the scores as one line of JSON, and nothing else
     #[arg(long, help_heading = "Output")]
     json: bool,
+    #[command(flatten)]
+    format: FormatArgs,
     #[command(flatten)]
     machine: MachineArgs,
 }
@@ -81,11 +77,11 @@ enum How {
     Segments,
     Dynamic(DynamicEval),
     #[cfg(feature = "flex")]
-    Packed(DecodeEngine, &'static str),
+    Packed(DecodeEngine, String),
 }
 
 impl How {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         match self {
             Self::Segments => "segments",
             Self::Dynamic(_) => "dynamic",
@@ -250,26 +246,14 @@ impl Args {
                 ..by_default
             }));
         }
-        match &self.weights {
+        match &self.format.weights {
             None => Ok(How::Segments),
-            Some(name) => packed(name, self.machine.backend, loaded),
+            #[cfg(feature = "flex")]
+            Some(name) => Ok(How::Packed(self.format.engine(&self.machine, &loaded.model)?, name.clone())),
+            #[cfg(not(feature = "flex"))]
+            Some(_) => {
+                anyhow::bail!("--weights needs backend flex, which is not compiled in: build with --features flex")
+            }
         }
     }
-}
-
-/// The model with its weights packed in the format of that name.
-#[cfg(feature = "flex")]
-fn packed<B: AutodiffBackend>(name: &str, backend: BackendKind, loaded: &Loaded<B>) -> Result<How> {
-    ensure!(
-        backend == BackendKind::Flex,
-        "--weights needs --backend flex, not {backend}: name it, or leave out --weights"
-    );
-    let known = WeightFormat::ALL.into_iter().find(|(_, known)| *known == name);
-    let Some((format, name)) = known else { bail!("--weights {name:?} cannot be used: use f32, bf16 or int8") };
-    Ok(How::Packed(DecodeEngine::new(&loaded.model, format), name))
-}
-
-#[cfg(not(feature = "flex"))]
-fn packed<B: AutodiffBackend>(_: &str, _: BackendKind, _: &Loaded<B>) -> Result<How> {
-    bail!("--weights needs backend flex, which is not compiled in: build with --features flex")
 }

@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::machine::MachineArgs;
 use super::runs;
 use crate::train::{CheckpointError, latest_manifest, load_best};
-use crate::{Backend, Recipe, ShaRnn};
+use crate::{Backend, Recipe, ShaRnn, Streams};
+#[cfg(feature = "flex")]
+use crate::{BackendKind, DecodeEngine, WeightFormat};
 
 /// The model that comes with the program.
 const BUNDLED: &str = "bundled";
@@ -28,42 +31,36 @@ pub struct ModelArgs {
 /// Options for reading byte by byte.
 #[derive(clap::Args, Debug)]
 pub struct FormatArgs {
-    /// Weights packed for decoding: f32, bf16 or int8 (backend flex)
+    /// Read byte by byte with weights packed for decoding, in f32, bf16 or int8 (backend flex)
     #[arg(long, value_name = "FORMAT", help_heading = "Machine")]
-    weights: Option<String>,
+    pub weights: Option<String>,
 }
 
 impl FormatArgs {
     /// `n` streams of a model.
     pub fn streams<B: Backend>(&self, machine: &MachineArgs, model: &ShaRnn<B>, n: usize) -> Result<Box<dyn Streams>> {
-        match &self.weights {
-            None => Ok(machine.backend.streams(model, n)),
-            Some(name) => packed_streams(name, machine, model, n),
+        if self.weights.is_none() {
+            return Ok(machine.backend.streams(model, n));
         }
+        #[cfg(feature = "flex")]
+        return Ok(Box::new(self.engine(machine, model)?.streams(n)));
+        #[cfg(not(feature = "flex"))]
+        bail!("--weights needs backend flex, which is not compiled in: build with --features flex")
     }
-}
 
-#[cfg(feature = "flex")]
-fn packed_streams<B: Backend>(name: &str, machine: &MachineArgs, model: &ShaRnn<B>, n: usize) -> Result<Box<dyn Streams>> {
-    Ok(Box::new(packed(name, machine, model)?.streams(n)))
-}
-
-#[cfg(not(feature = "flex"))]
-fn packed_streams<B: Backend>(_: &str, _: &MachineArgs, _: &ShaRnn<B>, _: usize) -> Result<Box<dyn Streams>> {
-    bail!("--weights needs backend flex, which is not compiled in: build with --features flex")
-}
-
-/// The model with its weights packed in the format of that name.
-#[cfg(feature = "flex")]
-pub fn packed<B: Backend>(name: &str, machine: &MachineArgs, model: &ShaRnn<B>) -> Result<DecodeEngine> {
-    let backend = machine.backend;
-    ensure!(
-        backend == BackendKind::Flex,
-        "--weights needs --backend flex, not {backend}: name it, or leave out --weights"
-    );
-    let known = WeightFormat::ALL.into_iter().find(|(_, known)| *known == name);
-    let Some((format, _)) = known else { bail!("--weights {name:?} cannot be used: use f32, bf16 or int8") };
-    Ok(DecodeEngine::new(model, format))
+    /// The model with its weights packed as was asked for.
+    #[cfg(feature = "flex")]
+    pub fn engine<B: Backend>(&self, machine: &MachineArgs, model: &ShaRnn<B>) -> Result<DecodeEngine> {
+        let backend = machine.backend;
+        anyhow::ensure!(
+            backend == BackendKind::Flex,
+            "--weights needs --backend flex, not {backend}: name it, or leave out --weights"
+        );
+        let name = self.weights.as_deref().unwrap_or("f32");
+        let known = WeightFormat::ALL.into_iter().find(|(_, known)| *known == name);
+        let Some((format, _)) = known else { bail!("--weights {name:?} cannot be used: use f32, bf16 or int8") };
+        Ok(DecodeEngine::new(model, format))
+    }
 }
 
 /// A model, and what is known of it.

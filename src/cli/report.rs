@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::data::order0_entropy;
 use crate::train::{EvalRecord, Metrics, Record};
-use crate::{Backend, Generator, Sampling, ShaRnn, Splits};
+use crate::{Generator, Sampling, Splits, Streams};
 
 /// Bytes of the sample.
 const SAMPLE_BYTES: usize = 300;
@@ -72,10 +72,9 @@ pub fn scores<'a>(splits: &Splits, scores: impl IntoIterator<Item = (&'a str, f6
 }
 
 /// 300 bytes that go on from the beginning of the validation split.
-pub fn sample<B: Backend>(model: ShaRnn<B>, splits: &Splits, seed: u64) -> Result<Vec<u8>> {
-    let model = model.collapse();
+pub fn sample(streams: impl Streams, splits: &Splits, seed: u64) -> Result<Vec<u8>> {
     let sampling = Sampling { temperature: 0.7, seed, ..Sampling::default() };
-    let mut generator = Generator::new(&model, sampling)?;
+    let mut generator = Generator::new(streams, sampling)?;
     generator.feed(&splits.valid[..PROMPT_BYTES.min(splits.valid.len())])?;
     let mut text = Vec::with_capacity(SAMPLE_BYTES);
     generator.generate_to(&mut text, SAMPLE_BYTES)?;

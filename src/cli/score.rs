@@ -277,7 +277,8 @@ impl<'a> Output<'a> {
                 bits: f64,
                 bits_per_byte: f64,
             }
-            serde_json::to_writer(&mut self.out, &Total { lines, bytes, bits, bits_per_byte }).map_err(io::Error::from)?;
+            serde_json::to_writer(&mut self.out, &Total { lines, bytes, bits, bits_per_byte })
+                .map_err(io::Error::from)?;
             writeln!(self.out)?;
         } else if self.args.total {
             writeln!(self.out, "{lines} lines, {bytes} bytes, {bits_per_byte:.4} bits per byte")?;

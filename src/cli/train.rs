@@ -93,7 +93,7 @@ impl BackendJob for Job {
         if !first {
             return Ok(ExitCode::SUCCESS);
         }
-        let sample = report::sample(finished.model, &splits, args.seed())?;
+        let sample = report::sample(args.machine.backend.streams(&finished.model, 1), &splits, args.seed())?;
         page::write(&run_dir, &splits, Some(&sample))?;
         let (valid, test) = (finished.best.bpc, finished.test.bpc());
         if args.json {

@@ -5,6 +5,12 @@ mod support;
 
 #[cfg(feature = "flex")]
 mod decoder;
+#[cfg(feature = "flex")]
+mod generate;
 mod golden;
 mod model;
 mod ops;
+#[cfg(feature = "flex")]
+mod stream;
+#[cfg(feature = "flex")]
+mod stream_state;

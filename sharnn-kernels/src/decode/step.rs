@@ -13,6 +13,8 @@ struct Places<'a> {
     n: usize,
     d: usize,
     mem_len: usize,
+    /// The streams that take part.
+    active: &'a [usize],
     rings: &'a [Ring],
     h: Shared<f32>,
     c: Shared<f32>,
@@ -36,24 +38,31 @@ unsafe fn read<'a>(from: Shared<f32>, i: usize, len: usize) -> &'a [f32] {
 }
 
 impl DecodeModel {
-    /// Feeds each stream its next token and returns the logits of the token after it, `[n, vocab_size]`. Nothing is
-    /// allocated.
+    /// Feeds each stream its next token, or none, and returns the logits of the token after it, `[n, vocab_size]`. A
+    /// stream without a token stays as it is, its logits too, and costs nothing. Nothing is allocated.
     ///
     /// # Panics
     /// If the streams are another model's, there are not as many tokens as streams, or a token is not in the vocabulary.
-    pub fn step<'a>(&self, streams: &'a mut Streams, tokens: &[usize]) -> &'a [f32] {
+    pub fn step<'a>(&self, streams: &'a mut Streams, tokens: &[Option<usize>]) -> &'a [f32] {
         let (n, d, vocab_size) = (streams.n, self.d, self.vocab_size());
         assert!(streams.fit(self), "these streams are not of this model");
         assert_eq!(tokens.len(), n, "{} tokens for {n} streams", tokens.len());
-        for (&token, input) in tokens.iter().zip(streams.room.input.chunks_exact_mut(d)) {
+        streams.active.clear();
+        for (stream, input) in streams.room.input.chunks_exact_mut(d).enumerate() {
+            let Some(token) = tokens[stream] else { continue };
             assert!(token < vocab_size, "token {token} of a vocabulary of {vocab_size}");
             input.copy_from_slice(&self.embedding[token * d..][..d]);
+            streams.active.push(stream);
         }
-        let Streams { h, c, memory, rings, room, .. } = &mut *streams;
+        if streams.active.is_empty() {
+            return &streams.room.logits;
+        }
+        let Streams { h, c, memory, rings, room, active, .. } = &mut *streams;
         let places = Places {
             n,
             d,
             mem_len: self.mem_len,
+            active,
             rings,
             h: Shared::new(h),
             c: Shared::new(c),
@@ -90,8 +99,11 @@ impl DecodeModel {
             }
             places.decode(self, member);
         });
-        for ring in &mut streams.rings {
-            *ring = Ring { len: self.mem_len.min(ring.len + 1), next: (ring.next + 1) % capacity(self.mem_len) };
+        for rings in rings.chunks_exact_mut(n) {
+            for &stream in &*active {
+                let ring = &mut rings[stream];
+                *ring = Ring { len: self.mem_len.min(ring.len + 1), next: (ring.next + 1) % capacity(self.mem_len) };
+            }
         }
         &streams.room.logits
     }
@@ -124,7 +136,7 @@ impl Places<'_> {
     fn lstm(&self, block: &Block, index: usize, member: &Member) {
         let &Self { n, d, .. } = self;
         let state = |stream: usize| (index * n + stream) * d;
-        for stream in 0..n {
+        for &stream in self.active {
             let (x, h) = self.own(member, stream, 0, 2 * d).split_at_mut(d);
             // SAFETY: the input was written before the last barrier, `h` in an earlier step.
             let (input, old) = unsafe { (read(self.input, stream * d, d), read(self.h, state(stream), d)) };
@@ -134,7 +146,7 @@ impl Places<'_> {
         for group in member.share(block.lstm.groups()) {
             let unit = group * UNITS;
             let units = UNITS.min(d - unit);
-            for stream in 0..n {
+            for &stream in self.active {
                 let gates = block.lstm.group(group, self.own(member, stream, 0, 2 * d));
                 // SAFETY: these units are this member's.
                 unsafe {
@@ -148,7 +160,7 @@ impl Places<'_> {
     /// Some columns each: the LSTM's output becomes its state.
     fn keep_h(&self, index: usize, member: &Member) {
         let columns = self.columns(member);
-        for stream in 0..self.n {
+        for &stream in self.active {
             let at = stream * self.d + columns.start;
             // SAFETY: these columns of `h` are this member's; the output was written before the last barrier.
             unsafe {
@@ -173,7 +185,7 @@ impl Places<'_> {
     fn query(&self, attention: &Attention, member: &Member) {
         let d = self.d;
         let columns = self.columns(member);
-        for stream in 0..self.n {
+        for &stream in self.active {
             let (memory, ring) = self.ring(attention, stream);
             let (mid, mem) = (&attention.norm_mid, &attention.norm_mem);
             // SAFETY: the LSTM's output was written before the last barrier. These columns of the row are this member's;
@@ -194,7 +206,7 @@ impl Places<'_> {
     fn rows(&self, matrix: &super::PackedRows, which: usize, to: Shared<f32>, member: &Member) {
         for group in member.share(matrix.groups()) {
             let rows = GROUP.min(matrix.rows() - group * GROUP);
-            for stream in 0..self.n {
+            for &stream in self.active {
                 let y = matrix.group(group, self.own(member, stream, which, self.d));
                 // SAFETY: these rows are this member's.
                 let to = unsafe { to.slice(stream * matrix.rows() + group * GROUP, rows) };
@@ -216,15 +228,15 @@ impl Places<'_> {
     fn attend(&self, attention: &Attention, member: &Member) {
         let d = self.d;
         let of = Partial { d, n_heads: attention.n_heads };
-        for stream in 0..self.n {
+        for &stream in self.active {
             // SAFETY: the product was written before the last barrier.
             let query = unsafe { read(self.query, stream * d, d) };
             Self::norm(query, &attention.query_norm, self.own(member, stream, 3, d));
         }
-        let total = (0..self.n).map(|stream| self.blocks(self.ring(attention, stream).1)).sum();
+        let total = self.active.iter().map(|&stream| self.blocks(self.ring(attention, stream).1)).sum();
         let share = member.share(total);
         let mut first = 0;
-        for stream in 0..self.n {
+        for &stream in self.active {
             let (memory, ring) = self.ring(attention, stream);
             let blocks = self.blocks(ring);
             for block in share.start.max(first)..share.end.min(first + blocks) {
@@ -247,7 +259,7 @@ impl Places<'_> {
     fn merge(&self, attention: &Attention, member: &Member) {
         let of = Partial { d: self.d, n_heads: attention.n_heads };
         let columns = self.columns(member);
-        for stream in 0..self.n {
+        for &stream in self.active {
             let blocks = self.blocks(self.ring(attention, stream).1);
             let residual = self.own(member, stream, 2, self.d);
             // SAFETY: the partial results were written before the last barrier; these columns are this member's.
@@ -262,7 +274,7 @@ impl Places<'_> {
     /// Some outputs each: `LN_ff(h) + Σ chunks of GELU(W LN_xff(h) + b)`.
     fn boom(&self, block: &Block, hidden: Shared<f32>, member: &Member) {
         let d = self.d;
-        for stream in 0..self.n {
+        for &stream in self.active {
             let (xff, ff) = (&block.norm_xff, &block.norm_ff);
             // SAFETY: the hidden vector was written before the last barrier; norms are `d` long.
             unsafe {
@@ -275,7 +287,7 @@ impl Places<'_> {
         for panel in member.share(d.div_ceil(GROUP)) {
             let start = panel * GROUP;
             for chunk in 0..block.chunks {
-                for stream in 0..self.n {
+                for &stream in self.active {
                     let z = block.boom.group(panel * block.chunks + chunk, self.own(member, stream, 0, d));
                     // What is past the end of the last panel is added to nothing that is used.
                     let sums = &mut self.own(member, stream, 1, own_stride(d))[start..start + GROUP];
@@ -284,7 +296,7 @@ impl Places<'_> {
                 }
             }
             let n = GROUP.min(d - start);
-            for stream in 0..self.n {
+            for &stream in self.active {
                 // SAFETY: these outputs are this member's; all have read the block's input before the last barrier.
                 let to = unsafe { self.input.slice(stream * d + start, n) };
                 to.copy_from_slice(&self.own(member, stream, 1, d)[start..start + n]);
@@ -294,7 +306,7 @@ impl Places<'_> {
 
     /// Some logits each.
     fn decode(&self, model: &DecodeModel, member: &Member) {
-        for stream in 0..self.n {
+        for &stream in self.active {
             // SAFETY: the last block's output was written before the last barrier.
             self.own(member, stream, 0, self.d).copy_from_slice(unsafe { read(self.input, stream * self.d, self.d) });
         }

@@ -6,6 +6,7 @@ use super::{Attention, DecodeModel};
 use crate::team;
 
 /// A few streams of one model, side by side. Everything that a step needs is allocated here.
+#[derive(Clone)]
 pub struct Streams {
     pub(super) n: usize,
     pub(super) d: usize,
@@ -19,6 +20,8 @@ pub struct Streams {
     /// `[attending blocks, n]`
     pub(super) rings: Vec<Ring>,
     pub(super) room: Room,
+    /// The streams that take part in a step; room for all of them.
+    pub(super) active: Vec<usize>,
     /// For each block, its number among those that attend.
     attending: Vec<Option<usize>>,
 }
@@ -33,6 +36,7 @@ pub(super) struct Ring {
 }
 
 /// Room for one step.
+#[derive(Clone)]
 pub(super) struct Room {
     /// A block's input, `[n, d]`.
     pub(super) input: Vec<f32>,
@@ -95,6 +99,7 @@ impl Streams {
                 own: vec![0.0; team::threads() * n * OWN * own_stride(d)],
                 logits: vec![0.0; n * model.vocab_size()],
             },
+            active: Vec::with_capacity(n),
             attending,
         }
     }
@@ -112,6 +117,16 @@ impl Streams {
     /// The logits after the last step, `[n, vocab_size]`; zeros before the first.
     pub fn logits(&self) -> &[f32] {
         &self.room.logits
+    }
+
+    /// A stream's logits, `[vocab_size]`, to write to: those of a stream that is copied.
+    ///
+    /// # Panics
+    /// If there is no such stream.
+    pub fn logits_mut(&mut self, stream: usize) -> &mut [f32] {
+        assert!(stream < self.n, "stream {stream} of {}", self.n);
+        let vocab_size = self.room.logits.len() / self.n;
+        &mut self.room.logits[stream * vocab_size..][..vocab_size]
     }
 
     /// Whether the streams have as many blocks as the model, and all is of its size.
@@ -137,7 +152,7 @@ impl Streams {
             let (h, c) = self.lstm_mut(block, stream);
             h.fill(0.0);
             c.fill(0.0);
-            self.set_memory(block, stream, &[]);
+            self.set_memory(block, stream, &[], 0);
         }
     }
 
@@ -182,14 +197,29 @@ impl Streams {
         [older, newer]
     }
 
-    /// Replaces a block's memory by the newest `mem_len` of these rows, oldest first.
+    /// The place of a stream's oldest row of memory in its rings, which is the same in all of them: 0 until they are full.
+    ///
+    /// # Panics
+    /// If there is no such stream.
+    pub fn oldest(&self, stream: usize) -> usize {
+        assert!(stream < self.n, "stream {stream} of {}", self.n);
+        match self.rings.get(stream) {
+            Some(ring) if ring.len == self.mem_len => ring.next,
+            _ => 0,
+        }
+    }
+
+    /// Replaces a block's memory by the newest `mem_len` of these rows, oldest first, of which the first comes to lie at
+    /// `oldest` of the ring. Sums go in the order of places: a copy gives the same bits where it takes over
+    /// [`oldest`](Self::oldest) too, which has to be the same for all blocks of a stream.
     ///
     /// # Shapes
     /// - `rows`: `[any number of rows, d_model]`
     ///
     /// # Panics
-    /// As [`lstm`](Self::lstm), or if the rows are not whole, or if the block does not attend and there are some.
-    pub fn set_memory(&mut self, block: usize, stream: usize, rows: &[f32]) {
+    /// As [`lstm`](Self::lstm), or if the rows are not whole, or if the block does not attend and there are some, or if
+    /// `oldest` is not a place of a full ring, and not 0.
+    pub fn set_memory(&mut self, block: usize, stream: usize, rows: &[f32], oldest: usize) {
         let _ = self.at(block, stream);
         assert!(rows.len().is_multiple_of(self.d), "{} values are not rows of {}", rows.len(), self.d);
         let Some(index) = self.attending[block] else {
@@ -198,8 +228,16 @@ impl Streams {
         };
         let (ring, size) = (index * self.n + stream, capacity(self.mem_len) * self.d);
         let len = (rows.len() / self.d).min(self.mem_len);
+        assert!(
+            oldest == 0 || (len == self.mem_len && oldest < len),
+            "the oldest of {len} rows cannot lie at {oldest} of a ring of {}",
+            self.mem_len
+        );
         let rows = &rows[rows.len() - len * self.d..];
-        self.memory[ring * size..][..rows.len()].copy_from_slice(rows);
-        self.rings[ring] = Ring { len, next: len % capacity(self.mem_len) };
+        let (older, newer) = rows.split_at(rows.len() - oldest * self.d);
+        let places = &mut self.memory[ring * size..][..rows.len()];
+        places[oldest * self.d..].copy_from_slice(older);
+        places[..newer.len()].copy_from_slice(newer);
+        self.rings[ring] = Ring { len, next: (oldest + len) % capacity(self.mem_len) };
     }
 }

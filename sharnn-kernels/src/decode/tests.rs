@@ -188,7 +188,7 @@ fn logits(model: &DecodeModel, streams: std::ops::Range<usize>, steps: usize) ->
     let mut state = Streams::new(model, streams.len());
     let mut all = vec![Vec::new(); streams.len()];
     for step in 0..steps {
-        let tokens: Vec<_> = streams.clone().map(|stream| token(stream, step)).collect();
+        let tokens: Vec<_> = streams.clone().map(|stream| Some(token(stream, step))).collect();
         let logits = model.step(&mut state, &tokens);
         for (all, logits) in all.iter_mut().zip(logits.chunks_exact(19)) {
             all.extend(logits);
@@ -217,6 +217,30 @@ fn neither_threads_nor_other_streams_change_a_bit() {
 }
 
 #[test]
+fn streams_without_a_token_stay_as_they_are() {
+    let steps = if cfg!(miri) { 6 } else { 40 };
+    for mem_len in [0, 9, 70] {
+        let model = model(8, 20, 2, mem_len, WeightFormat::Bf16);
+        let alone: Vec<_> = (0..3).map(|stream| logits(&model, stream..stream + 1, steps).remove(0)).collect();
+        let mut streams = Streams::new(&model, 3);
+        let mut read = [0; 3];
+        // One after the other, two and none.
+        for step in 0..steps {
+            let takes_part = |stream: usize| step % 4 != 3 && (step + stream) % 3 != 0;
+            let next = |stream: usize| takes_part(stream).then(|| token(stream, read[stream]));
+            let tokens = [0, 1, 2].map(next);
+            let got = model.step(&mut streams, &tokens).to_vec();
+            for (stream, logits) in got.chunks_exact(19).enumerate() {
+                read[stream] += usize::from(takes_part(stream));
+                let want = read[stream].checked_sub(1).map_or(&[0.0; 19][..], |last| &alone[stream][last * 19..][..19]);
+                assert_eq!(logits, want, "stream {stream}, step {step}");
+            }
+        }
+        assert!(read.iter().all(|&read| read < steps && read > 0), "{read:?}");
+    }
+}
+
+#[test]
 fn only_the_newest_rows_of_memory_count() {
     let steps = if cfg!(miri) { 4 } else { 30 };
     for mem_len in [0, 1, 2, 9] {
@@ -232,17 +256,17 @@ fn only_the_newest_rows_of_memory_count() {
             }
             for (block, rows) in [0, 2].into_iter().zip(&before) {
                 // Older rows than mem_len are dropped; what was oldest is cut by the step.
-                copy.set_memory(
-                    block,
-                    1,
-                    &[vec![f32::NAN; 16], rows.clone()].concat()[if rows.len() < mem_len * 8 { 16 } else { 0 }..],
-                );
+                let older = if rows.len() < mem_len * 8 { 0 } else { 16 };
+                let rows = [&vec![f32::NAN; older], &rows[..]].concat();
+                copy.set_memory(block, 1, &rows, streams.oldest(1));
+            }
+            for (block, rows) in [0, 2].into_iter().zip(&before) {
                 assert_eq!(copy.memory(block, 1).concat(), *rows);
             }
-            let got = model.step(&mut streams, &[0, token(1, step)]).to_vec();
-            let copied = model.step(&mut copy, &[0, token(1, step)]);
-            // Rows lie elsewhere in the ring, and are added in another order.
-            assert_near("a copied stream", &got[19..], &f64s(&copied[19..]), 1e-5);
+            let got = model.step(&mut streams, &[Some(0), Some(token(1, step))]).to_vec();
+            let copied = model.step(&mut copy, &[Some(0), Some(token(1, step))]);
+            // Rows lie in the same places, and are added in the same order.
+            assert_eq!(got[19..], copied[19..], "a copied stream");
             let after = streams.memory(2, 1).concat();
             assert_eq!(after.len(), mem_len.min(step + 1) * 8);
             let kept = before[1].len().min(mem_len.saturating_sub(1) * 8);
@@ -251,7 +275,7 @@ fn only_the_newest_rows_of_memory_count() {
         let fresh = logits(&model, 1..2, 3);
         streams.reset(1);
         let again: Vec<_> =
-            (0..3).flat_map(|step| model.step(&mut streams, &[0, token(1, step)])[19..].to_vec()).collect();
+            (0..3).flat_map(|step| model.step(&mut streams, &[Some(0), Some(token(1, step))])[19..].to_vec()).collect();
         assert_eq!(fresh[0], again);
     }
 }
@@ -260,12 +284,12 @@ fn only_the_newest_rows_of_memory_count() {
 #[should_panic(expected = "token 19 of a vocabulary of 19")]
 fn a_token_outside_of_the_vocabulary_is_refused() {
     let model = model(8, 8, 1, 2, WeightFormat::F32);
-    model.step(&mut Streams::new(&model, 1), &[19]);
+    model.step(&mut Streams::new(&model, 1), &[Some(19)]);
 }
 
 #[test]
 #[should_panic(expected = "these streams are not of this model")]
 fn streams_of_another_model_are_refused() {
     let (small, large) = (model(8, 8, 1, 2, WeightFormat::F32), model(8, 8, 1, 3, WeightFormat::F32));
-    large.step(&mut Streams::new(&small, 1), &[0]);
+    large.step(&mut Streams::new(&small, 1), &[Some(0)]);
 }

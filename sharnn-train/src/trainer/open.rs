@@ -11,7 +11,6 @@ use super::clock::Clock;
 use super::{Asked, Limits, TrainError, TrainOptions, Trainer};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::group::{agree, all_ok};
-use crate::lane_state::select_lanes;
 use crate::run_dir::{RunDir, checkpoints};
 use crate::step_log::StepLog;
 use crate::{
@@ -275,7 +274,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
         };
         Ok(Trainer {
             segments: Segments::restore(lanes, recipe.segments, manifest.segments)?.select_lanes(share.clone())?,
-            state: select_lanes(checkpoint.state(device)?, &share),
+            state: checkpoint.state(device)?.lanes(share),
             model: Some(model),
             saved: Some(manifest.position.clone()),
             position: manifest.position,

@@ -6,7 +6,6 @@ mod common;
 mod support;
 
 mod evaluate;
-mod generate;
 mod golden;
 mod group;
 mod interrupt;
@@ -15,4 +14,5 @@ mod optimizer;
 mod phases;
 mod refused;
 mod resume;
+mod stream_file;
 mod weights;

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use burn::module::Param;
-use burn::tensor::{Tensor, TensorData, backend::Backend as BurnBackend};
-use sharnn_kernels::{AttentionWeights, BlockWeights, DecodeModel, NormWeights, Streams};
+use burn::tensor::{Tensor, backend::Backend as BurnBackend};
+use sharnn_kernels::{AttentionWeights, BlockWeights, DecodeModel, NormWeights};
 
 pub use sharnn_kernels::WeightFormat;
 
-use crate::{Backend, Block, BlockState, LayerNorm, Linear, LstmState, Precision, ShaRnn, ShaRnnState};
+use super::state::BlockValues;
+use super::{StateError, StreamShape, StreamState, Streams, values};
+use crate::{Backend, Block, LayerNorm, Linear, Precision, ShaRnn};
 
 /// A model that reads and predicts one token at a time on the CPU, many times as fast as [`ShaRnn::forward`] does.
 ///
@@ -30,18 +32,22 @@ use crate::{Backend, Block, BlockState, LayerNorm, Linear, LstmState, Precision,
 #[derive(Clone)]
 pub struct DecodeEngine {
     model: Arc<DecodeModel>,
+    shape: StreamShape,
 }
 
 /// Streams of a [`DecodeEngine`], side by side. All room is allocated when they are made, and none when they are fed.
+///
+/// A token sees the newest `mem_len` tokens of its stream, itself among them: segments are one token long. A stream's logits
+/// are the same, bit for bit, for every number of threads and of other streams, and however its text is divided over calls.
+#[derive(Clone)]
 pub struct DecodeStreams {
     model: Arc<DecodeModel>,
-    streams: Streams,
-    tokens: Vec<usize>,
-}
-
-/// The values of a tensor, in f32.
-fn values<B: BurnBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
-    tensor.into_data().convert::<f32>().into_vec().expect("was converted to f32")
+    shape: StreamShape,
+    streams: sharnn_kernels::Streams,
+    /// Those of a step, one a stream.
+    tokens: Vec<Option<usize>>,
+    /// Which streams have read something.
+    begun: Vec<bool>,
 }
 
 fn param<B: BurnBackend, const D: usize>(param: &Param<Tensor<B, D>>) -> Vec<f32> {
@@ -131,7 +137,7 @@ impl DecodeEngine {
         for block in &model.blocks {
             push(&mut packed, block);
         }
-        Self { model: Arc::new(packed) }
+        Self { model: Arc::new(packed), shape: StreamShape::of(model, 1) }
     }
 
     /// `n` streams at their start.
@@ -141,21 +147,11 @@ impl DecodeEngine {
     pub fn streams(&self, n: usize) -> DecodeStreams {
         DecodeStreams {
             model: self.model.clone(),
-            streams: Streams::new(&self.model, n),
-            tokens: Vec::with_capacity(n),
+            shape: self.shape.clone(),
+            streams: sharnn_kernels::Streams::new(&self.model, n),
+            tokens: vec![None; n],
+            begun: vec![false; n],
         }
-    }
-
-    /// Streams that go on from a state of the model, as many as it has lanes: a prompt goes through [`ShaRnn::forward`]
-    /// first. Of each memory the newest `mem_len` rows are kept.
-    ///
-    /// # Panics
-    /// If the state is empty, or another model's.
-    pub fn streams_from<B: Backend>(&self, state: &ShaRnnState<B>) -> DecodeStreams {
-        let n = state.batch_size().expect("the state is empty: use `streams`, which says how many there are");
-        let mut streams = self.streams(n);
-        streams.load(state);
-        streams
     }
 
     /// Number of distinct tokens.
@@ -175,12 +171,8 @@ impl DecodeEngine {
 }
 
 impl DecodeStreams {
-    /// Number of streams.
-    pub fn n_streams(&self) -> usize {
-        self.streams.len()
-    }
-
-    /// Feeds each stream its next token and returns the logits of the token after it.
+    /// Feeds each stream its next token and returns the logits of the token after it: [`Streams::read`] for a token each,
+    /// which need not be a byte.
     ///
     /// # Shapes
     /// - `tokens`: one a stream, `u8`, `u16` or `usize`
@@ -189,82 +181,82 @@ impl DecodeStreams {
     /// # Panics
     /// If there are not as many tokens as streams, or a token is not in the vocabulary.
     pub fn feed<T: Copy + Into<usize>>(&mut self, tokens: &[T]) -> &[f32] {
-        self.tokens.clear();
-        // More than there is room for are refused below.
-        self.tokens.extend(tokens.iter().map(|&token| token.into()));
+        let n = self.n_streams();
+        assert_eq!(tokens.len(), n, "{} tokens for {n} streams", tokens.len());
+        for (next, &token) in self.tokens.iter_mut().zip(tokens) {
+            *next = Some(token.into());
+        }
+        self.begun.fill(true);
         self.model.step(&mut self.streams, &self.tokens)
     }
+}
 
-    /// The logits after the last token; zeros before the first.
-    pub fn logits(&self) -> &[f32] {
-        self.streams.logits()
+impl Streams for DecodeStreams {
+    fn n_streams(&self) -> usize {
+        self.streams.len()
     }
 
-    /// Starts a stream anew.
-    ///
-    /// # Panics
-    /// If there is no such stream.
-    pub fn reset(&mut self, stream: usize) {
-        self.streams.reset(stream);
+    fn shape(&self) -> &StreamShape {
+        &self.shape
     }
 
-    /// Goes on from a state of the model with a lane for each stream. Of each memory the newest `mem_len` rows are kept.
-    /// The logits stay those of before.
-    ///
-    /// # Panics
-    /// If the state has another number of lanes or blocks, or is of another width.
-    pub fn load<B: Backend>(&mut self, state: &ShaRnnState<B>) {
-        let (n, d, n_layers) = (self.n_streams(), self.model.d_model(), self.model.n_layers());
-        assert_eq!(
-            state.blocks.len(),
-            n_layers,
-            "the state is of {} blocks, the model of {n_layers}",
-            state.blocks.len()
-        );
-        for (block, BlockState { lstm, memory }) in state.blocks.iter().enumerate() {
-            let lstm = lstm.as_ref().map(|LstmState { h, c }| {
-                assert_eq!((h.dims(), c.dims()), ([n, d], [n, d]), "the state is not of {n} streams, {d} wide");
-                (values(h.clone()), values(c.clone()))
-            });
-            let memory = memory.as_ref().map(|memory| {
-                let [lanes, rows, width] = memory.dims();
-                assert_eq!([lanes, width], [n, d], "the memory is not of {n} streams, {d} wide");
-                (values(memory.clone()), rows * d)
-            });
-            for stream in 0..n {
-                let (h, c) = self.streams.lstm_mut(block, stream);
-                match &lstm {
-                    Some((h_new, c_new)) => {
-                        h.copy_from_slice(&h_new[stream * d..][..d]);
-                        c.copy_from_slice(&c_new[stream * d..][..d]);
-                    }
-                    None => {
-                        h.fill(0.0);
-                        c.fill(0.0);
-                    }
+    fn read(&mut self, texts: &[&[u8]], each: &mut dyn FnMut(usize, usize, &[f32])) {
+        let (n, vocab_size) = (self.n_streams(), self.shape.vocab_size);
+        assert_eq!(texts.len(), n, "{} texts for {n} streams", texts.len());
+        let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
+        for offset in 0..longest {
+            for (next, text) in self.tokens.iter_mut().zip(texts) {
+                *next = text.get(offset).map(|&token| token.into());
+            }
+            let logits = self.model.step(&mut self.streams, &self.tokens);
+            for (stream, logits) in logits.chunks_exact(vocab_size).enumerate() {
+                if self.tokens[stream].is_some() {
+                    self.begun[stream] = true;
+                    each(stream, offset, logits);
                 }
-                let rows = memory.as_ref().map_or(&[][..], |(rows, len)| &rows[stream * len..][..*len]);
-                self.streams.set_memory(block, stream, rows);
             }
         }
     }
 
-    /// One stream's state, for [`ShaRnn::forward`] to go on from in one lane.
-    ///
-    /// # Panics
-    /// If there is no such stream.
-    pub fn state<B: Backend>(&self, stream: usize, device: &B::Device) -> ShaRnnState<B> {
-        let d = self.model.d_model();
-        let row = |x: &[f32]| Tensor::from_data(TensorData::new(x.to_vec(), [1, d]), device);
+    fn logits(&self, stream: usize) -> Option<&[f32]> {
+        let (n, vocab_size) = (self.n_streams(), self.shape.vocab_size);
+        assert!(stream < n, "stream {stream} of {n}");
+        self.begun[stream].then(|| &self.streams.logits()[stream * vocab_size..][..vocab_size])
+    }
+
+    fn reset(&mut self, stream: usize) {
+        self.streams.reset(stream);
+        self.begun[stream] = false;
+    }
+
+    fn state(&self, stream: usize) -> StreamState {
         let block = |block: usize| {
             let (h, c) = self.streams.lstm(block, stream);
-            let rows = self.streams.memory(block, stream).concat();
-            let shape = [1, rows.len() / d, d];
-            BlockState {
-                lstm: Some(LstmState { h: row(h), c: row(c) }),
-                memory: (!rows.is_empty()).then(|| Tensor::from_data(TensorData::new(rows, shape), device)),
-            }
+            BlockValues { h: h.to_vec(), c: c.to_vec(), memory: self.streams.memory(block, stream).concat() }
         };
-        ShaRnnState { blocks: (0..self.model.n_layers()).map(block).collect() }
+        StreamState {
+            shape: self.shape.clone(),
+            position: 0,
+            oldest: self.streams.oldest(stream),
+            blocks: (0..self.shape.n_layers()).map(block).collect(),
+            logits: self.logits(stream).map(<[f32]>::to_vec),
+        }
+    }
+
+    fn set_state(&mut self, stream: usize, state: &StreamState) -> Result<(), StateError> {
+        state.fits(&self.shape)?;
+        for (index, BlockValues { h, c, memory }) in state.blocks.iter().enumerate() {
+            let (to_h, to_c) = self.streams.lstm_mut(index, stream);
+            to_h.copy_from_slice(h);
+            to_c.copy_from_slice(c);
+            if self.shape.attends[index] {
+                self.streams.set_memory(index, stream, memory, state.oldest);
+            }
+        }
+        if let Some(logits) = &state.logits {
+            self.streams.logits_mut(stream).copy_from_slice(logits);
+        }
+        self.begun[stream] = state.logits.is_some();
+        Ok(())
     }
 }

@@ -1,0 +1,45 @@
+//! What streams of a model carry, as sizes alone.
+
+use burn::tensor::backend::Backend;
+
+use crate::ShaRnn;
+
+/// The sizes of what a stream carries: its model's architecture, and the segments that its tokens are read in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamShape {
+    /// Number of distinct tokens.
+    pub vocab_size: usize,
+    /// Width of the model.
+    pub d_model: usize,
+    /// Rows of memory kept; see [`ShaRnnConfig::mem_len`](crate::ShaRnnConfig::mem_len).
+    pub mem_len: usize,
+    /// For each block, whether it attends.
+    pub attends: Vec<bool>,
+    /// Tokens of a segment, before which the memory is cut so that it fits in.
+    pub segment_len: usize,
+}
+
+impl StreamShape {
+    /// That of a model whose streams are read in segments of `segment_len` tokens.
+    pub fn of<B: Backend>(model: &ShaRnn<B>, segment_len: usize) -> Self {
+        let [vocab_size, d_model] = model.encoder.weight.dims();
+        let attends = model.blocks.iter().map(|block| block.attending.is_some()).collect();
+        Self { vocab_size, d_model, mem_len: model.mem_len, attends, segment_len }
+    }
+
+    /// Number of blocks.
+    pub fn n_layers(&self) -> usize {
+        self.attends.len()
+    }
+
+    /// Bytes of the largest [`StreamState`](crate::StreamState) of such streams, as
+    /// [`to_bytes`](crate::StreamState::to_bytes) makes it, or a little more.
+    pub fn most_bytes(&self) -> usize {
+        // Of a segment that has begun, rows are kept even where none are later.
+        let rows = self.mem_len.max(self.segment_len);
+        let attending = self.attends.iter().filter(|&&attends| attends).count();
+        let values = self.vocab_size + self.d_model * (2 * self.n_layers() + rows * attending);
+        // The header has a line for each tensor, and one for the shape.
+        4 * values + 1024 + 256 * (3 * self.n_layers() + 1)
+    }
+}

@@ -1,0 +1,104 @@
+//! A stream's state on the host: what it carries from one token to the next.
+
+use super::{StateError, StreamShape};
+
+/// What a stream carries, as plain values: `h`, `c` and the memory of every block, and what it predicts next.
+///
+/// [`Streams::state`](crate::Streams::state) takes it out of a batch of streams, [`Streams::set_state`](crate::Streams::set_state)
+/// puts it into any place of another one, computed in another way if need be. [`to_bytes`](Self::to_bytes) makes a safetensors file
+/// of it. Its size does not grow once the memory is full.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StreamState {
+    pub(super) shape: StreamShape,
+    /// Tokens of the segment that has begun, less than `segment_len`.
+    pub(super) position: usize,
+    /// Where the oldest row of memory lies in a ring; 0 where there is no ring, or it is not full.
+    pub(super) oldest: usize,
+    pub(super) blocks: Vec<BlockValues>,
+    /// `[vocab_size]`; `None` before the first token.
+    pub(super) logits: Option<Vec<f32>>,
+}
+
+/// What a block carries.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct BlockValues {
+    /// `[d_model]`
+    pub h: Vec<f32>,
+    /// `[d_model]`
+    pub c: Vec<f32>,
+    /// `[rows, d_model]`, oldest row first; as many rows as in every other block that attends, none in one that does not.
+    pub memory: Vec<f32>,
+}
+
+impl StreamState {
+    /// The state before the first token.
+    pub fn start(shape: &StreamShape) -> Self {
+        let zeros = || vec![0.0; shape.d_model];
+        let block = || BlockValues { h: zeros(), c: zeros(), memory: Vec::new() };
+        let blocks = (0..shape.n_layers()).map(|_| block()).collect();
+        Self { shape: shape.clone(), position: 0, oldest: 0, blocks, logits: None }
+    }
+
+    /// The sizes of the streams that it is of.
+    pub fn shape(&self) -> &StreamShape {
+        &self.shape
+    }
+
+    /// Whether it is that before the first token.
+    pub fn is_start(&self) -> bool {
+        self.logits.is_none()
+    }
+
+    /// Tokens of the segment that has begun; 0 between two segments.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Rows of memory, at most `mem_len`. (Where that is 0, those of the segment that has begun.)
+    pub fn memory_rows(&self) -> usize {
+        self.blocks.iter().map(|block| block.memory.len() / self.shape.d_model).max().unwrap_or(0)
+    }
+
+    /// Size of the values in bytes.
+    pub fn size_bytes(&self) -> usize {
+        let block = |block: &BlockValues| block.h.len() + block.c.len() + block.memory.len();
+        4 * (self.blocks.iter().map(block).sum::<usize>() + self.logits.as_ref().map_or(0, Vec::len))
+    }
+
+    /// Ends the segment that has begun, so that streams with segments of any other length can go on from here.
+    pub fn end_segment(mut self) -> Self {
+        self.position = 0;
+        if self.shape.mem_len == 0 {
+            self.blocks.iter_mut().for_each(|block| block.memory.clear());
+        }
+        self
+    }
+
+    /// Whether streams of another shape can go on from it.
+    ///
+    /// # Errors
+    /// The first thing that differs.
+    pub(super) fn fits(&self, streams: &StreamShape) -> Result<(), StateError> {
+        for ((field, found), (_, expected)) in fields(&self.shape).into_iter().zip(fields(streams)) {
+            if found != expected {
+                return Err(StateError::Shape { field, expected, found });
+            }
+        }
+        let (found, expected) = (self.shape.segment_len, streams.segment_len);
+        if self.position != 0 && found != expected {
+            return Err(StateError::Segment { position: self.position, expected, found });
+        }
+        Ok(())
+    }
+}
+
+/// The fields of a shape that have to be the same, as text.
+pub(super) fn fields(shape: &StreamShape) -> [(&'static str, String); 4] {
+    let attends = shape.attends.iter().map(|&attends| if attends { '1' } else { '0' });
+    [
+        ("vocab_size", shape.vocab_size.to_string()),
+        ("d_model", shape.d_model.to_string()),
+        ("mem_len", shape.mem_len.to_string()),
+        ("attends", attends.collect()),
+    ]
+}

@@ -1,0 +1,312 @@
+//! A stream's state as bytes: a safetensors file with a digest, so that no damage goes unseen.
+//!
+//! ```text
+//! blocks.0.h  blocks.0.c  [d_model]     of every block
+//! blocks.2.memory         [rows, d_model], oldest first, of blocks that attend
+//! logits                  [vocab_size], after the first token
+//! sharnn-stream-state     "version=1 vocab_size=256 ... sha256=<of what stands before it, then of all values>"
+//! ```
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
+use sha2::{Digest, Sha256};
+
+use super::state::{BlockValues, fields};
+use super::{StreamShape, StreamState};
+
+/// Key of the metadata's only entry: with one alone, equal states are equal bytes.
+const KEY: &str = "sharnn-stream-state";
+const VERSION: &str = "1";
+const DIGEST: &str = " sha256=";
+
+/// Why a stream cannot go on from a state.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// There are more bytes than any state of these streams has.
+    #[error(
+        "more than {most} bytes are no state of these streams: it is another model's, or something else: use the file that this model's streams were saved to"
+    )]
+    TooLong {
+        /// The most that it may be.
+        most: usize,
+    },
+    /// The bytes are not those of a state.
+    #[error(
+        "{bytes} bytes are not a whole stream state: {reason}; they are truncated, damaged or of another format: use an earlier copy, or start the stream anew"
+    )]
+    Format {
+        /// How many bytes there are.
+        bytes: usize,
+        /// What is wrong with them.
+        reason: String,
+    },
+    /// A value was changed after the state was saved.
+    #[error(
+        "the stream state's values have the SHA-256 {found}, expected {expected}: it is damaged: use an earlier copy, or start the stream anew"
+    )]
+    Damaged {
+        /// The digest that it was saved with.
+        expected: String,
+        /// That of what is there.
+        found: String,
+    },
+    /// The state is of another model.
+    #[error(
+        "the stream state is of a model with {field} = {found}, expected {expected}: go on with the model that it is of"
+    )]
+    Shape {
+        /// What differs.
+        field: &'static str,
+        /// That of the streams.
+        expected: String,
+        /// That of the state.
+        found: String,
+    },
+    /// The state is in the middle of a segment of another length.
+    #[error(
+        "the stream state is {position} tokens into a segment of {found}, the streams have segments of {expected}: go on in segments of {found}, or call end_segment() on the state"
+    )]
+    Segment {
+        /// Tokens of the segment that has begun.
+        position: usize,
+        /// Tokens of a segment of the streams.
+        expected: usize,
+        /// Tokens of a segment of the state.
+        found: usize,
+    },
+    /// A value is infinite or not a number.
+    #[error(
+        "tensor {tensor} of the stream state holds {value} at position {index}, expected finite values: the model diverged: start the stream anew"
+    )]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+        /// Position of the first such value, row-major from 0.
+        index: usize,
+        /// The value, as text.
+        value: String,
+    },
+}
+
+/// A tensor's values as bytes.
+struct Bytes {
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl Bytes {
+    fn new(values: &[f32], shape: Vec<usize>) -> Self {
+        Self { shape, data: values.iter().flat_map(|value| value.to_le_bytes()).collect() }
+    }
+}
+
+impl View for &Bytes {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        (&self.data).into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.data.len()
+    }
+}
+
+impl StreamState {
+    /// The state as a safetensors file. Equal states give equal bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let d = self.shape.d_model;
+        let mut tensors = Vec::new();
+        for (i, (block, &attends)) in self.blocks.iter().zip(&self.shape.attends).enumerate() {
+            tensors.push((format!("blocks.{i}.h"), Bytes::new(&block.h, vec![d])));
+            tensors.push((format!("blocks.{i}.c"), Bytes::new(&block.c, vec![d])));
+            if attends {
+                let rows = block.memory.len() / d;
+                tensors.push((format!("blocks.{i}.memory"), Bytes::new(&block.memory, vec![rows, d])));
+            }
+        }
+        if let Some(logits) = &self.logits {
+            tensors.push(("logits".into(), Bytes::new(logits, vec![logits.len()])));
+        }
+        let mut text = format!("version={VERSION}");
+        for (field, value) in fields(&self.shape) {
+            text += &format!(" {field}={value}");
+        }
+        let Self { shape: StreamShape { segment_len, .. }, position, oldest, .. } = self;
+        text += &format!(" segment_len={segment_len} position={position} oldest={oldest}");
+        let digest = digest(&text, tensors.iter().map(|(_, tensor)| &tensor.data[..]));
+        text += &format!("{DIGEST}{digest}");
+        let views = tensors.iter().map(|(name, tensor)| (name, tensor));
+        let metadata = HashMap::from([(KEY.to_string(), text)]);
+        safetensors::serialize(views, Some(metadata)).expect("values fill their shapes, and the header is small")
+    }
+
+    /// The state of such streams that [`to_bytes`](Self::to_bytes) made bytes of. No more memory is taken than a few times
+    /// [`StreamShape::most_bytes`].
+    ///
+    /// # Errors
+    /// Bytes that are no state, a damaged one, one that is not finite or that streams of this shape cannot go on from.
+    pub fn from_bytes(bytes: &[u8], shape: &StreamShape) -> Result<Self, StateError> {
+        if bytes.len() > shape.most_bytes() {
+            return Err(StateError::TooLong { most: shape.most_bytes() });
+        }
+        Parser::new(bytes)?.state(shape)
+    }
+}
+
+/// The bytes of a state, of which nothing is believed yet.
+struct Parser<'a> {
+    len: usize,
+    tensors: SafeTensors<'a>,
+    /// The metadata without its digest.
+    text: String,
+    digest: String,
+}
+
+impl<'a> Parser<'a> {
+    fn new(bytes: &'a [u8]) -> Result<Self, StateError> {
+        let refuse = |reason: String| StateError::Format { bytes: bytes.len(), reason };
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| refuse(error.to_string()))?;
+        let text = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
+        let text = text.ok_or_else(|| refuse(format!("there is no {KEY} in the metadata")))?;
+        let parts = text.rsplit_once(DIGEST);
+        let (text, digest) = parts.ok_or_else(|| refuse(format!("there is no digest in {KEY}")))?;
+        let (text, digest) = (text.to_string(), digest.to_string());
+        let tensors = SafeTensors::deserialize(bytes).map_err(|error| refuse(error.to_string()))?;
+        Ok(Self { len: bytes.len(), tensors, text, digest })
+    }
+
+    fn refuse<T>(&self, reason: String) -> Result<T, StateError> {
+        Err(StateError::Format { bytes: self.len, reason })
+    }
+
+    fn field(&self, name: &str) -> Result<&str, StateError> {
+        let value = self.text.split(' ').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+        match value {
+            Some(value) => Ok(value),
+            None => self.refuse(format!("there is no {name} in {KEY}")),
+        }
+    }
+
+    fn number(&self, name: &str) -> Result<usize, StateError> {
+        let value = self.field(name)?;
+        match value.parse() {
+            Ok(value) => Ok(value),
+            Err(_) => self.refuse(format!("{name} is {value:?}, expected a number")),
+        }
+    }
+
+    fn tensor(&self, name: &str) -> Result<TensorView<'a>, StateError> {
+        match self.tensors.tensor(name) {
+            Ok(view) if view.dtype() == Dtype::F32 => Ok(view),
+            Ok(view) => self.refuse(format!("tensor {name} holds {}, expected F32", view.dtype())),
+            Err(_) => self.refuse(format!("tensor {name} is missing")),
+        }
+    }
+
+    /// The tensor of this name, which has to be `[len]`.
+    fn vector(&self, name: &str, len: usize) -> Result<TensorView<'a>, StateError> {
+        let view = self.tensor(name)?;
+        match view.shape() {
+            [found] if *found == len => Ok(view),
+            found => self.refuse(format!("tensor {name} has shape {found:?}, expected {:?}", [len])),
+        }
+    }
+
+    fn state(&self, streams: &StreamShape) -> Result<StreamState, StateError> {
+        let version = self.field("version")?;
+        if version != VERSION {
+            return self.refuse(format!("it is of version {version:?}, expected {VERSION}"));
+        }
+        for (field, expected) in fields(streams) {
+            let found = self.field(field)?;
+            if found != expected {
+                return Err(StateError::Shape { field, expected, found: found.to_string() });
+            }
+        }
+        let numbers = ["segment_len", "position", "oldest"].map(|name| self.number(name));
+        let [segment_len, position, oldest] = numbers;
+        let (segment_len, position, oldest) = (segment_len?, position?, oldest?);
+        if position > 0 && position >= segment_len {
+            return self.refuse(format!("it is {position} tokens into a segment of {segment_len}"));
+        }
+        let mut state = StreamState::start(&StreamShape { segment_len, ..streams.clone() });
+        (state.position, state.oldest) = (position, oldest);
+        state.fits(streams)?;
+
+        let mut views = Vec::new();
+        let d = streams.d_model;
+        let most = if streams.mem_len == 0 { position } else { streams.mem_len };
+        let mut rows = None;
+        for (i, &attends) in streams.attends.iter().enumerate() {
+            for name in ["h", "c"] {
+                let name = format!("blocks.{i}.{name}");
+                views.push((self.vector(&name, d)?, name));
+            }
+            if attends {
+                let name = format!("blocks.{i}.memory");
+                let view = self.tensor(&name)?;
+                match view.shape() {
+                    &[found, width] if width == d && found <= most && rows.is_none_or(|rows| rows == found) => {
+                        rows = Some(found);
+                    }
+                    found => {
+                        return self.refuse(format!(
+                            "tensor {name} has shape {found:?}, expected {d} columns and {}",
+                            rows.map_or(format!("at most {most} rows"), |rows| format!("{rows} rows"))
+                        ));
+                    }
+                }
+                views.push((view, name));
+            }
+        }
+        let rows = rows.unwrap_or(0);
+        if oldest > 0 && (rows != streams.mem_len || oldest >= rows) {
+            return self.refuse(format!("the oldest of {rows} rows of memory cannot lie at {oldest}"));
+        }
+        if self.tensors.names().contains(&"logits") {
+            views.push((self.vector("logits", streams.vocab_size)?, "logits".into()));
+        }
+        if views.len() != self.tensors.len() {
+            return self.refuse(format!("there are {} tensors, expected {}", self.tensors.len(), views.len()));
+        }
+        let found = digest(&self.text, views.iter().map(|(view, _)| view.data()));
+        if found != self.digest {
+            return Err(StateError::Damaged { expected: self.digest.clone(), found });
+        }
+
+        let mut values = views.iter().map(|(view, name)| values(view, name));
+        let mut next = || values.next().expect("a view for each tensor that is expected");
+        for (block, &attends) in state.blocks.iter_mut().zip(&streams.attends) {
+            *block = BlockValues { h: next()?, c: next()?, memory: if attends { next()? } else { Vec::new() } };
+        }
+        state.logits = values.next().transpose()?;
+        Ok(state)
+    }
+}
+
+/// The values of a tensor of f32, all of them finite.
+fn values(view: &TensorView, name: &str) -> Result<Vec<f32>, StateError> {
+    let values: Vec<f32> = view.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(index) => Err(StateError::NotFinite { tensor: name.into(), index, value: values[index].to_string() }),
+    }
+}
+
+/// The SHA-256 of a text and of values, in hexadecimal digits.
+fn digest<'a>(text: &str, values: impl Iterator<Item = &'a [u8]>) -> String {
+    let mut sha = Sha256::new();
+    sha.update(text);
+    values.for_each(|values| sha.update(values));
+    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
