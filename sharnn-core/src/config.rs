@@ -30,16 +30,6 @@ impl Attend {
             Attend::Blocks(blocks) => block < n_layers && blocks.contains(&block),
         }
     }
-
-    /// The option that names these blocks of `n_layers`, in order, by a word where there is one.
-    pub fn of_blocks(blocks: Vec<usize>, n_layers: usize) -> Self {
-        match &blocks[..] {
-            [] => Attend::None,
-            [block] if block + 2 == n_layers => Attend::SecondLast,
-            all if all.len() == n_layers => Attend::All,
-            _ => Attend::Blocks(blocks),
-        }
-    }
 }
 
 /// Configuration of a [`ShaRnn`].
@@ -141,28 +131,6 @@ impl ShaRnnConfig {
     /// The paper's larger enwik8 model: as [`enwik8`](Self::enwik8) with attention in every block; 63.3 million parameters.
     pub fn enwik8_all() -> Self {
         Self::enwik8().with_attend(Attend::All)
-    }
-
-    /// The configuration of a model. That its value gates are collapsed is no part of it.
-    pub fn of<B: Backend>(model: &ShaRnn<B>) -> Self {
-        let [vocab_size, d_model] = model.encoder.weight.dims();
-        let n_layers = model.blocks.len();
-        let attending: Vec<_> = (0..n_layers).filter(|&block| model.blocks[block].attending.is_some()).collect();
-        let first = model.blocks.first();
-        let heads = model.blocks.iter().find_map(|block| Some(block.attending.as_ref()?.attention.n_heads));
-        Self {
-            vocab_size,
-            d_model,
-            d_ff: first.map_or(d_model, |block| block.boom.linear.bias.dims()[0]),
-            n_layers,
-            n_heads: heads.unwrap_or(1),
-            attend: Attend::of_blocks(attending, n_layers),
-            mem_len: model.mem_len,
-            dropout_input: model.dropout_input,
-            dropout_hidden: first.map_or(0.0, |block| block.dropout),
-            dropout_output: model.dropout_output,
-            tied: model.decoder.weight.is_none(),
-        }
     }
 
     /// Sets which blocks attend.
@@ -318,19 +286,6 @@ mod tests {
         assert_eq!(ShaRnnConfig::enwik8_all().num_params(), 63_299_840);
         assert_eq!(ShaRnnConfig::enwik8().with_vocab_size(205).num_params(), 53_773_517);
         assert_eq!(ShaRnnConfig::enwik8_all().with_vocab_size(205).num_params(), 63_247_565);
-    }
-
-    #[cfg(feature = "flex")]
-    #[test]
-    fn a_model_says_how_it_was_configured() {
-        let small = ShaRnnConfig { d_model: 8, d_ff: 20, n_layers: 3, vocab_size: 7, ..ShaRnnConfig::xs() };
-        for attend in [Attend::None, Attend::SecondLast, Attend::All, Attend::Blocks(vec![0, 1])] {
-            let heads = if attend == Attend::None { 1 } else { 2 };
-            let config = small.clone().with_attend(attend).with_heads(heads).with_dropout(0.25).with_tied(false);
-            let model = config.init_seeded::<burn::backend::Flex>(1, &Default::default());
-            assert_eq!(ShaRnnConfig::of(&model), config);
-            assert_eq!(ShaRnnConfig::of(&model.collapse()), config);
-        }
     }
 
     #[test]

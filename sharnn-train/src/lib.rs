@@ -23,7 +23,6 @@ mod stream_file;
 mod tensor_file;
 mod trainer;
 mod weights;
-mod whole_file;
 
 pub use backend::{BackendError, BackendJob, BackendKind};
 pub use checkpoint::{
@@ -48,9 +47,6 @@ pub use select_state::select_state;
 pub use sharnn_core::{GenerateError, Generator, Sampling, SamplingError, Scorer};
 pub use step_log::{Smoothed, Window};
 pub use stream_file::{StateFileError, load_state, save_state};
-pub use tensor_file::{HostTensor, WeightsDtype, WeightsError, load_metadata, load_tensors, save_tensors};
+pub use tensor_file::{HostTensor, WeightsError, load_metadata, load_tensors, save_tensors};
 pub use trainer::{Finished, Limits, Stop, TrainError, TrainOptions, Trainer};
-pub use weights::{
-    ImportOptions, Vocabulary, VocabularyError, WeightsExport, WeightsFile, import_weights, load_weights, read_config,
-    save_weights,
-};
+pub use weights::{load_weights, save_weights};

@@ -2,15 +2,13 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
 use burn::tensor::{bf16, f16};
 use safetensors::tensor::{TensorView, View};
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
-
-use crate::whole_file::write_whole;
 
 /// A tensor on the host.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,56 +54,6 @@ pub enum WeightsError {
         bytes: u64,
         /// What is wrong with it.
         reason: String,
-    },
-    /// The file is a pickle, which may run any program when it is read.
-    #[error(
-        "{file} is a PyTorch pickle, which is never read: convert it in Python, by safetensors.torch.save_file({{k: v.contiguous() for k, v in torch.load(\"model.pt\", weights_only=True).items()}}, \"model.safetensors\")"
-    )]
-    Pickle {
-        /// The file.
-        file: String,
-    },
-    /// Several tensors do not fit the model.
-    #[error("{file} does not fit the model: {}{}", problems.join("; "), more(*left_out))]
-    Several {
-        /// The file.
-        file: String,
-        /// What is wrong with each of the first of them.
-        problems: Vec<String>,
-        /// Number of others.
-        left_out: usize,
-    },
-    /// The tensors are of a model that can't be built.
-    #[error("{file} holds no model that can be built: {source}")]
-    Config {
-        /// The file.
-        file: String,
-        /// What can't be.
-        source: sharnn_core::ConfigError,
-    },
-    /// The file says of itself what its tensors do not.
-    #[error(
-        "{file} says in its metadata that {field} is {said}, and its tensors say {found}: it was put together wrongly, make it again"
-    )]
-    Metadata {
-        /// The file.
-        file: String,
-        /// The field of the configuration.
-        field: &'static str,
-        /// What the metadata say.
-        said: String,
-        /// What the tensors say.
-        found: String,
-    },
-    /// It is not known which bytes the symbols are.
-    #[error("{file} has {symbols} symbols, and {hint}")]
-    Vocabulary {
-        /// The file.
-        file: String,
-        /// Number of symbols.
-        symbols: usize,
-        /// What to do.
-        hint: String,
     },
     /// A tensor is of a type that is not a float of 16, 32 or 64 bits.
     #[error("tensor {tensor} in {file} holds {found}, expected F32, F16, BF16 or F64")]
@@ -233,13 +181,7 @@ pub enum WeightsError {
     },
 }
 
-/// How many more problems there are than were told.
-fn more(left_out: usize) -> String {
-    if left_out > 0 { format!("; and {left_out} more") } else { String::new() }
-}
-
-/// Writes tensors to `path` in f32 and waits until they are on the disk. Until the new file is whole, `path` holds what it held
-/// before.
+/// Writes tensors to `path` and waits until they are on the disk. A file that could not be written whole is removed.
 ///
 /// # Errors
 /// [`WeightsError::DiskFull`], [`WeightsError::Io`], or [`WeightsError::Length`] where values do not fill their shape.
@@ -247,16 +189,6 @@ pub fn save_tensors(
     path: &Path,
     tensors: &[(String, Vec<usize>, Vec<f32>)],
     metadata: &BTreeMap<String, String>,
-) -> Result<(), WeightsError> {
-    save_tensors_as(path, tensors, metadata, WeightsDtype::F32)
-}
-
-/// [`save_tensors`] in another type of values, to which they are rounded.
-pub(crate) fn save_tensors_as(
-    path: &Path,
-    tensors: &[(String, Vec<usize>, Vec<f32>)],
-    metadata: &BTreeMap<String, String>,
-    dtype: WeightsDtype,
 ) -> Result<(), WeightsError> {
     let file = path.display().to_string();
     for (tensor, shape, data) in tensors {
@@ -266,47 +198,31 @@ pub(crate) fn save_tensors_as(
             return Err(WeightsError::Length { file, tensor, shape, expected, found });
         }
     }
-    let views = tensors.iter().map(|(name, shape, data)| (name.as_str(), HostView { shape, data, dtype }));
+    let views = tensors.iter().map(|(name, shape, data)| (name.as_str(), F32View { shape, data }));
     let metadata: Option<HashMap<_, _>> = (!metadata.is_empty()).then(|| metadata.clone().into_iter().collect());
-    let written = write_whole(path, |aside| {
-        safetensors::serialize_to_file(views, metadata, aside).map_err(|error| match error {
+    // Opened first, so that a file that cannot be opened is left alone; the serializer then writes to the same one.
+    let handle = match File::create(path) {
+        Ok(handle) => handle,
+        Err(source) => return Err(write_error(file, tensors, source)),
+    };
+    let written = safetensors::serialize_to_file(views, metadata, path).and_then(|()| Ok(handle.sync_all()?));
+    written.map_err(|error| {
+        // A device or a pipe is not ours to remove. The error that counts is the first one.
+        if path.is_file() {
+            let _ = fs::remove_file(path);
+        }
+        let source = match error {
             SafeTensorError::IoError(source) => source,
             error => io::Error::new(io::ErrorKind::InvalidInput, error),
-        })
-    });
-    written.map_err(|source| write_error(file, tensors, dtype, source))
+        };
+        write_error(file, tensors, source)
+    })
 }
 
-/// Type of the values in a file of weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum WeightsDtype {
-    /// 32 bits: as they are trained.
-    #[default]
-    F32,
-    /// 16 bits with 10 of mantissa. Values beyond 65504 can't be written.
-    F16,
-    /// 16 bits with 7 of mantissa, and the range of f32.
-    Bf16,
-}
-
-impl WeightsDtype {
-    /// Every type and its name.
-    pub const ALL: [(Self, &'static str); 3] = [(Self::F32, "f32"), (Self::F16, "f16"), (Self::Bf16, "bf16")];
-
-    fn bytes(self) -> usize {
-        if self == Self::F32 { 4 } else { 2 }
-    }
-}
-
-fn write_error(
-    file: String,
-    tensors: &[(String, Vec<usize>, Vec<f32>)],
-    dtype: WeightsDtype,
-    source: io::Error,
-) -> WeightsError {
+fn write_error(file: String, tensors: &[(String, Vec<usize>, Vec<f32>)], source: io::Error) -> WeightsError {
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-            let bytes = tensors.iter().map(|(_, _, data)| (dtype.bytes() * data.len()) as u64).sum();
+            let bytes = tensors.iter().map(|(_, _, data)| 4 * data.len() as u64).sum();
             WeightsError::DiskFull { file, bytes, source }
         }
         _ => WeightsError::Io { file, action: "write", source },
@@ -334,19 +250,14 @@ pub fn load_metadata(path: &Path) -> Result<BTreeMap<String, String>, WeightsErr
 }
 
 /// A tensor that is converted to bytes when its turn to be written comes.
-struct HostView<'a> {
+struct F32View<'a> {
     shape: &'a [usize],
     data: &'a [f32],
-    dtype: WeightsDtype,
 }
 
-impl View for HostView<'_> {
+impl View for F32View<'_> {
     fn dtype(&self) -> Dtype {
-        match self.dtype {
-            WeightsDtype::F32 => Dtype::F32,
-            WeightsDtype::F16 => Dtype::F16,
-            WeightsDtype::Bf16 => Dtype::BF16,
-        }
+        Dtype::F32
     }
 
     fn shape(&self) -> &[usize] {
@@ -354,33 +265,18 @@ impl View for HostView<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let values = self.data.iter();
-        let bytes: Vec<u8> = match self.dtype {
-            WeightsDtype::F32 => values.flat_map(|value| value.to_le_bytes()).collect(),
-            WeightsDtype::F16 => values.flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
-            WeightsDtype::Bf16 => values.flat_map(|&value| bf16::from_f32(value).to_le_bytes()).collect(),
-        };
-        bytes.into()
+        self.data.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into()
     }
 
     fn data_len(&self) -> usize {
-        self.dtype.bytes() * self.data.len()
+        4 * self.data.len()
     }
 }
-
-/// What PyTorch's parallel wrappers put before every name.
-const WRAPPED: &str = "module.";
 
 /// The bytes of a safetensors file.
 pub(crate) struct TensorFile {
     file: String,
     bytes: Vec<u8>,
-}
-
-impl std::fmt::Debug for TensorFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TensorFile").field("file", &self.file).field("bytes", &self.bytes.len()).finish()
-    }
 }
 
 impl TensorFile {
@@ -392,23 +288,9 @@ impl TensorFile {
         }
     }
 
-    pub(crate) fn from_bytes(file: String, bytes: Vec<u8>) -> Self {
-        Self { file, bytes }
-    }
-
     pub(crate) fn parse(&self) -> Result<ParsedFile<'_>, WeightsError> {
-        // What `torch.save` writes: a zip archive, or before that a pickle.
-        if self.bytes.starts_with(b"PK\x03\x04") || self.bytes.starts_with(b"\x80\x02") {
-            return Err(WeightsError::Pickle { file: self.file.clone() });
-        }
         let parsed = SafeTensors::deserialize(&self.bytes).map_err(|error| self.format(&error))?;
-        let (_, header) = SafeTensors::read_metadata(&self.bytes).map_err(|error| self.format(&error))?;
-        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-        let mut tensors: BTreeMap<_, _> = parsed.tensors().into_iter().collect();
-        if !tensors.is_empty() && tensors.keys().all(|name| name.starts_with(WRAPPED)) {
-            tensors = tensors.into_iter().map(|(name, view)| (name[WRAPPED.len()..].to_string(), view)).collect();
-        }
-        Ok(ParsedFile { file: &self.file, bytes: self.bytes.len() as u64, tensors, metadata })
+        Ok(ParsedFile { file: &self.file, tensors: parsed.tensors().into_iter().collect() })
     }
 
     fn format(&self, error: &SafeTensorError) -> WeightsError {
@@ -420,10 +302,6 @@ impl TensorFile {
 /// The tensors of a safetensors file, not yet converted.
 pub(crate) struct ParsedFile<'a> {
     pub(crate) file: &'a str,
-    /// Its size.
-    pub(crate) bytes: u64,
-    pub(crate) metadata: BTreeMap<String, String>,
-    /// By name, without what PyTorch's parallel wrappers put before all names.
     pub(crate) tensors: BTreeMap<String, TensorView<'a>>,
 }
 

@@ -8,7 +8,6 @@ mod support;
 mod evaluate;
 mod golden;
 mod group;
-mod import;
 mod interrupt;
 mod moved;
 mod optimizer;
