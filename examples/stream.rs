@@ -8,15 +8,12 @@
 //! ```
 
 use std::io::{Read, Write, stdin, stdout};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use burn::backend::Flex;
 use sharnn::train::load_best;
 use sharnn::{DecodeEngine, Scorer, ShaRnnConfig, Streams, WeightFormat, load_state, save_state};
-
-/// Bytes between two lines of output.
-const EVERY: usize = 1 << 14;
 
 fn stream() -> Result<()> {
     let mut args = std::env::args_os().skip(1);
@@ -26,27 +23,27 @@ fn stream() -> Result<()> {
         None => ShaRnnConfig::xs().init_seeded(1, &device),
     };
     let mut scorer = Scorer::new(DecodeEngine::new(&model, WeightFormat::Bf16).streams(1))?;
-    let kept = args.next();
-    let kept = kept.as_deref().map(Path::new);
-    if let Some(path) = kept.filter(|path| path.exists()) {
+    let kept = args.next().map(PathBuf::from);
+    if let Some(path) = &kept
+        && path.try_exists().with_context(|| format!("cannot look for {}", path.display()))?
+    {
         scorer.set_state(&load_state(path, scorer.streams().shape())?)?;
     }
 
-    let mut text = Vec::with_capacity(EVERY);
+    let mut buffer = vec![0; 1 << 14];
     loop {
-        text.clear();
-        stdin().take(EVERY as u64).read_to_end(&mut text).context("cannot read standard input")?;
-        if text.is_empty() {
+        let n = stdin().read(&mut buffer).context("cannot read standard input")?;
+        if n == 0 {
             break;
         }
-        scorer.score(&text)?;
+        scorer.score(&buffer[..n])?;
         let tally = scorer.tally();
         if let Some(bits) = tally.bits_per_byte() {
             writeln!(stdout(), "{:>10} bytes  {bits:.4} bits per byte", tally.bytes)?;
         }
     }
     if let Some(path) = kept {
-        save_state(&scorer.state(), path)?;
+        save_state(&scorer.state(), &path)?;
     }
     Ok(())
 }

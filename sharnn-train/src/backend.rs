@@ -243,6 +243,22 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "flex")]
+    #[test]
+    fn streams_predict_the_same_in_every_way_of_computing_them() {
+        let config = sharnn_core::ShaRnnConfig { d_model: 8, d_ff: 16, ..sharnn_core::ShaRnnConfig::xs() };
+        let model = config.with_mem_len(4).init_seeded::<burn::backend::Flex>(1, &Default::default());
+        let [packed, whole] = [BackendKind::Flex, BackendKind::NdArray].map(|kind| {
+            let mut streams = kind.streams(&model, 2);
+            streams.read(&[b"longer than the memory", b"short"], &mut |_, _, _| {});
+            (format!("{streams:?}"), [0, 1].map(|stream| streams.logits(stream).unwrap().to_vec()).concat())
+        });
+        assert!(packed.0.starts_with("DecodeStreams") && whole.0.starts_with("ModelStreams"), "{packed:?}");
+        for (packed, whole) in packed.1.iter().zip(&whole.1) {
+            assert!((packed - whole).abs() < 1e-5, "{packed} and {whole}");
+        }
+    }
+
     #[test]
     fn threads_that_cannot_be_meant_are_refused() {
         for (kind, threads, hint) in [

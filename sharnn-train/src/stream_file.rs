@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use sharnn_core::{StateError, StreamShape, StreamState};
 
-/// Why a stream's state could not be written, read or used.
+/// Why a stream's state could not be written, read or used: the file, and as the error's source what is wrong with it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateFileError {
@@ -23,7 +23,7 @@ pub enum StateFileError {
         source: io::Error,
     },
     /// The file cannot be opened, read or written.
-    #[error("cannot {action} {file}: {source}")]
+    #[error("cannot {action} {file}")]
     Io {
         /// The file.
         file: String,
@@ -33,7 +33,7 @@ pub enum StateFileError {
         source: io::Error,
     },
     /// The file holds no state that the streams can go on from.
-    #[error("cannot go on from {file}: {source}")]
+    #[error("cannot go on from {file}")]
     State {
         /// The file.
         file: String,

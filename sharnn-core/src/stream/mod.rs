@@ -1,14 +1,4 @@
-//! Streams of bytes through a model: scored, gone on with, stored and taken up again.
-//!
-//! [`Streams`] is what a model is to them, and there are two ways to compute it:
-//!
-//! | | weights | reads | a token sees |
-//! |---|---|---|---|
-//! | [`DecodeStreams`] of a [`DecodeEngine`] | packed, on the CPU, f32, bf16 or int8 | a token at a time | the newest `mem_len` tokens, itself among them |
-//! | [`ModelStreams`] of a [`ShaRnn`](crate::ShaRnn) | the model's, on any backend | as many tokens at once as it gets | as in segments of the length that is stated |
-//!
-//! On top of both, [`Scorer`] and [`Generator`] for a stream, [`BatchScorer`] and [`BatchGenerator`] for many.
-//! [`StreamState`] carries a stream from one to another, or to a file.
+//! Streams of bytes through a model: [`Streams`], two ways to compute them, and what stands on top of both.
 
 mod generator;
 mod model;
@@ -40,8 +30,17 @@ const START: &[u8] = b"\n";
 
 /// Streams of a model, side by side: each reads tokens of its own and predicts the one after the last that it read.
 ///
-/// What a token sees follows from [`StreamShape::segment_len`] alone, never from how a text is divided over calls nor from other
-/// streams: [`DecodeStreams`] give the same bits, [`ModelStreams`] the same values up to rounding.
+/// | | weights | reads | a token sees |
+/// |---|---|---|---|
+/// | `DecodeStreams` | packed, on the CPU: f32, bf16 or int8 | a token at a time | the newest `mem_len` tokens, itself among them |
+/// | [`ModelStreams`] | the model's, on any backend | as many tokens at once as it gets | what it sees in segments of the length that is stated |
+///
+/// What a token sees follows from [`StreamShape::segment_len`] alone, never from how a text is divided over calls nor from
+/// other streams: `DecodeStreams` give the same bits, `ModelStreams` the same values up to rounding. Where two sides must agree to the
+/// last bit, as in compression, use the first.
+///
+/// [`Scorer`] and [`Generator`] take one stream, [`BatchScorer`] and [`BatchGenerator`] many; [`StreamState`] carries a
+/// stream from one to another, or to a file.
 pub trait Streams: Send + Debug {
     /// Number of streams.
     fn n_streams(&self) -> usize;

@@ -16,7 +16,7 @@ const MOST_TOKENS: usize = 16 * 1024;
 /// Streams of a [`ShaRnn`], side by side, on the model's backend and device, in f32 and without dropout.
 ///
 /// A stream's tokens see what they see where [`ShaRnn::forward`] gets the stream in segments of `segment_len`: before each the
-/// memory is cut to `mem_len - segment_len` rows. Tokens are not waited for to fill a segment: any part of one gives the
+/// memory is cut to `mem_len - segment_len` rows, be the last one shorter or not. Tokens are not waited for to fill a segment: any part of one gives the
 /// same, up to rounding, and as many as come go through the model at once. So `segment_len` 1 lets a token see most, and
 /// reads fast until the memory is full; longer segments read fast beyond that.
 ///

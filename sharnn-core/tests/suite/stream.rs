@@ -84,7 +84,7 @@ fn segments_are_those_of_the_model_however_the_bytes_come() {
                 ("in parts", Box::new(uneven())),
             ] {
                 let mut streams = ModelStreams::new(&model, 1, segment_len).unwrap();
-                let got = read(&mut streams, &[text.clone()], &mut part);
+                let got = read(&mut streams, std::slice::from_ref(&text), &mut part);
                 assert_near(&got[0], &want, &format!("{what}, {by}"));
             }
             if segment_len == 1 {

@@ -1,0 +1,66 @@
+//! `import`: a file of the published PyTorch model's weights, as one of ours.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use burn::module::AutodiffModule;
+
+use super::machine::MachineArgs;
+use crate::train::{ImportOptions, Vocabulary, import_weights, save_weights};
+use crate::{AutodiffBackend, BackendJob};
+
+/// Make a weights file that every command reads of one in PyTorch's names
+///
+/// Sizes, the blocks that attend, a tied decoder and collapsed value gates are read off the tensors. Where the symbols are not the
+/// 256 bytes, --vocabulary says which bytes they are, and the model is expanded to all of them.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// A .safetensors file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// File to write (.safetensors)
+    #[arg(long, value_name = "PATH")]
+    to: PathBuf,
+    /// Number of attention heads [default: the file's metadata, else 1]
+    #[arg(long, value_name = "N")]
+    n_heads: Option<usize>,
+    /// Bytes of memory that attention sees [default: the file's metadata, else 5000]
+    #[arg(long, value_name = "N")]
+    mem_len: Option<usize>,
+    /// Which bytes the symbols are: enwik8, the 205 of the published model, or a file with a JSON array of byte values
+    #[arg(long, value_name = "NAME|PATH")]
+    vocabulary: Option<PathBuf>,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    ensure!(
+        args.to.extension().is_some_and(|extension| extension == "safetensors"),
+        "--to {} cannot be used: name a file that ends in .safetensors",
+        args.to.display()
+    );
+    args.machine.set_threads()?;
+    args.machine.backend.dispatch(args)?
+}
+
+impl BackendJob for Args {
+    type Output = Result<ExitCode>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
+        let vocabulary = match self.vocabulary.as_deref() {
+            None => None,
+            Some(name) if name == Path::new("enwik8") => Some(Vocabulary::PublishedEnwik8),
+            Some(path) => {
+                let read = Vocabulary::read(path);
+                Some(read.with_context(|| "--vocabulary is neither enwik8 nor a list of bytes")?)
+            }
+        };
+        let options = ImportOptions { n_heads: self.n_heads, mem_len: self.mem_len, vocabulary };
+        let model = import_weights::<B>(&self.file, &options, &device)?.valid();
+        save_weights(&model, &self.to)?;
+        println!("{}: sharnn inspect {0} says what is in it", self.to.display());
+        Ok(ExitCode::SUCCESS)
+    }
+}
