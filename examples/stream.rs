@@ -1,5 +1,5 @@
-//! The library embedded: a stream of bytes is scored as it comes, each byte before the model reads it, in constant memory. What
-//! the model knows of the stream is kept in a file, from which the next run goes on, bit for bit.
+//! The library embedded: a stream of bytes is scored as it comes, each byte before the model reads it, in constant memory.
+//! What the model knows of the stream is kept in a file, from which the next run goes on, bit for bit.
 //!
 //! ```text
 //! cargo run --release --example stream < text.txt                          a fresh model: about 8 bits per byte

@@ -36,8 +36,8 @@ const START: &[u8] = b"\n";
 /// | [`ModelStreams`] | the model's, on any backend | as many tokens at once as it gets | what it sees in segments of the length that is stated |
 ///
 /// What a token sees follows from [`StreamShape::segment_len`] alone, never from how a text is divided over calls nor from
-/// other streams: `DecodeStreams` give the same bits, `ModelStreams` the same values up to rounding. Where two sides must agree to the
-/// last bit, as in compression, use the first.
+/// other streams: `DecodeStreams` give the same bits, `ModelStreams` the same values up to rounding. Where two sides must
+/// agree to the last bit, as in compression, use the first.
 ///
 /// [`Scorer`] and [`Generator`] take one stream, [`BatchScorer`] and [`BatchGenerator`] many; [`StreamState`] carries a
 /// stream from one to another, or to a file.
@@ -74,7 +74,8 @@ pub trait Streams: Send + Debug {
     /// If there is no such stream.
     fn state(&self, stream: usize) -> StreamState;
 
-    /// Lets a stream go on from a state. From one of streams that are computed in the same way it goes on bit for bit.
+    /// Lets a stream go on from a state. From one of streams that are computed in the same way, on the same kind of machine,
+    /// it goes on bit for bit; of `ModelStreams` where texts are divided over calls in the same way too.
     ///
     /// # Errors
     /// If the state is of another model, or in the middle of a segment of another length. The stream is as before then.

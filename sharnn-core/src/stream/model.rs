@@ -15,10 +15,10 @@ const MOST_TOKENS: usize = 16 * 1024;
 
 /// Streams of a [`ShaRnn`], side by side, on the model's backend and device, in f32 and without dropout.
 ///
-/// A stream's tokens see what they see where [`ShaRnn::forward`] gets the stream in segments of `segment_len`: before each the
-/// memory is cut to `mem_len - segment_len` rows, be the last one shorter or not. Tokens are not waited for to fill a segment: any part of one gives the
-/// same, up to rounding, and as many as come go through the model at once. So `segment_len` 1 lets a token see most, and
-/// reads fast until the memory is full; longer segments read fast beyond that.
+/// A stream's tokens see what they see where [`ShaRnn::forward`] gets the stream in segments of `segment_len`: before each
+/// the memory is cut to `mem_len - segment_len` rows, be the last one shorter or not. Tokens are not waited for to fill a
+/// segment: any part of one gives the same, up to rounding, and as many as come go through the model at once. So
+/// `segment_len` 1 lets a token see most, and reads fast until the memory is full; longer segments read fast beyond that.
 ///
 /// Streams that have read as much as each other are lanes of one batch.
 ///
@@ -93,8 +93,8 @@ impl<B: Backend> Group<B> {
 }
 
 impl<B: Backend> ModelStreams<B> {
-    /// `n` streams at their start, read in segments of `segment_len` tokens. The model is shared, not copied; its value gates
-    /// are collapsed. Give one without gradients (`model.valid()`).
+    /// `n` streams at their start, read in segments of `segment_len` tokens. The model is shared, not copied; its value
+    /// gates are collapsed. Give one without gradients (`model.valid()`).
     ///
     /// # Errors
     /// If segments cannot be of this length: of 0, or longer than the memory.
@@ -153,7 +153,8 @@ impl<B: Backend> ModelStreams<B> {
         most.min(left + further * segment_len)
     }
 
-    /// Reads as many tokens for each stream of a group, `[streams, len]`, and returns the logits, `[streams, len, vocab_size]`.
+    /// Reads as many tokens for each stream of a group, `[streams, len]`, and returns the logits,
+    /// `[streams, len, vocab_size]`.
     fn run(&self, group: &mut Group<B>, tokens: Vec<i32>, len: usize) -> Vec<f32> {
         let segment_len = self.shape.segment_len;
         let mut state = std::mem::replace(&mut group.state, self.model.empty_state());

@@ -4,9 +4,9 @@ use super::{StateError, StreamShape};
 
 /// What a stream carries, as plain values: `h`, `c` and the memory of every block, and what it predicts next.
 ///
-/// [`Streams::state`](crate::Streams::state) takes it out of a batch of streams, [`Streams::set_state`](crate::Streams::set_state)
-/// puts it into any place of another one, computed in another way if need be. [`to_bytes`](Self::to_bytes) makes a safetensors file
-/// of it. Its size does not grow once the memory is full.
+/// [`Streams::state`](crate::Streams::state) takes it out of a batch of streams, and
+/// [`Streams::set_state`](crate::Streams::set_state) puts it into any place of another one, computed in another way if need
+/// be. [`to_bytes`](Self::to_bytes) makes a safetensors file of it. Its size does not grow once the memory is full.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamState {
     pub(super) shape: StreamShape,
