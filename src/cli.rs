@@ -5,6 +5,7 @@ mod bench;
 mod data;
 mod eval;
 mod generate;
+mod import;
 mod inspect;
 mod machine;
 mod model;
@@ -42,6 +43,7 @@ enum Command {
     Generate(generate::Args),
     Score(score::Args),
     Attend(attend::Args),
+    Import(import::Args),
     Inspect(inspect::Args),
     Plot(plot::Args),
     Bench(bench::Args),
@@ -71,6 +73,7 @@ pub fn run<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> Exit
                 Command::Generate(args) => generate::run(args),
                 Command::Score(args) => score::run(args),
                 Command::Attend(args) => attend::run(&args),
+                Command::Import(args) => import::run(args),
                 Command::Inspect(args) => inspect::run(&args),
                 Command::Plot(args) => plot::run(&args),
                 Command::Bench(args) => bench::run(&args),

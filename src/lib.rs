@@ -20,6 +20,6 @@ pub use sharnn_core::{
 pub use sharnn_core::{DecodeEngine, WeightFormat};
 pub use sharnn_data::{Corpus, Lanes, SegmentLengths, Segments, Split, Splits};
 pub use sharnn_train::{
-    BackendJob, BackendKind, EvalConfig, Recipe, TrainOptions, Trainer, evaluate, load_state, load_weights, save_state,
-    save_weights,
+    BackendJob, BackendKind, EvalConfig, Recipe, TrainOptions, Trainer, evaluate, import_weights, load_state,
+    load_weights, save_state, save_weights,
 };

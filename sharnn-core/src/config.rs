@@ -30,6 +30,28 @@ impl Attend {
             Attend::Blocks(blocks) => block < n_layers && blocks.contains(&block),
         }
     }
+
+    /// The blocks of `n_layers` that attend, in rising order.
+    pub fn blocks(&self, n_layers: usize) -> Vec<usize> {
+        // A list is not looked through once a block: it may come from a file, and be long.
+        let mut blocks = match self {
+            Attend::Blocks(blocks) => blocks.iter().copied().filter(|&block| block < n_layers).collect(),
+            _ => (0..n_layers).filter(|&block| self.contains(block, n_layers)).collect::<Vec<_>>(),
+        };
+        blocks.sort_unstable();
+        blocks.dedup();
+        blocks
+    }
+
+    /// The option that stands for these blocks of `n_layers`, by name where it has one.
+    pub fn of(blocks: impl IntoIterator<Item = usize>, n_layers: usize) -> Self {
+        let list = Attend::Blocks(blocks.into_iter().collect());
+        let blocks = list.blocks(n_layers);
+        [Attend::None, Attend::SecondLast, Attend::All]
+            .into_iter()
+            .find(|named| named.blocks(n_layers) == blocks)
+            .unwrap_or(Attend::Blocks(blocks))
+    }
 }
 
 /// Configuration of a [`ShaRnn`].
@@ -332,5 +354,16 @@ mod tests {
         assert_eq!(which(Attend::SecondLast), [2]);
         assert_eq!(which(Attend::All), [0, 1, 2, 3]);
         assert_eq!(which(Attend::Blocks(vec![3, 0])), [0, 3]);
+    }
+
+    #[test]
+    fn a_set_of_blocks_gets_its_name() {
+        for attend in [Attend::None, Attend::SecondLast, Attend::All, Attend::Blocks(vec![0, 3])] {
+            assert_eq!(Attend::of(attend.blocks(4), 4), attend);
+        }
+        assert_eq!(Attend::Blocks(vec![3, 0, 3, 9]).blocks(4), [0, 3]);
+        assert_eq!(Attend::of([0], 1), Attend::All);
+        assert_eq!(Attend::of([], 1), Attend::None);
+        assert_eq!(Attend::of([0], 2), Attend::SecondLast);
     }
 }

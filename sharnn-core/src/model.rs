@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor, backend::Backend as BurnBackend};
 use crate::init::Initializer;
 use crate::ops::{DecoderLossInputs, drop};
 use crate::pass::Pass;
-use crate::{Backend, Block, DropoutSite, ShaRnnConfig, ShaRnnState};
+use crate::{Attend, Backend, Block, DropoutSite, ShaRnnConfig, ShaRnnState};
 
 /// The embedding table.
 #[derive(Module, Debug)]
@@ -76,6 +76,27 @@ impl<B: BurnBackend> ShaRnn<B> {
     /// Number of distinct tokens.
     pub fn vocab_size(&self) -> usize {
         self.encoder.weight.dims()[0]
+    }
+
+    /// The configuration that the model was made with, as far as a model tells it: that of one without an attending block
+    /// has 1 head.
+    pub fn config(&self) -> ShaRnnConfig {
+        let [vocab_size, d_model] = self.encoder.weight.dims();
+        let attentions = || self.blocks.iter().map(|block| block.attending.as_ref().map(|part| &part.attention));
+        let attending = attentions().enumerate().filter_map(|(index, attention)| attention.map(|_| index));
+        ShaRnnConfig {
+            vocab_size,
+            d_model,
+            d_ff: self.blocks[0].boom.linear.weight.dims()[0],
+            n_layers: self.blocks.len(),
+            n_heads: attentions().flatten().next().map_or(1, |attention| attention.n_heads),
+            attend: Attend::of(attending, self.blocks.len()),
+            mem_len: self.mem_len,
+            dropout_input: self.dropout_input,
+            dropout_hidden: self.blocks[0].dropout,
+            dropout_output: self.dropout_output,
+            tied: self.decoder.weight.is_none(),
+        }
     }
 
     /// Sets the rows of memory kept from now on; evaluation may use another length than training did.

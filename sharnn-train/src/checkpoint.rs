@@ -30,7 +30,8 @@ use manifest::{MANIFEST, read_json, verify, write_json};
 
 use crate::params::{VisitFloat, host_values, visit_params};
 use crate::run_dir::{RunDir, checkpoints, step_name};
-use crate::{HostTensor, Optimizer, WeightsError, load_tensors, load_weights, save_tensors, save_weights};
+use crate::weights::load_config;
+use crate::{HostTensor, Optimizer, WeightsError, load_tensors, save_tensors, save_weights};
 
 const WEIGHTS: &str = "weights.safetensors";
 const MOMENTS: &str = "moments.safetensors";
@@ -70,7 +71,7 @@ pub fn load_best<B: sharnn_core::Backend>(
     let manifest: BestManifest = read_json(&best_dir, BEST_MANIFEST, advice)?;
     let weights = best_dir.join(WEIGHTS);
     verify(&weights, &manifest.weights, advice)?;
-    let model = load_weights(manifest.config.init_seeded::<B>(0, device), &weights)?;
+    let model = load_config(&manifest.config, &weights, device)?;
     Ok((model, manifest))
 }
 
@@ -197,9 +198,9 @@ impl Checkpoint {
         Ok(Self { manifest, dir })
     }
 
-    /// Puts the weights into `model`.
-    pub(crate) fn model<B: sharnn_core::Backend>(&self, model: ShaRnn<B>) -> Result<ShaRnn<B>, CheckpointError> {
-        Ok(load_weights(model, &self.dir.join(WEIGHTS))?)
+    /// The model.
+    pub(crate) fn model<B: sharnn_core::Backend>(&self, device: &B::Device) -> Result<ShaRnn<B>, CheckpointError> {
+        Ok(load_config(&self.manifest.config, &self.dir.join(WEIGHTS), device)?)
     }
 
     /// Puts the moments into `optimizer`.

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod atomic_file;
 mod backend;
 mod checkpoint;
 mod evaluate;
@@ -47,6 +48,11 @@ pub use select_state::select_state;
 pub use sharnn_core::{GenerateError, Generator, Sampling, SamplingError, Scorer};
 pub use step_log::{Smoothed, Window};
 pub use stream_file::{StateFileError, load_state, save_state};
-pub use tensor_file::{HostTensor, WeightsError, load_metadata, load_tensors, save_tensors};
+pub use tensor_file::{
+    FloatType, HostTensor, Mismatch, TensorMismatch, WeightsError, load_metadata, load_tensors, save_tensors,
+};
 pub use trainer::{Finished, Limits, Stop, TrainError, TrainOptions, Trainer};
-pub use weights::{load_weights, save_weights};
+pub use weights::{
+    CONFIG_KEY, ImportOptions, SaveOptions, UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError, import_weights,
+    load_weights, read_config, save_weights, save_weights_as,
+};

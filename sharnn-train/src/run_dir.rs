@@ -17,9 +17,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::CheckpointError;
+use crate::atomic_file::{self, ASIDE};
 
-/// Begins the name of whatever is not, or no longer, part of the run.
-const ASIDE: &str = ".tmp-";
 /// Begins the name of a directory while another takes its place.
 const REPLACED: &str = ".tmp-old-";
 const STEP: &str = "step-";
@@ -174,12 +173,8 @@ fn sync(file: &Path) -> Result<(), CheckpointError> {
     opened.and_then(|file| file.sync_all()).map_err(CheckpointError::io("write to the disk", file))
 }
 
-/// Brings a directory's entries to the disk. Only Unix lets a directory be opened for that.
 fn sync_dir(dir: &Path) -> Result<(), CheckpointError> {
-    if cfg!(unix) {
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(CheckpointError::io("write to the disk", dir))?;
-    }
-    Ok(())
+    atomic_file::sync_dir(dir).map_err(CheckpointError::io("write to the disk", dir))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use burn::module::AutodiffModule;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::data::{DataArgs, DataChoice};
@@ -184,17 +185,27 @@ struct Scorer<'a, B: AutodiffBackend> {
 }
 
 impl<B: AutodiffBackend> Scorer<'_, B> {
+    /// Scores a split, and shows on a terminal how far it is.
     fn score(&self, bytes: &[u8], config: &EvalConfig) -> Result<Evaluation, EvalError> {
         let Self { how, tracked, model, train, device, .. } = self;
-        match how {
-            How::Segments => evaluate(model, bytes, config, device, |_, _| {}),
+        let style =
+            ProgressStyle::with_template("{percent:>3} % of {total_bytes}, {eta} left").expect("a valid template");
+        let bar = ProgressBar::new(bytes.len() as u64).with_style(style);
+        let show = |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        };
+        let evaluation = match how {
+            How::Segments => evaluate(model, bytes, config, device, show),
             How::Dynamic(dynamic) => {
                 let tracked = ShaRnn::clone(tracked);
-                evaluate_dynamic(tracked, train, bytes, config, dynamic, device, |_, _| {})
+                evaluate_dynamic(tracked, train, bytes, config, dynamic, device, show)
             }
             #[cfg(feature = "flex")]
-            How::Packed(engine, _) => evaluate_packed(engine, bytes, config.lanes, &self.interrupt, |_, _| {}),
-        }
+            How::Packed(engine, _) => evaluate_packed(engine, bytes, config.lanes, &self.interrupt, show),
+        };
+        bar.finish_and_clear();
+        evaluation
     }
 
     fn line(&self, split: &'static str, evaluation: &Evaluation, config: &EvalConfig) -> Scored<'_> {

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::report::Reached;
 use super::runs;
 use crate::core::StepShape;
-use crate::train::{Manifest, Position, latest_manifest};
+use crate::train::{Manifest, Position, latest_manifest, read_config};
 use crate::{Recipe, ShaRnnConfig};
 
 /// Say what is in a run's directory or in a file of weights
@@ -73,7 +73,7 @@ impl Report {
             };
             (manifest.config.clone(), Some(RunReport::of(&path, checkpoint, manifest)?))
         } else {
-            bail!("name a run")
+            (read_config(&path, &Default::default())?, None)
         };
         Ok(Self {
             parameters: model.num_params(),

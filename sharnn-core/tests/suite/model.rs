@@ -159,6 +159,17 @@ fn a_model_has_the_parameters_its_configuration_counts() {
 
 /// FACTS: Linear and Embedding N(0, 0.1/sqrt(d)); LSTM U(-1/sqrt(d), 1/sqrt(d)), biases too; norms 1/0; the rest 0.
 #[test]
+fn a_model_tells_its_configuration() {
+    for attend in [Attend::SecondLast, Attend::All, Attend::Blocks(vec![0, 2])] {
+        let config = tiny(attend, 5).with_heads(2).with_tied(false).with_vocab_size(11);
+        let config = ShaRnnConfig { dropout_input: 0.1, dropout_hidden: 0.2, dropout_output: 0.3, ..config };
+        assert_eq!(model(&config).config(), config);
+        assert_eq!(model(&config).collapse().config(), config);
+    }
+    assert_eq!(model(&tiny(Attend::None, 0)).config(), tiny(Attend::None, 0));
+}
+
+#[test]
 fn weights_begin_as_the_paper_says() {
     let d = 128f32;
     let model = model(&ShaRnnConfig::xs().with_attend(Attend::All).with_tied(false));

@@ -261,7 +261,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
         let (config, recipe) = (manifest.config, manifest.recipe);
         check::<B>(&config, &recipe, &splits, &options, device)?;
 
-        let model = checkpoint.model(config.init_seeded::<B>(recipe.seed, device))?;
+        let model = checkpoint.model::<B>(device)?;
         let optimizer = checkpoint.moments(Optimizer::new(recipe.lamb.clone(), recipe.muon), &model)?;
         let lanes = Lanes::new(splits.train.clone(), recipe.batch_size)?;
         let share = group.share(recipe.batch_size);

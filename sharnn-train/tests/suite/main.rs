@@ -8,6 +8,7 @@ mod support;
 mod evaluate;
 mod golden;
 mod group;
+mod import;
 mod interrupt;
 mod moved;
 mod optimizer;

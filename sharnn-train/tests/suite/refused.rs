@@ -6,15 +6,7 @@ use std::path::Path;
 use crate::common::*;
 use sharnn_core::{Precision, ShaRnnConfig};
 use sharnn_data::Splits;
-use sharnn_train::{CheckpointError, Interrupt, Recipe, RecipeError, TrainError, TrainOptions, Trainer, load_best};
-
-/// A run directory with checkpoints of steps 10 and 12, and best weights.
-fn twelve_steps() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let mut trainer = open(options(dir.path())).unwrap();
-    trainer.run(&steps(12), &mut silent, &Interrupt::default()).unwrap();
-    dir
-}
+use sharnn_train::{CheckpointError, Recipe, RecipeError, TrainError, TrainOptions, Trainer, load_best};
 
 fn open_as(config: ShaRnnConfig, recipe: Recipe, splits: Splits, dir: &Path) -> TrainError {
     Trainer::<B>::open(config, recipe, splits, options(dir), &Default::default()).err().expect("must be refused")

@@ -9,7 +9,8 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use sharnn_core::{ShaRnn, ShaRnnConfig};
 use sharnn_train::{
-    HostTensor, WeightsError, collect_params, load_metadata, load_tensors, load_weights, save_tensors, save_weights,
+    CONFIG_KEY, FloatType, HostTensor, Mismatch, SaveOptions, WeightsError, collect_params, load_metadata,
+    load_tensors, load_weights, save_tensors, save_weights, save_weights_as,
 };
 use tempfile::TempDir;
 
@@ -60,6 +61,21 @@ impl Saved {
     }
 }
 
+/// What differs, where that is all that is wrong.
+fn mismatch<T>(result: Result<T, WeightsError>) -> Mismatch {
+    match result.err() {
+        Some(WeightsError::Mismatch { mismatch, .. }) => mismatch,
+        error => panic!("{error:?}"),
+    }
+}
+
+/// The only tensor that differs: its name, the shape expected and the shape found.
+fn only(mismatch: Mismatch) -> (String, Option<Vec<usize>>, Option<Vec<usize>>) {
+    assert_eq!((mismatch.len(), mismatch.listed.len()), (1, 1), "{mismatch}");
+    let it = mismatch.listed[0].clone();
+    (it.tensor, it.expected, it.found)
+}
+
 fn zeros(shape: &[usize]) -> HostTensor {
     HostTensor { shape: shape.to_vec(), data: vec![0.0; shape.iter().product()] }
 }
@@ -90,7 +106,9 @@ fn names_and_shapes_are_the_published_ones() {
     assert_eq!(shape("encoder.weight"), [11, 8]);
     assert!(!saved.tensors.contains_key("decoder.weight"), "a tied decoder is not written twice");
     let metadata = load_metadata(&saved.dir.path().join("good.safetensors")).unwrap();
-    assert_eq!(metadata, BTreeMap::from([("format".to_string(), "pt".to_string())]));
+    assert_eq!(metadata.keys().collect::<Vec<_>>(), ["format", CONFIG_KEY]);
+    assert_eq!(metadata["format"], "pt");
+    assert_eq!(serde_json::from_str::<ShaRnnConfig>(&metadata[CONFIG_KEY]).unwrap(), config());
 }
 
 #[test]
@@ -160,13 +178,13 @@ fn a_collapsed_model_comes_back_collapsed_only() {
 fn a_missing_tensor_is_named() {
     for name in ["blocks.1.rnn.bias_hh_l0", "blocks.0.attn.vq.l1.bias", "decoder.bias"] {
         let saved = Saved::new(&model(1));
-        let error = saved.load_changed(model(2), |tensors| drop(tensors.remove(name))).unwrap_err();
-        assert!(matches!(&error, WeightsError::Missing { tensor, .. } if tensor == name), "{error}");
-        assert!(error.to_string().contains("changed.safetensors"), "{error}");
+        let (tensor, expected, found) =
+            only(mismatch(saved.load_changed(model(2), |tensors| drop(tensors.remove(name)))));
+        assert_eq!((tensor.as_str(), expected, found), (name, Some(saved.tensors[name].shape.clone()), None));
     }
     let untied = config().with_tied(false).init_seeded(2, &Default::default());
-    let error = Saved::new(&model(1)).load_changed(untied, |_| {}).unwrap_err();
-    assert!(matches!(&error, WeightsError::Missing { tensor, .. } if tensor == "decoder.weight"), "{error}");
+    let (tensor, expected, _) = only(mismatch(Saved::new(&model(1)).load_changed(untied, |_| {})));
+    assert_eq!((tensor.as_str(), expected), ("decoder.weight", Some(vec![11, 8])));
 }
 
 #[test]
@@ -176,20 +194,74 @@ fn an_unknown_tensor_is_named() {
         ["extra", "blocks.2.lnout.weight", "blocks.1.attn.qkvs", "blocks.x.lnout.weight", "blocks.0.lnmid.extra"]
     {
         let saved = Saved::new(&model(1));
-        let error = saved.load_changed(model(2), |t| drop(t.insert(name.into(), zeros(&[8])))).unwrap_err();
-        assert!(matches!(&error, WeightsError::Unexpected { tensor, .. } if tensor == name), "{error}");
+        let loaded = saved.load_changed(model(2), |t| drop(t.insert(name.into(), zeros(&[8]))));
+        assert_eq!(only(mismatch(loaded)), (name.to_string(), None, Some(vec![8])));
     }
 }
 
 #[test]
 fn a_wrong_shape_is_told_with_the_right_one() {
     let saved = Saved::new(&model(1));
-    for (name, found) in
+    for (name, wrong) in
         [("encoder.weight", vec![8, 11]), ("blocks.0.attn.qs", vec![1, 8]), ("decoder.bias", vec![1, 1, 11])]
     {
-        let error = saved.load_changed(model(2), |t| t.get_mut(name).unwrap().shape = found.clone()).unwrap_err();
-        let WeightsError::Shape { tensor, found: told, .. } = &error else { panic!("{error}") };
-        assert_eq!((tensor.as_str(), told), (name, &found));
+        let loaded = saved.load_changed(model(2), |t| t.get_mut(name).unwrap().shape = wrong.clone());
+        let (tensor, expected, found) = only(mismatch(loaded));
+        assert_eq!((tensor.as_str(), expected, found), (name, Some(saved.tensors[name].shape.clone()), Some(wrong)));
+    }
+    let loaded = saved.load_changed(model(2), |t| drop(t.insert("decoder.weight".into(), zeros(&[8, 11]))));
+    assert_eq!(only(mismatch(loaded)).1, Some(vec![11, 8]), "a tied decoder's copy has a shape too");
+}
+
+#[test]
+fn everything_that_differs_is_told_at_once() {
+    let saved = Saved::new(&model(1));
+    let change = |tensors: &mut Tensors| {
+        tensors.remove("decoder.bias");
+        tensors.remove("blocks.1.lnff.weight");
+        tensors.insert("extra".into(), zeros(&[2, 3]));
+        tensors.get_mut("encoder.weight").unwrap().shape = vec![88];
+    };
+    let error = saved.load_changed(model(2), change).unwrap_err().to_string();
+    let told = "4 tensors differ from the model's: encoder.weight has shape [88], not [11, 8]; blocks.1.lnff.weight [8] is \
+                missing; decoder.bias [11] is missing; extra [2, 3] is unknown, in ";
+    assert!(error.starts_with(told), "{error}");
+    assert!(error.contains("changed.safetensors: load it with the configuration"), "{error}");
+
+    let wider: ShaRnn<Flex> = ShaRnnConfig { d_model: 16, ..config() }.init_seeded(1, &Default::default());
+    let other = mismatch(saved.load_changed(wider, |_| {}));
+    // All but the bias of the decoder and of the Boom.
+    assert_eq!((other.missing, other.unexpected, other.misshapen), (0, 0, saved.tensors.len() - 3), "{other}");
+    assert_eq!(other.listed.len(), Mismatch::LISTED);
+    assert!(other.to_string().ends_with(&format!("; and {} more", other.len() - 20)), "{other}");
+}
+
+#[test]
+fn a_configuration_in_the_file_that_is_not_the_models_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    // No tensor shows how many heads there are.
+    save_weights(&config().with_heads(2).init_seeded::<Flex>(1, &Default::default()), &path).unwrap();
+    let error = load_weights(model(2), &path).unwrap_err();
+    assert!(matches!(&error, WeightsError::Config { field: "n_heads", saved, .. } if saved == "2"), "{error}");
+    assert!(error.to_string().contains("saved with n_heads = 2, but the model has 1"), "{error}");
+    // What no tensor depends on may differ.
+    let other = config().with_heads(2).with_mem_len(7).with_dropout(0.5).init_seeded(2, &Default::default());
+    load_weights::<Flex>(other, &path).unwrap();
+
+    let list: Vec<_> =
+        Saved::new(&model(1)).tensors.into_iter().map(|(name, tensor)| (name, tensor.shape, tensor.data)).collect();
+    let other = serde_json::to_string(&ShaRnnConfig { d_ff: 24, ..config() }).unwrap();
+    let invalid = serde_json::to_string(&config().with_heads(3)).unwrap();
+    for (json, told) in [
+        (other.as_str(), "saved with d_ff = 24, but the model has 16"),
+        (invalid.as_str(), "n_heads = 3 cannot be used"),
+        ("{}", "is no configuration of this program: missing field"),
+        ("[", "is no configuration of this program"),
+    ] {
+        save_tensors(&path, &list, &BTreeMap::from([(CONFIG_KEY.to_string(), json.to_string())])).unwrap();
+        let error = load_weights(model(2), &path).unwrap_err().to_string();
+        assert!(error.contains(told), "{json}: {error}");
     }
 }
 
@@ -268,6 +340,106 @@ fn a_full_disk_is_told() {
     // Every write to this device says that there is no space.
     let error = save_weights(&model(1), std::path::Path::new("/dev/full")).unwrap_err();
     assert!(matches!(error, WeightsError::DiskFull { .. }), "{error}");
+}
+
+/// The largest relative error of a value that is rounded to nearest.
+#[test]
+fn smaller_types_round_and_say_what_they_cannot_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    for (dtype, epsilon) in [(FloatType::F32, 0.0), (FloatType::F16, 2f32.powi(-11)), (FloatType::Bf16, 2f32.powi(-8))]
+    {
+        save_weights_as(&model(1), &path, &SaveOptions { dtype, ..SaveOptions::default() }).unwrap();
+        let values: usize = collect_params(&model(1)).iter().map(|param| param.data.len()).sum();
+        let header = std::fs::metadata(&path).unwrap().len() as usize - dtype.size() * values;
+        assert!(header < 4096, "{}: {header}", dtype.name());
+        let loaded = load_weights(model(2), &path).unwrap();
+        for (loaded, saved) in collect_params(&loaded).iter().zip(collect_params(&model(1))) {
+            for (loaded, saved) in loaded.data.iter().zip(saved.data) {
+                // Below 2^-14 f16 has fixed steps.
+                assert!((loaded - saved).abs() <= epsilon * saved.abs().max(2f32.powi(-14)), "{loaded} for {saved}");
+            }
+        }
+    }
+    let mut large = Saved::new(&model(1)).tensors;
+    large.get_mut("decoder.bias").unwrap().data[3] = 70_000.0;
+    let list: Vec<_> = large.into_iter().map(|(name, tensor)| (name, tensor.shape, tensor.data)).collect();
+    save_tensors(&path, &list, &BTreeMap::new()).unwrap();
+    let large = load_weights(model(2), &path).unwrap();
+    let good = std::fs::read(&path).unwrap();
+    let as_f16 = SaveOptions { dtype: FloatType::F16, ..SaveOptions::default() };
+    let error = save_weights_as(&large, &path, &as_f16).unwrap_err();
+    assert!(matches!(&error, WeightsError::TooLarge { index: 3, value: 70_000.0, .. }), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), good);
+    save_weights_as(&large, &path, &SaveOptions { dtype: FloatType::Bf16, ..as_f16 }).unwrap();
+}
+
+#[test]
+fn a_tied_decoder_is_written_twice_and_gates_are_collapsed_on_demand() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    save_weights_as(&model(1), &path, &SaveOptions { tied_twice: true, ..SaveOptions::default() }).unwrap();
+    let tensors = load_tensors(&path).unwrap();
+    assert_eq!(tensors["decoder.weight"], tensors["encoder.weight"]);
+    assert_eq!(collect_params(&load_weights(model(2), &path).unwrap()), collect_params(&model(1)));
+
+    save_weights_as(&model(1), &path, &SaveOptions { collapse: true, ..SaveOptions::default() }).unwrap();
+    let loaded = load_weights(model(2).collapse(), &path).unwrap();
+    assert_eq!(collect_params(&loaded), collect_params(&model(1).collapse()));
+}
+
+#[test]
+fn the_same_model_gives_the_same_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = [1, 2, 3].map(|i| {
+        let path = dir.path().join(i.to_string());
+        save_weights(&model(1), &path).unwrap();
+        std::fs::read(path).unwrap()
+    });
+    assert!(files[0] == files[1] && files[1] == files[2]);
+}
+
+#[test]
+fn a_file_is_replaced_by_a_whole_one_or_not_at_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    save_weights(&model(1), &path).unwrap();
+    let good = std::fs::read(&path).unwrap();
+    let mut poisoned = model(2);
+    poisoned.decoder.bias = poisoned.decoder.bias.map(|bias| bias.mul_scalar(f32::NAN));
+    let error = save_weights(&poisoned, &path).unwrap_err();
+    assert!(matches!(&error, WeightsError::NotFinite { tensor, index: 0, .. } if tensor == "decoder.bias"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), good);
+    save_weights(&model(2), &path).unwrap();
+    assert_eq!(collect_params(&load_weights(model(1), &path).unwrap()), collect_params(&model(2)));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_pickle_is_refused_with_a_way_to_convert_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.pt");
+    for (bytes, kind) in [
+        (&b"PK\x03\x04\0\0\x08\x08\0\0\0\0\0\0\0\0archive/data.pkl"[..], "zip archive"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "pickle"),
+        (b"\x80\x04\x95\0\0\0\0\0\0\0\0}.", "pickle"),
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        let error = load_weights(model(1), &path).unwrap_err();
+        assert!(matches!(&error, WeightsError::Pickle { kind: told, .. } if *told == kind), "{error}");
+        for line in ["import torch", "weights_only=True)", "save_file({name: x.clone().contiguous()"] {
+            assert!(error.to_string().contains(line), "{error}");
+        }
+    }
+    // The header of a good file may be as long as to begin like one: 640 = 0x280.
+    let tensors = vec![("x".to_string(), vec![1], vec![1.0])];
+    let with = |padding: usize| {
+        save_tensors(&path, &tensors, &BTreeMap::from([("k".to_string(), "p".repeat(padding))])).unwrap();
+        std::fs::read(&path).unwrap()
+    };
+    let short = u64::from_le_bytes(with(8)[..8].try_into().unwrap()) as usize;
+    assert_eq!(with(8 + 640 - short)[..2], [0x80, 2]);
+    assert_eq!(load_tensors(&path).unwrap()["x"].data, [1.0]);
 }
 
 #[test]

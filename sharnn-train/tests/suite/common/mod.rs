@@ -76,6 +76,14 @@ pub fn open_with<B: AutodiffBackend>(recipe: Recipe, options: TrainOptions) -> R
     Trainer::open(config(), recipe, splits(), options, &Default::default())
 }
 
+/// A run directory with checkpoints of steps 10 and 12, and best weights.
+pub fn twelve_steps() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = open(options(dir.path())).unwrap();
+    trainer.run(&steps(12), &mut silent, &Interrupt::default()).unwrap();
+    dir
+}
+
 /// Writes a manifest anew, as if a run had written it.
 pub fn write_with_checksum(manifest: &Path, json: &str) {
     use sha2::{Digest, Sha256};

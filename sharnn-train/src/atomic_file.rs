@@ -1,0 +1,121 @@
+//! Files that are there whole or not at all.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use tempfile::Builder;
+
+/// Begins the name of what is not a file of its own yet. In a run directory whatever has such a name goes when the run is
+/// opened next.
+pub(crate) const ASIDE: &str = ".tmp-";
+
+/// Writes a file aside, in the same directory, waits until it is on the disk and renames it. Whatever goes wrong, a file
+/// that had the name before is still there.
+///
+/// A device or a pipe is written as it is. A link leads to the file that is replaced; a hard link to the old one keeps it.
+pub(crate) fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let existing = match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        metadata => Some(metadata?),
+    };
+    if existing.as_ref().is_some_and(|metadata| !metadata.is_file()) {
+        let mut out = BufWriter::new(File::options().write(true).open(path)?);
+        fill(&mut out)?;
+        return out.flush();
+    }
+    if existing.as_ref().is_some_and(|metadata| metadata.permissions().readonly()) {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the file that has the name is read-only"));
+    }
+    let path = if existing.is_some() { &fs::canonicalize(path)? } else { path };
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+
+    let mut builder = Builder::new();
+    builder.prefix(ASIDE);
+    if let Some(permissions) = existing.map_or_else(usual_permissions, |metadata| Some(metadata.permissions())) {
+        builder.permissions(permissions);
+    }
+    // Removed on every way out but the last.
+    let mut aside = builder.tempfile_in(dir)?;
+    let mut out = BufWriter::new(aside.as_file_mut());
+    fill(&mut out)?;
+    out.flush()?;
+    drop(out);
+    aside.as_file().sync_all()?;
+    aside.persist(path)?;
+    sync_dir(dir)
+}
+
+/// Those of any new file: temporary ones are made for their owner's eyes alone.
+fn usual_permissions() -> Option<Permissions> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        Some(Permissions::from_mode(0o666))
+    }
+    #[cfg(not(unix))]
+    None
+}
+
+/// Brings a directory's entries to the disk. Only Unix lets a directory be opened for that.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_file_that_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        write(&path, |out| out.write_all(b"good")).unwrap();
+        let error = write(&path, |out| {
+            out.write_all(&[0; 100_000])?;
+            Err(io::ErrorKind::StorageFull.into())
+        });
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(fs::read(&path).unwrap(), b"good");
+        assert_eq!(names(dir.path()), ["a"], "what was written aside is gone");
+    }
+
+    #[test]
+    fn a_hard_link_keeps_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let [path, link] = ["a", "link"].map(|name| dir.path().join(name));
+        write(&path, |out| out.write_all(b"old")).unwrap();
+        fs::hard_link(&path, &link).unwrap();
+        write(&path, |out| out.write_all(b"new")).unwrap();
+        assert_eq!((fs::read(&path).unwrap(), fs::read(&link).unwrap()), (b"new".to_vec(), b"old".to_vec()));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn rights_links_and_directories_are_respected() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let [plain, path, link] = ["plain", "a", "link"].map(|name| dir.path().join(name));
+        File::create(&plain).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        write(&path, |out| out.write_all(b"old")).unwrap();
+        assert_eq!(mode(&path), mode(&plain), "a new file is for whom any other is");
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        write(&link, |out| out.write_all(b"new")).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!((fs::read(&path).unwrap(), mode(&path)), (b"new".to_vec(), 0o600));
+        fs::set_permissions(&path, Permissions::from_mode(0o400)).unwrap();
+        let error = write(&path, |out| out.write_all(b"newer")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert!(write(dir.path(), |out| out.write_all(b"x")).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+}

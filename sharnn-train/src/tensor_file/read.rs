@@ -1,0 +1,142 @@
+//! Reading a safetensors file: the header first, then one tensor at a time.
+//!
+//! ```text
+//! 8 bytes    length of the header, little-endian
+//! header     JSON: type, shape and place of every tensor by name, and metadata
+//! data       the tensors, row-major and little-endian, without gaps
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+
+use burn::tensor::{bf16, f16};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use super::{MAX_HEADER, WeightsError, shown};
+
+/// An open file whose header has been checked against its length.
+#[derive(Debug)]
+pub(crate) struct TensorFile {
+    /// Its path, for messages.
+    pub(crate) file: String,
+    pub(crate) metadata: BTreeMap<String, String>,
+    handle: File,
+    data_start: u64,
+    infos: BTreeMap<String, TensorInfo>,
+}
+
+impl TensorFile {
+    /// Opens a file and reads its header.
+    pub(crate) fn open(path: &Path) -> Result<Self, WeightsError> {
+        let file = path.display().to_string();
+        let read = |source| WeightsError::Io { file: file.clone(), action: "read", source };
+        let mut handle = File::open(path).map_err(read)?;
+        let about = handle.metadata().map_err(read)?;
+        if !about.is_file() {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+            return Err(WeightsError::Io { file, action: "read", source });
+        }
+        match read_header(&mut handle, about.len()).map_err(read)? {
+            Ok((data_start, header)) => {
+                let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
+                let infos = header.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
+                Ok(Self { file, metadata, handle, data_start, infos })
+            }
+            Err(reason) => Err(match pickle_kind(&mut handle) {
+                Some(kind) => WeightsError::Pickle { file, kind },
+                None => WeightsError::Format { file, bytes: about.len(), reason },
+            }),
+        }
+    }
+
+    /// Name and shape of every tensor, by name.
+    pub(crate) fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
+        self.infos.iter().map(|(name, info)| (name.as_str(), info.shape.as_slice()))
+    }
+
+    /// The shape of a tensor, where it is there.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.infos.get(name).map(|info| info.shape.as_slice())
+    }
+
+    /// Takes the beginning of every name away, where all have it.
+    pub(crate) fn strip_prefix(mut self, prefix: &str) -> Self {
+        if self.infos.keys().all(|name| name.starts_with(prefix)) {
+            let stripped = |(name, info): (String, TensorInfo)| (name[prefix.len()..].to_string(), info);
+            self.infos = self.infos.into_iter().map(stripped).collect();
+        }
+        self
+    }
+
+    /// Reads the tensor `name`, which must be there, as f32.
+    pub(crate) fn values(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
+        let TensorInfo { dtype, data_offsets: (start, end), .. } = &self.infos[name];
+        if !matches!(dtype, Dtype::F32 | Dtype::F64 | Dtype::F16 | Dtype::BF16) {
+            let (file, tensor, found) = (self.file.clone(), shown(name), dtype.to_string());
+            return Err(WeightsError::Dtype { file, tensor, found });
+        }
+        let mut bytes = vec![0; end - start];
+        let mut handle = &self.handle;
+        handle
+            .seek(SeekFrom::Start(self.data_start + *start as u64))
+            .and_then(|_| handle.read_exact(&mut bytes))
+            .map_err(|source| WeightsError::Io { file: self.file.clone(), action: "read", source })?;
+        let values: Vec<f32> = match dtype {
+            Dtype::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
+            Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
+            Dtype::BF16 => bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
+            _ => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+        };
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(index) => {
+                let (file, tensor, value) = (self.file.clone(), shown(name), values[index]);
+                Err(WeightsError::NotFinite { file, tensor, index, value })
+            }
+        }
+    }
+}
+
+/// Where the data begin, and the header; or what is wrong with it. No more is read than a header may be long.
+fn read_header(handle: &mut File, len: u64) -> io::Result<Result<(u64, Metadata), String>> {
+    let mut start = [0; 8];
+    if len < 8 {
+        return Ok(Err("it is too short for the length of a header".into()));
+    }
+    handle.read_exact(&mut start)?;
+    let header_len = u64::from_le_bytes(start);
+    let rest = len - 8;
+    if header_len > rest {
+        return Ok(Err(format!("its header should have {header_len} bytes, and {rest} are there")));
+    }
+    if header_len > MAX_HEADER {
+        return Ok(Err(format!("its header has {header_len} bytes, expected at most {MAX_HEADER}")));
+    }
+    let mut header = vec![0; header_len as usize];
+    handle.read_exact(&mut header)?;
+    // Offsets follow each other without gaps, and every shape needs just the bytes that it has.
+    let metadata: Metadata = match serde_json::from_slice(&header) {
+        Ok(metadata) => metadata,
+        Err(error) => return Ok(Err(shown(&error.to_string()))),
+    };
+    let (expected, found) = (metadata.data_len() as u64, rest - header_len);
+    if expected != found {
+        return Ok(Err(format!("its tensors need {expected} bytes of data, and {found} are there")));
+    }
+    Ok(Ok((8 + header_len, metadata)))
+}
+
+/// What `torch.save` writes, by its first bytes: a zip archive, or before PyTorch 1.6 a bare pickle. Asked of files that are
+/// no safetensors: a header's length may begin like a pickle.
+fn pickle_kind(handle: &mut File) -> Option<&'static str> {
+    let mut magic = [0; 4];
+    handle.seek(SeekFrom::Start(0)).and_then(|_| handle.read_exact(&mut magic)).ok()?;
+    match magic {
+        [b'P', b'K', 3, 4] => Some("zip archive"),
+        [0x80, 2..=5, ..] => Some("pickle"),
+        _ => None,
+    }
+}

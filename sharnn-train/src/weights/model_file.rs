@@ -1,0 +1,194 @@
+//! A file of tensors taken for that of a model, and compared with one.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+use sharnn_core::ShaRnnConfig;
+
+use super::layout::{in_block, is_unused, tensors};
+use super::{CONFIG_KEY, DECODER, ENCODER};
+use crate::tensor_file::{Mismatch, TensorFile, WeightsError, shown};
+
+/// What the tensors of a block's attention say of it.
+pub(super) struct AttentionInFile {
+    /// Whether the value gate's map is gone.
+    pub(super) collapsed: bool,
+}
+
+/// A file of tensors under the published names.
+#[derive(Debug)]
+pub(super) struct ModelFile {
+    tensors: TensorFile,
+}
+
+impl ModelFile {
+    /// Opens a file. What stands before [`ENCODER`] there is taken from every name, where all have it.
+    pub(super) fn open(path: &Path) -> Result<Self, WeightsError> {
+        let tensors = TensorFile::open(path)?;
+        let names = tensors.shapes().map(|(name, _)| name);
+        let prefix = names.filter_map(|name| name.strip_suffix(ENCODER)).min_by_key(|prefix| prefix.len());
+        let prefix = prefix.filter(|prefix| prefix.ends_with('.')).unwrap_or_default().to_string();
+        Ok(Self { tensors: tensors.strip_prefix(&prefix) })
+    }
+
+    /// The path, for messages.
+    pub(super) fn name(&self) -> &str {
+        &self.tensors.file
+    }
+
+    /// The shape of a tensor that every model has.
+    pub(super) fn known_shape<const D: usize>(&self, name: &'static str) -> Result<[usize; D], WeightsError> {
+        self.tensors.shape(name).and_then(|shape| shape.try_into().ok()).ok_or_else(|| WeightsError::NotAModel {
+            file: self.name().into(),
+            tensors: self.tensors.shapes().count(),
+            tensor: name,
+            rank: D,
+        })
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.tensors.shape(name).is_some()
+    }
+
+    pub(super) fn values(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
+        self.tensors.values(name)
+    }
+
+    /// The blocks of which the file has a tensor, with their attention where it has one of that.
+    pub(super) fn blocks(&self) -> BTreeMap<usize, Option<AttentionInFile>> {
+        let mut blocks = BTreeMap::new();
+        for (block, name) in self.tensors.shapes().filter_map(|(name, _)| in_block(name)) {
+            let attention = blocks.entry(block).or_insert(None);
+            if let Some(name) = name.strip_prefix("attn.") {
+                attention.get_or_insert(AttentionInFile { collapsed: true }).collapsed &= !name.starts_with("vq.l1.");
+            }
+        }
+        blocks
+    }
+
+    /// The configuration that the file was saved with, where its metadata say so.
+    pub(super) fn saved_config(&self) -> Result<Option<ShaRnnConfig>, WeightsError> {
+        let Some(json) = self.tensors.metadata.get(CONFIG_KEY) else { return Ok(None) };
+        let config: ShaRnnConfig = serde_json::from_str(json).map_err(|error| WeightsError::Metadata {
+            file: self.name().into(),
+            key: CONFIG_KEY,
+            reason: shown(&error.to_string()),
+        })?;
+        match config.validate() {
+            Ok(()) => Ok(Some(config)),
+            Err(source) => Err(WeightsError::Unusable { file: self.name().into(), source }),
+        }
+    }
+
+    /// Refuses the file for a model of `config`, whose blocks are `collapsed` or not, unless every tensor is there and fits.
+    /// No memory is taken for the configuration's sizes.
+    pub(super) fn check(&self, config: &ShaRnnConfig, collapsed: impl Fn(usize) -> bool) -> Result<(), WeightsError> {
+        let blocks = self.blocks();
+        // A block that is not in the file cannot be loaded: of as many as there are and one more, one is missing.
+        let n_blocks = config.n_layers.min(blocks.len() + 1);
+        for &block in config.attend.blocks(config.n_layers).iter().take_while(|&&block| block < n_blocks) {
+            let Some(Some(found)) = blocks.get(&block) else { continue };
+            let file = self.name().to_string();
+            match (collapsed(block), found.collapsed) {
+                (false, true) if self.has(&format!("blocks.{block}.attn.vs")) => {
+                    return Err(WeightsError::Collapsed { file, tensor: format!("blocks.{block}.attn.vq.l1.weight") });
+                }
+                (true, false) => {
+                    return Err(WeightsError::Uncollapsed { file, tensor: format!("blocks.{block}.attn.vq.l1") });
+                }
+                _ => {}
+            }
+        }
+        self.compare(config, n_blocks, collapsed)?;
+        if let Some(saved) = self.saved_config()? {
+            self.check_saved(&saved, config, "the model has")?;
+        }
+        if config.tied && self.has(DECODER) { self.check_tied() } else { Ok(()) }
+    }
+
+    /// Lists every tensor that is missing, left over or misshapen.
+    fn compare(
+        &self,
+        config: &ShaRnnConfig,
+        n_blocks: usize,
+        collapsed: impl Fn(usize) -> bool,
+    ) -> Result<(), WeightsError> {
+        let mut mismatch = Mismatch::default();
+        let mut known = HashSet::new();
+        let own_decoder =
+            (config.tied && self.has(DECODER)).then(|| (DECODER.to_string(), vec![config.vocab_size, config.d_model]));
+        for (name, expected) in tensors(config, n_blocks, collapsed).chain(own_decoder) {
+            let found = self.tensors.shape(&name);
+            // A gate may be a plain vector.
+            let fits = |found: &[usize]| found == expected || matches!(expected[..], [1, 1, d] if found == [d]);
+            if !found.is_some_and(fits) {
+                mismatch.add(&name, Some(&expected), found);
+            }
+            if found.is_some() {
+                known.insert(name);
+            }
+        }
+        let attending = config.attend.blocks(config.n_layers);
+        let passed_over = |name: &str| {
+            in_block(name).is_some_and(|(block, name)| {
+                block < config.n_layers && is_unused(name, attending.binary_search(&block).is_ok())
+            })
+        };
+        for (name, found) in self.tensors.shapes() {
+            if !known.contains(name) && !passed_over(name) {
+                mismatch.add(name, None, Some(found));
+            }
+        }
+        if mismatch.is_empty() {
+            return Ok(());
+        }
+        Err(WeightsError::Mismatch { file: self.name().into(), mismatch })
+    }
+
+    /// Refuses metadata that contradict `other`. Dropouts, the length of the memory and whether the decoder is tied may
+    /// differ: the same tensors serve.
+    pub(super) fn check_saved(
+        &self,
+        saved: &ShaRnnConfig,
+        other: &ShaRnnConfig,
+        what: &'static str,
+    ) -> Result<(), WeightsError> {
+        let sizes = |config: &ShaRnnConfig| {
+            let ShaRnnConfig { vocab_size, d_model, d_ff, n_layers, .. } = *config;
+            [("vocab_size", vocab_size), ("d_model", d_model), ("d_ff", d_ff), ("n_layers", n_layers)]
+        };
+        let differ = |field, saved: String, found: String| {
+            Err(WeightsError::Config { file: self.name().into(), field, saved: shown(&saved), what, found })
+        };
+        for ((field, saved), (_, other)) in sizes(saved).into_iter().zip(sizes(other)) {
+            if saved != other {
+                return differ(field, saved.to_string(), other.to_string());
+            }
+        }
+        let blocks = [saved, other].map(|config| config.attend.blocks(config.n_layers));
+        if blocks[0] != blocks[1] {
+            return differ("attend", format!("{:?}", saved.attend), format!("{:?}", other.attend));
+        }
+        if saved.n_heads != other.n_heads && !blocks[0].is_empty() {
+            return differ("n_heads", saved.n_heads.to_string(), other.n_heads.to_string());
+        }
+        Ok(())
+    }
+
+    /// The decoder's own copy of a tied weight must equal the embedding's.
+    fn check_tied(&self) -> Result<(), WeightsError> {
+        match self.first_untied()? {
+            None => Ok(()),
+            Some((index, encoder, decoder)) => {
+                Err(WeightsError::NotTied { file: self.name().into(), index, encoder, decoder })
+            }
+        }
+    }
+
+    /// Where decoder and embedding, of one shape, differ first, and what they hold there.
+    pub(super) fn first_untied(&self) -> Result<Option<(usize, f32, f32)>, WeightsError> {
+        let (encoder, decoder) = (self.values(ENCODER)?, self.values(DECODER)?);
+        let index = encoder.iter().zip(&decoder).position(|(encoder, decoder)| encoder != decoder);
+        Ok(index.map(|index| (index, encoder[index], decoder[index])))
+    }
+}
