@@ -1,10 +1,12 @@
 //! A stream's state in a file: written whole or not at all, read with bounded memory.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
 
 use sharnn_core::{StateError, StreamShape, StreamState};
+
+use crate::atomic_file;
 
 /// Why a stream's state could not be written, read or used: the file, and as the error's source what is wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -43,13 +45,13 @@ pub enum StateFileError {
 }
 
 /// Writes a stream's state to `path` and waits until it is on the disk. It is written aside and renamed: at every moment
-/// `path` holds the whole new state or what was there before.
+/// `path` holds the whole new state or what was there before. A device or a pipe is written to as it is.
 ///
 /// # Errors
-/// [`StateFileError::DiskFull`] or [`StateFileError::Io`]; also where `path` is something that is not a file.
+/// [`StateFileError::DiskFull`] or [`StateFileError::Io`].
 pub fn save_state(state: &StreamState, path: &Path) -> Result<(), StateFileError> {
     let bytes = state.to_bytes();
-    write_whole(path, &bytes).map_err(|source| {
+    atomic_file::write(path, |file| file.write_all(&bytes)).map_err(|source| {
         let file = path.display().to_string();
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
@@ -70,42 +72,4 @@ pub fn load_state(path: &Path, shape: &StreamShape) -> Result<StreamState, State
     let read = File::open(path).and_then(|file| file.take(shape.most_bytes() as u64 + 1).read_to_end(&mut bytes));
     read.map_err(|source| StateFileError::Io { file: file(), action: "read", source })?;
     StreamState::from_bytes(&bytes, shape).map_err(|source| StateFileError::State { file: file(), source })
-}
-
-/// Puts a file with these bytes in the place of `path`, or of the file that it is a link to.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let target = match fs::canonicalize(path) {
-        Ok(target) if !target.is_file() => {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is there, and not a file"));
-        }
-        Ok(target) => target,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_path_buf(),
-        Err(error) => return Err(error),
-    };
-    let Some(name) = target.file_name() else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has no file name"));
-    };
-    let dir = match target.parent() {
-        Some(dir) if dir != Path::new("") => dir,
-        _ => Path::new("."),
-    };
-    // Another process that writes the same file at the same moment writes aside elsewhere.
-    let mut aside = std::ffi::OsString::from(".tmp-");
-    aside.push(name);
-    aside.push(format!("-{}", std::process::id()));
-    let aside = dir.join(aside);
-    let written = write_aside(&aside, bytes).and_then(|()| fs::rename(&aside, &target));
-    if let Err(error) = written {
-        // The first error is the one to report.
-        let _ = fs::remove_file(&aside);
-        return Err(error);
-    }
-    // Only Unix lets a directory be opened to bring its entries to the disk.
-    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
-}
-
-fn write_aside(aside: &PathBuf, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(aside)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use super::machine::MachineArgs;
 use super::runs;
-use crate::train::{CheckpointError, latest_manifest, load_best};
+use crate::train::{CheckpointError, ImportOptions, import_weights, latest_manifest, load_best};
 use crate::{Backend, Recipe, ShaRnn, Streams};
 #[cfg(feature = "flex")]
 use crate::{BackendKind, DecodeEngine, WeightFormat};
@@ -85,7 +85,10 @@ impl ModelArgs {
     pub fn load<B: Backend>(&self, device: &B::Device) -> Result<Loaded<B>> {
         let loaded = match self.run_dir()? {
             Some(dir) => of_run(&dir, device)?,
-            None => bail!("{}: neither a run's directory nor a file", self.model.display()),
+            None => {
+                let model = import_weights::<B>(&self.model, &ImportOptions::default(), device)?;
+                Loaded { model, name: self.model.display().to_string(), recipe: None }
+            }
         };
         Ok(match self.mem_len {
             Some(mem_len) => Loaded { model: loaded.model.with_mem_len(mem_len), ..loaded },

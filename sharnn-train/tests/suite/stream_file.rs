@@ -89,9 +89,13 @@ fn what_was_there_stays_when_nothing_can_be_written() {
 fn devices_are_not_replaced_and_links_stay_links() {
     let dir = tempfile::tempdir().unwrap();
     let state = scorer().state();
-    let error = save_state(&state, Path::new("/dev/null")).unwrap_err();
-    assert_eq!(error.to_string(), "cannot write /dev/null");
-    assert_eq!(error.source().unwrap().to_string(), "it is there, and not a file");
+    save_state(&state, Path::new("/dev/null")).unwrap();
+    assert!(!fs::metadata("/dev/null").unwrap().is_file());
+    // Linux's stand-in for a disk without room.
+    if Path::new("/dev/full").exists() {
+        let error = save_state(&state, Path::new("/dev/full")).unwrap_err();
+        assert!(matches!(error, StateFileError::DiskFull { .. }), "{error}");
+    }
     let (target, link) = (dir.path().join("target"), dir.path().join("link"));
     fs::write(&target, b"old").unwrap();
     std::os::unix::fs::symlink(&target, &link).unwrap();
