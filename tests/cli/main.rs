@@ -20,12 +20,13 @@ fn a_run_is_trained_scored_and_looked_at() {
     assert!(page.contains("](loss.svg)") && page.contains("\"d_model\": 16"), "{page}");
 
     // The same bytes, cut in the same way, by the same weights.
-    let scored = at.json_lines(&["eval", "run", "--json"]);
+    let scored = at.json_lines(&["eval", "--model", "run", "--json"]);
     assert_eq!(scored.iter().map(|line| line["split"].as_str().unwrap()).collect::<Vec<_>>(), ["valid", "test"]);
     assert!((scored[0]["bpc"].as_f64().unwrap() - valid).abs() < 1e-9, "{scored:?}");
-    let one = at.json_lines(&["eval", "run", "--json", "--split", "test", "--weights", "f32", "--lanes", "2"]);
+    let one =
+        at.json_lines(&["eval", "--model", "run", "--json", "--split", "test", "--weights", "f32", "--lanes", "2"]);
     assert_eq!((one.len(), one[0]["seq_len"].as_u64(), one[0]["how"].as_str()), (1, Some(1), Some("f32")));
-    let dynamic = at.json_lines(&["eval", "run", "--json", "--split", "valid", "--dynamic-eval", "1e-3"]);
+    let dynamic = at.json_lines(&["eval", "--model", "run", "--json", "--split", "valid", "--dynamic-eval", "1e-3"]);
     assert_eq!((dynamic[0]["how"].as_str(), dynamic[0]["lanes"].as_u64()), (Some("dynamic"), Some(1)));
 
     let report = at.json(&["inspect", "run", "--json"]);
@@ -39,9 +40,13 @@ fn a_run_is_trained_scored_and_looked_at() {
     at.stdout(&["plot", "run", "run", "--svg", "two.svg", "--over", "seconds"]);
     let picture = at.read("two.svg");
     assert!(picture.starts_with("<svg") && picture.contains("seconds") && picture.contains("validation"));
-    at.stdout(&["attend", "run", "--text", "[[naïve]]", "--out", "a.html"]);
+    // The same seed writes the same text, and it is as long as it was asked for.
+    let write =
+        |seed: &str| at.run(&["generate", "--model", "run", "--prompt", "A", "--bytes", "50", "--seed", seed]).stdout;
+    assert_eq!((write("1").len(), write("1") == write("1"), write("1") == write("2")), (50, true, false));
+    at.stdout(&["attend", "--model", "run", "--text", "[[naïve]]", "--out", "a.html"]);
     assert!(at.read("a.html").contains(">ï</span>"));
-    at.stdout(&["attend", "run", "--text", "[[naïve]]", "--out", "a.svg"]);
+    at.stdout(&["attend", "--model", "run", "--text", "[[naïve]]", "--out", "a.svg"]);
     assert!(at.read("a.svg").starts_with("<svg"));
 }
 
@@ -57,24 +62,66 @@ fn a_run_goes_on_and_says_so_in_few_words_where_asked() {
 }
 
 #[test]
+fn lines_are_scored_in_one_stream_or_each_alone() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    at.write("log", b"one\ntwo\n\nlast");
+    let score = |more: &[&str]| at.json_lines(&[&["score", "log", "--model", "run", "--json"], more].concat());
+    let stream = score(&[]);
+    assert_eq!(stream.iter().map(|line| line["bytes"].as_u64().unwrap()).collect::<Vec<_>>(), [4, 4, 1, 4]);
+    assert_eq!(
+        stream.iter().map(|line| line["text"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["one", "two", "", "last"]
+    );
+    let total = &score(&["--total"])[0];
+    let sum: f64 = stream.iter().map(|line| line["bits"].as_f64().unwrap()).sum();
+    assert_eq!((total["lines"].as_u64(), total["bytes"].as_u64()), (Some(4), Some(13)));
+    assert!((total["bits"].as_f64().unwrap() - sum).abs() < 1e-9);
+
+    // The first line of the stream stands alone; later ones do not.
+    let alone = score(&["--alone"]);
+    let bits = |lines: &[Value], i: usize| lines[i]["bits"].as_f64().unwrap();
+    assert_eq!(alone.len(), 4);
+    assert!((bits(&alone, 0) - bits(&stream, 0)).abs() < 1e-4);
+    assert!((bits(&alone, 1) - bits(&stream, 1)).abs() > 1e-6);
+    let top = score(&["--top", "2"]);
+    assert!(top.len() == 2 && top[0]["bits_per_byte"].as_f64() >= top[1]["bits_per_byte"].as_f64());
+
+    // Cut in two and gone on with, it is the same stream.
+    at.write("first", b"one\ntw");
+    at.write("second", b"o\n\nlast");
+    at.stdout(&["score", "first", "--model", "run", "--to-state", "state"]);
+    let second = at.json_lines(&["score", "second", "--model", "run", "--json", "--from-state", "state"]);
+    assert_eq!(bits(&second, 2), bits(&stream, 3));
+}
+
+#[test]
 fn what_cannot_be_done_is_told_in_one_line() {
     let at = Workplace::new();
     at.write("text", b"some text");
     at.write("torn.safetensors", b"\x10\0\0\0");
     for (args, code, said) in [
-        (&["eval", "nowhere"][..], 1, "nowhere"),
-        (&["eval", "torn.safetensors"], 1, "torn.safetensors"),
+        (&["eval", "--model", "nowhere"][..], 1, "nowhere"),
+        (&["eval", "--model", "torn.safetensors"], 1, "torn.safetensors"),
         (&["inspect", "nowhere"], 1, "nowhere"),
         (&["inspect", "."], 1, "no checkpoint in ."),
-        (&["eval", "latest"], 1, "there is no run under runs/"),
+        (&["eval", "--model", "latest"], 1, "there is no run under runs/"),
         (&["plot", "nowhere"], 1, "there is no metrics.jsonl in nowhere"),
-        (&["attend", "nowhere", "--text", "a", "--out", "a.png"], 1, ".html or .svg"),
+        (&["attend", "--model", "nowhere", "--text", "a", "--out", "a.png"], 1, ".html or .svg"),
         (&["train", "--data", "nowhere"], 1, "nowhere"),
         (&["train", "--steps", "0"], 1, "--steps 0 cannot be used"),
         (&["train", "--resume", "--out", "nowhere"], 1, "there is no run in nowhere"),
         (&["bench", "--mode", "decode", "--batch", "2"], 1, "--batch 2 cannot be used"),
+        (&["score", "nowhere", "--model", "torn.safetensors"], 1, "nowhere"),
+        (&["score", "text", "--top", "0"], 1, "--top 0 cannot be used"),
+        (&["score", "text", "--model", "torn.safetensors"], 1, "torn.safetensors"),
+        (&["generate", "--model", "nowhere"], 1, "nowhere"),
+        (&["generate", "--model", "nowhere", "--temperature=-1"], 1, "temperature = -1 cannot be used"),
+        (&["import", "torn.safetensors", "--to", "a.pt"], 1, ".safetensors"),
+        (&["import", "torn.safetensors", "--to", "a.safetensors"], 1, "torn.safetensors"),
+        (&["import", "text", "--to", "a.safetensors", "--vocabulary", "text"], 1, "--vocabulary"),
         (&["train", "--stepps", "1"], 2, "--stepps"),
-        (&["eval", "nowhere", "--backend", "abacus"], 2, "abacus"),
+        (&["eval", "--model", "nowhere", "--backend", "abacus"], 2, "abacus"),
     ] {
         let output = at.run(args);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
