@@ -4,6 +4,7 @@ mod attend;
 mod bench;
 mod data;
 mod eval;
+mod export;
 mod generate;
 mod import;
 mod inspect;
@@ -43,6 +44,7 @@ enum Command {
     Generate(generate::Args),
     Score(score::Args),
     Attend(attend::Args),
+    Export(export::Args),
     Import(import::Args),
     Inspect(inspect::Args),
     Plot(plot::Args),
@@ -73,6 +75,7 @@ pub fn run<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> Exit
                 Command::Generate(args) => generate::run(args),
                 Command::Score(args) => score::run(args),
                 Command::Attend(args) => attend::run(&args),
+                Command::Export(args) => export::run(args),
                 Command::Import(args) => import::run(args),
                 Command::Inspect(args) => inspect::run(&args),
                 Command::Plot(args) => plot::run(&args),

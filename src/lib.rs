@@ -9,6 +9,9 @@ pub use burn;
 pub use sharnn_core as core;
 #[doc(inline)]
 pub use sharnn_data as data;
+#[cfg(feature = "onnx")]
+#[doc(inline)]
+pub use sharnn_onnx as onnx;
 #[doc(inline)]
 pub use sharnn_train as train;
 

@@ -1,0 +1,246 @@
+//! What the graph computes against the model's own forward, state by state.
+
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::PathBuf;
+
+use burn::backend::Flex;
+use burn::tensor::{Tensor, TensorData, f16};
+use sharnn_core::{Attend, ShaRnn, ShaRnnConfig};
+use sharnn_onnx::{OnnxExport, OnnxWeights};
+use sharnn_train::save_tensors;
+
+use crate::support::{Graph, Lanes, config, forward, largest_difference, model, state_tensors};
+
+/// Rounding of f32 in another order of sums.
+const TOLERANCE: f32 = 1e-4;
+
+/// A graph and the model that it has to follow.
+///
+/// Where `SHARNN_ONNX_FILES` names a directory, the file and what the model makes of each stream are written to it:
+/// `scripts/onnx-parity.py` holds another runtime to them.
+struct Exported {
+    name: &'static str,
+    graph: Graph,
+    model: ShaRnn<Flex>,
+}
+
+fn files() -> Option<PathBuf> {
+    std::env::var_os("SHARNN_ONNX_FILES").map(PathBuf::from)
+}
+
+impl Exported {
+    fn new(name: &'static str, model: ShaRnn<Flex>, export: &OnnxExport) -> Self {
+        let bytes = export.encode(&model).unwrap();
+        if let Some(dir) = files() {
+            fs::write(dir.join(format!("{name}.onnx")), &bytes).unwrap();
+        }
+        Self { name, graph: Graph::read(&bytes), model }
+    }
+
+    /// Holds the graph to the model over segments that carry their state.
+    fn assert_same(&self, lanes: &Lanes, lengths: &[usize]) {
+        let mut state = self.model.empty_state();
+        let mut carried = state_tensors(&self.model, &state, lanes.batch());
+        let mut start = 0;
+        let mut recorded = Vec::new();
+        for (segment, &len) in lengths.iter().enumerate() {
+            let steps = start..start + len;
+            let (want, next) = forward(&self.model, state, lanes, steps.clone());
+            let got = self.graph.run(&carried, lanes, steps.clone()).unwrap();
+            let difference = largest_difference(&got, &want);
+            let case = || format!("{}, batch {}, segment {segment} of {lengths:?}", self.name, lanes.batch());
+            assert!(difference <= TOLERANCE, "{}: {difference}", case());
+
+            let (shape, ids) = lanes.segment(steps);
+            recorded.push((format!("{segment}/tokens"), shape, ids.into_iter().map(|id| id as f32).collect()));
+            recorded.extend(want.into_iter().map(|(name, (shape, x))| (format!("{segment}/{name}"), shape, x)));
+            (carried, state, start) = (got, next, start + len);
+        }
+        if let Some(dir) = files() {
+            let (name, batch, segments) = (self.name, lanes.batch(), lengths.len());
+            let file = dir.join(format!("{name}.{batch}-lanes-{segments}-segments-{start}.safetensors"));
+            let metadata = [("model".to_string(), format!("{}.onnx", self.name))].into();
+            save_tensors(&file, &recorded, &metadata).unwrap();
+        }
+    }
+
+    /// Segments of one token and of odd lengths, within the memory and far beyond it, up to all of it.
+    fn assert_same_in_segments(&self) {
+        for batch in [1, 3] {
+            for lengths in [&[1, 7, 5][..], &[5, 1, 10], &[11, 9, 13, 1, 16, 16, 3]] {
+                self.assert_same(&Lanes::new(batch, lengths.iter().sum()), lengths);
+            }
+        }
+    }
+
+    fn assert_same_step_by_step(&self) {
+        for batch in [1, 3] {
+            self.assert_same(&Lanes::new(batch, 20), &[1; 20]);
+        }
+    }
+}
+
+fn segments() -> OnnxExport {
+    OnnxExport::default()
+}
+
+fn single_step() -> OnnxExport {
+    OnnxExport { single_step: true, ..Default::default() }
+}
+
+#[test]
+fn one_attending_block() {
+    Exported::new("one_attending_block", model(&config(Attend::SecondLast, 16)), &segments()).assert_same_in_segments();
+}
+
+#[test]
+fn every_block_attends() {
+    Exported::new("every_block_attends", model(&config(Attend::All, 16)), &segments()).assert_same_in_segments();
+}
+
+#[test]
+fn no_block_attends() {
+    Exported::new("no_block_attends", model(&config(Attend::None, 16)), &segments()).assert_same_in_segments();
+}
+
+#[test]
+fn two_heads() {
+    Exported::new("two_heads", model(&config(Attend::Blocks(vec![0, 2]), 16).with_heads(2)), &segments())
+        .assert_same_in_segments();
+}
+
+#[test]
+fn an_untied_decoder() {
+    Exported::new("an_untied_decoder", model(&config(Attend::SecondLast, 16).with_tied(false)), &segments())
+        .assert_same_in_segments();
+}
+
+#[test]
+fn no_memory() {
+    Exported::new("no_memory", model(&config(Attend::All, 0)), &segments()).assert_same_in_segments();
+}
+
+#[test]
+fn a_boom_of_one_chunk() {
+    let config = ShaRnnConfig { d_ff: 18, ..config(Attend::SecondLast, 16) };
+    Exported::new("one_chunk", model(&config), &segments()).assert_same_in_segments();
+}
+
+#[test]
+fn a_collapsed_model() {
+    Exported::new("collapsed", model(&config(Attend::All, 16)).collapse(), &segments()).assert_same_in_segments();
+}
+
+#[test]
+fn a_memory_longer_than_the_model_keeps_is_cut() {
+    // As after a change of mem_len: the state is of another model.
+    let [long, short] = [24, 8].map(|mem_len| model(&config(Attend::All, mem_len)));
+    let graph = Graph::read(&segments().encode(&short).unwrap());
+    let lanes = Lanes::new(2, 23);
+    let (carried, state) = forward(&long, long.empty_state(), &lanes, 0..20);
+    let (want, _) = forward(&short, state, &lanes, 20..23);
+    let difference = largest_difference(&graph.run(&carried, &lanes, 20..23).unwrap(), &want);
+    assert!(difference <= TOLERANCE, "{difference}");
+}
+
+#[test]
+fn byte_by_byte() {
+    for (name, config) in [
+        ("step_one", config(Attend::SecondLast, 6)),
+        ("step_all_three_heads", config(Attend::All, 6).with_heads(3)),
+        ("step_none", config(Attend::None, 6)),
+        ("step_no_memory_untied", config(Attend::All, 0).with_tied(false)),
+        ("step_memory_of_one", config(Attend::All, 1)),
+    ] {
+        Exported::new(name, model(&config), &single_step()).assert_same_step_by_step();
+    }
+}
+
+#[test]
+fn a_prompt_in_segments_then_byte_by_byte() {
+    let model = model(&config(Attend::All, 16));
+    let [segments, steps] = [segments(), single_step()].map(|export| Graph::read(&export.encode(&model).unwrap()));
+    let lanes = Lanes::new(1, 30);
+    let (_, mut state) = forward(&model, model.empty_state(), &lanes, 0..11);
+    let mut carried = segments.run(&state_tensors(&model, &model.empty_state(), 1), &lanes, 0..11).unwrap();
+    for step in 11..30 {
+        let (want, next) = forward(&model, state, &lanes, step..step + 1);
+        carried = steps.run(&carried, &lanes, step..step + 1).unwrap();
+        let difference = largest_difference(&carried, &want);
+        assert!(difference <= TOLERANCE, "step {step}: {difference}");
+        state = next;
+    }
+}
+
+/// The best weights of the run that `SHARNN_ONNX_RUN` names on the validation part of `SHARNN_ENWIK8`; without them, fresh
+/// weights of size XS on a file of this crate.
+#[test]
+fn bytes_of_text() {
+    let model = match std::env::var_os("SHARNN_ONNX_RUN") {
+        Some(run) => sharnn_train::load_best(run.as_ref(), &Default::default()).unwrap().0,
+        None => ShaRnnConfig::xs().with_mem_len(256).init_seeded::<Flex>(1, &Default::default()),
+    };
+    let mut text = vec![0; 3 * 256];
+    match std::env::var_os("SHARNN_ENWIK8") {
+        Some(path) => {
+            let mut file = fs::File::open(path).unwrap();
+            file.seek(SeekFrom::Start(90_000_000)).unwrap();
+            file.read_exact(&mut text).unwrap();
+        }
+        None => text.copy_from_slice(&include_bytes!("../../src/network.rs")[..3 * 256]),
+    }
+    let lanes = Lanes(vec![text.into_iter().map(i64::from).collect()]);
+    Exported::new("text", model.clone(), &segments()).assert_same(&lanes, &[256; 3]);
+    Exported::new("text_steps", model.clone(), &single_step()).assert_same(&lanes, &[1; 300]);
+    let export = OnnxExport { weights: OnnxWeights::F16, ..Default::default() };
+    let exported = Exported::new("text_f16", model.clone(), &export);
+    Exported { model: rounded(model), ..exported }.assert_same(&lanes, &[256; 3]);
+}
+
+/// Rounds the matrices that a file keeps in f16.
+fn rounded(mut model: ShaRnn<Flex>) -> ShaRnn<Flex> {
+    let round = |x: Tensor<Flex, 2>| {
+        let shape = x.dims();
+        let values: Vec<f32> = x.into_data().into_vec().unwrap();
+        let values: Vec<f32> = values.into_iter().map(|value| f16::from_f32(value).to_f32()).collect();
+        Tensor::from_data(TensorData::new(values, shape), &Default::default())
+    };
+    model.encoder.weight = model.encoder.weight.map(round);
+    model.decoder.weight = model.decoder.weight.map(|weight| weight.map(round));
+    for block in &mut model.blocks {
+        block.lstm.weight_ih = block.lstm.weight_ih.clone().map(round);
+        block.lstm.weight_hh = block.lstm.weight_hh.clone().map(round);
+        block.boom.linear.weight = block.boom.linear.weight.clone().map(round);
+        if let Some(attending) = &mut block.attending {
+            attending.attention.query.weight = attending.attention.query.weight.clone().map(round);
+        }
+    }
+    model
+}
+
+#[test]
+fn f16_weights_are_those_of_a_rounded_model() {
+    for (names, config) in [
+        (["f16_one", "f16_one_step"], config(Attend::SecondLast, 16)),
+        (["f16_all", "f16_all_step"], config(Attend::All, 16).with_heads(2).with_tied(false)),
+    ] {
+        let exact = model(&config);
+        let export = OnnxExport { weights: OnnxWeights::F16, ..Default::default() };
+        let [segments, steps] = [(names[0], false), (names[1], true)].map(|(name, single_step)| {
+            let exported = Exported::new(name, exact.clone(), &OnnxExport { single_step, ..export.clone() });
+            Exported { model: rounded(exact.clone()), ..exported }
+        });
+        segments.assert_same_in_segments();
+        steps.assert_same_step_by_step();
+    }
+}
+
+#[test]
+fn a_segment_longer_than_the_memory_is_refused() {
+    let model = model(&config(Attend::SecondLast, 8));
+    let graph = Graph::read(&segments().encode(&model).unwrap());
+    let (state, lanes) = (state_tensors(&model, &model.empty_state(), 1), Lanes::new(1, 9));
+    graph.run(&state, &lanes, 0..8).unwrap();
+    graph.run(&state, &lanes, 0..9).unwrap_err();
+}
