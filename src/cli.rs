@@ -1,5 +1,12 @@
 //! The command line: what the program `sharnn` and the example `enwik8` run.
 
+/// Prints a line to standard output, or returns the error: a pipe whose reader has gone is one.
+macro_rules! say {
+    ($($text:tt)*) => {
+        std::io::Write::write_fmt(&mut std::io::stdout().lock(), format_args!("{}\n", format_args!($($text)*)))?
+    };
+}
+
 mod attend;
 mod bench;
 mod data;
@@ -19,6 +26,7 @@ mod train;
 mod values;
 
 use std::ffi::OsString;
+use std::io;
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
@@ -116,7 +124,15 @@ fn parse_and<A: Into<OsString> + Clone, P: Parser>(
 /// The exit code of a program; an error is printed in one line.
 fn exit_code(result: Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
+        // Whoever read has seen enough.
+        if error.chain().any(is_broken_pipe) {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }

@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         seen.units.len()
     );
     std::fs::write(&args.out, draw(&seen)).with_context(|| format!("cannot write {}", args.out.display()))?;
-    println!("{:.3} bits per byte over {} bytes; {}", seen.bits_per_byte(), seen.n_bytes, args.out.display());
+    say!("{:.3} bits per byte over {} bytes; {}", seen.bits_per_byte(), seen.n_bytes, args.out.display());
     Ok(ExitCode::SUCCESS)
 }
 

@@ -166,7 +166,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         if args.json {
             print(&line)?;
         } else {
-            line.print_row(i == 0);
+            line.print_row(i == 0)?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -222,19 +222,17 @@ struct Line {
 
 impl Line {
     /// As a row of a table; the first one under its headings.
-    fn print_row(&self, first: bool) {
+    fn print_row(&self, first: bool) -> Result<()> {
         let Self { size, mode, dtype, device, batch, seq_len, median_s, tokens_per_s, params, .. } = self;
         if first {
             let threads =
                 self.threads.map_or(String::new(), |n| format!(", {n} thread{}", if n == 1 { "" } else { "s" }));
-            println!(
-                "size {size:?}, {params} parameters, memory filled with {} bytes; {device}{threads}\n",
-                self.memory
-            );
-            println!("{:<10}{:<8}{:>6} x {:<8}{:>14}{:>14}", "", "", "lanes", "bytes", "bytes/s", "ms");
+            say!("size {size:?}, {params} parameters, memory filled with {} bytes; {device}{threads}\n", self.memory);
+            say!("{:<10}{:<8}{:>6} x {:<8}{:>14}{:>14}", "", "", "lanes", "bytes", "bytes/s", "ms");
         }
         let (mode, dtype) = (format!("{mode:?}").to_lowercase(), format!("{dtype:?}").to_lowercase());
-        println!("{mode:<10}{dtype:<8}{batch:>6} x {seq_len:<8}{tokens_per_s:>14.0}{:>14.3}", 1e3 * median_s);
+        say!("{mode:<10}{dtype:<8}{batch:>6} x {seq_len:<8}{tokens_per_s:>14.0}{:>14.3}", 1e3 * median_s);
+        Ok(())
     }
 }
 

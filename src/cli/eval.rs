@@ -160,13 +160,13 @@ impl BackendJob for Job {
             };
             if args.json {
                 let line = scorer.line(split, &evaluation, &config);
-                println!("{}", serde_json::to_string(&line)?);
+                say!("{}", serde_json::to_string(&line)?);
             }
             scored.push((if split == "test" { "test" } else { "validation" }, evaluation.bpc()));
         }
         if !args.json {
             let heading = if matches!(scorer.how, How::Dynamic(_)) { "dynamic" } else { "SHA-RNN" };
-            report::scores(&splits, scored, heading, args.data.full_eval);
+            report::scores(&splits, scored, heading, args.data.full_eval)?;
         }
         Ok(ExitCode::SUCCESS)
     }

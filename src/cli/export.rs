@@ -102,7 +102,7 @@ impl BackendJob for Args {
             save_weights_as(&model, &self.to, &SaveOptions { dtype, tied_twice, collapse })?;
         }
         let bytes = HumanBytes(std::fs::metadata(&self.to)?.len());
-        println!("{} ({bytes}) from {}", self.to.display(), loaded.name);
+        say!("{} ({bytes}) from {}", self.to.display(), loaded.name);
         Ok(ExitCode::SUCCESS)
     }
 }

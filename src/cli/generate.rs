@@ -71,8 +71,6 @@ impl BackendJob for Args {
             generator.generate_to(stdout.lock(), self.bytes)
         };
         match written {
-            // Whoever read has seen enough.
-            Err(GenerateError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
             Err(GenerateError::Io(error)) => Err(error).context("cannot write to standard output"),
             written => Ok(written.map(|()| ExitCode::SUCCESS)?),
         }

@@ -60,7 +60,7 @@ impl BackendJob for Args {
         let options = ImportOptions { n_heads: self.n_heads, mem_len: self.mem_len, vocabulary };
         let model = import_weights::<B>(&self.file, &options, &device)?.valid();
         save_weights(&model, &self.to)?;
-        println!("{}: sharnn inspect {0} says what is in it", self.to.display());
+        say!("{}: sharnn inspect {0} says what is in it", self.to.display());
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -58,9 +58,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let path = if args.path == Path::new("latest") { runs::latest()? } else { args.path.clone() };
     let report = Report::of(path)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        say!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        report.print();
+        report.print()?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -85,26 +85,22 @@ impl Report {
         })
     }
 
-    fn print(&self) {
+    fn print(&self) -> Result<()> {
         let Self { path, model, run, .. } = self;
         let ShaRnnConfig { d_model, d_ff, n_layers, n_heads, vocab_size, mem_len, .. } = model;
-        println!("{}", path.display());
+        say!("{}", path.display());
         let attending: Vec<_> = (0..*n_layers).filter(|&block| model.attends(block)).map(|i| i.to_string()).collect();
         let attending = match &attending[..] {
             [] => "no block attends".into(),
             blocks => format!("attention in block {} ({n_heads} head{})", blocks.join(", "), plural(*n_heads)),
         };
-        println!(
-            "  {n_layers} blocks, {d_model} wide, Boom {d_ff}; {attending}; {vocab_size} symbols; memory {mem_len}"
-        );
-        println!("\nparameters {:>27}", HumanCount(self.parameters as u64).to_string());
+        say!("  {n_layers} blocks, {d_model} wide, Boom {d_ff}; {attending}; {vocab_size} symbols; memory {mem_len}");
+        say!("\nparameters {:>27}", HumanCount(self.parameters as u64).to_string());
         for (part, params) in self.parameters_by_part.iter().filter(|(_, params)| *params > 0) {
-            println!("  {part:<20}{:>16}", HumanCount(*params as u64).to_string());
+            say!("  {part:<20}{:>16}", HumanCount(*params as u64).to_string());
         }
-        println!("\na stream carries {} bytes when its memory is full", HumanCount(self.stream_bytes as u64));
-        if let Some(run) = run {
-            run.print();
-        }
+        say!("\na stream carries {} bytes when its memory is full", HumanCount(self.stream_bytes as u64));
+        run.as_ref().map_or(Ok(()), RunReport::print)
     }
 }
 
@@ -140,30 +136,31 @@ impl RunReport {
         })
     }
 
-    fn print(&self) {
+    fn print(&self) -> Result<()> {
         let Self { checkpoint, position, seconds, recipe, corpus, backend, instructions, .. } = self;
         let age = self
             .checkpoint_age_seconds
             .map_or(String::new(), |seconds| format!(", written {} ago", HumanDuration(Duration::from_secs(seconds))));
         let name = checkpoint.file_name().unwrap_or_default().to_string_lossy();
-        println!("\nnewest checkpoint {name}{age}");
+        say!("\nnewest checkpoint {name}{age}");
         let instructions = instructions.as_ref().map_or(String::new(), |name| format!(" ({name})"));
         let time = HumanDuration(Duration::try_from_secs_f64(*seconds).unwrap_or_default());
-        println!(
+        say!(
             "  {} steps, {} bytes of {corpus}, epoch {}, {time} of training on {backend}{instructions}",
             HumanCount(position.step),
             HumanCount(position.bytes),
             position.epoch
         );
         if position.skipped > 0 {
-            println!("  {} steps were skipped: loss or gradient was not finite", position.skipped);
+            say!("  {} steps were skipped: loss or gradient was not finite", position.skipped);
         }
         let lanes = recipe.batch_size;
-        println!("  batches of {lanes} x up to {} bytes, precision {}", recipe.segments.max(), recipe.precision.name());
+        say!("  batches of {lanes} x up to {} bytes, precision {}", recipe.segments.max(), recipe.precision.name());
         for line in self.reached.lines() {
-            println!("  {line}");
+            say!("  {line}");
         }
         let bytes: u64 = self.training_memory.iter().map(|(_, bytes)| bytes).sum();
-        println!("  training takes about {} MB on a CPU", bytes.div_ceil(1_000_000));
+        say!("  training takes about {} MB on a CPU", bytes.div_ceil(1_000_000));
+        Ok(())
     }
 }

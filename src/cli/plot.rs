@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let curves = args.runs.iter().map(|run| Curve::read(run, args.over)).collect::<Result<Vec<_>>>()?;
     draw(&args.svg, &curves, args.over, args.max).with_context(|| format!("cannot draw {}", args.svg.display()))?;
-    println!("{}", args.svg.display());
+    say!("{}", args.svg.display());
     Ok(ExitCode::SUCCESS)
 }
 

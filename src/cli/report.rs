@@ -1,6 +1,5 @@
 //! What a run reached: scores beside simple yardsticks on the same bytes, and a sample of text.
 
-use std::io::{Write, stdout};
 use std::path::Path;
 
 use anyhow::Result;
@@ -57,18 +56,24 @@ fn zstd_bpc(bytes: &[u8]) -> Option<f64> {
 }
 
 /// Prints the score of each split beside the order-0 entropy and what zstd gets; `model` is the heading of the scores.
-pub fn scores<'a>(splits: &Splits, scores: impl IntoIterator<Item = (&'a str, f64)>, model: &str, whole: bool) {
-    println!();
-    println!("bits per byte      {model}   zstd -19   order-0 entropy");
+pub fn scores<'a>(
+    splits: &Splits,
+    scores: impl IntoIterator<Item = (&'a str, f64)>,
+    model: &str,
+    whole: bool,
+) -> Result<()> {
+    say!("");
+    say!("bits per byte      {model}   zstd -19   order-0 entropy");
     for (name, bpc) in scores {
         let split = if name == "test" { &splits.test } else { &splits.valid };
         let zstd = zstd_bpc(split).map_or("-".into(), |bpc| format!("{bpc:.3}"));
         let entropy = order0_entropy(split);
-        println!("{name:<16} {bpc:>9.4} {zstd:>10} {entropy:>17.3}   ({} bytes)", split.len());
+        say!("{name:<16} {bpc:>9.4} {zstd:>10} {entropy:>17.3}   ({} bytes)", split.len());
     }
     if !whole && splits.name == "enwik8" {
-        println!("(the first bytes of each split; --full-eval scores the whole)");
+        say!("(the first bytes of each split; --full-eval scores the whole)");
     }
+    Ok(())
 }
 
 /// 300 bytes that go on from the beginning of the validation split.
@@ -83,8 +88,7 @@ pub fn sample(streams: impl Streams, splits: &Splits, seed: u64) -> Result<Vec<u
 
 /// Prints generated text.
 pub fn print_sample(text: &[u8]) -> Result<()> {
-    println!("\n{} bytes of generated text:\n", text.len());
-    println!("{}", String::from_utf8_lossy(text));
-    stdout().flush()?;
+    say!("\n{} bytes of generated text:\n", text.len());
+    say!("{}", String::from_utf8_lossy(text));
     Ok(())
 }

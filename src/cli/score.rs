@@ -77,12 +77,9 @@ impl BackendJob for Args {
         } else {
             self.one_stream(input, Scorer::new(streams)?, &mut out)
         };
-        match scored.and_then(|()| out.finish()) {
-            // Whoever read has seen enough.
-            Err(error) if is_broken_pipe(&error) => Ok(ExitCode::SUCCESS),
-            Err(error) => Err(error).with_context(|| format!("cannot score {}", self.file.display())),
-            Ok(()) => Ok(ExitCode::SUCCESS),
-        }
+        let scored = scored.and_then(|()| out.finish());
+        scored.with_context(|| format!("cannot score {}", self.file.display()))?;
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -93,10 +90,6 @@ fn open(path: &Path) -> Result<Box<dyn BufRead>> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     ensure!(!file.metadata()?.is_dir(), "{} is a directory: name a file", path.display());
     Ok(Box::new(BufReader::with_capacity(1 << 16, file)))
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 impl Args {

@@ -106,15 +106,11 @@ impl BackendJob for Job {
                 test_bpc: test,
                 test_bytes: splits.test.len(),
             };
-            println!("{}", serde_json::to_string(&reached)?);
+            say!("{}", serde_json::to_string(&reached)?);
             return Ok(ExitCode::SUCCESS);
         }
-        println!(
-            "trained {steps} steps; best weights, after step {}, are in {}",
-            finished.best.step,
-            run_dir.display()
-        );
-        report::scores(&splits, [("validation", valid), ("test", test)], "SHA-RNN", args.data.full_eval);
+        say!("trained {steps} steps; best weights, after step {}, are in {}", finished.best.step, run_dir.display());
+        report::scores(&splits, [("validation", valid), ("test", test)], "SHA-RNN", args.data.full_eval)?;
         report::print_sample(&sample)?;
         Ok(ExitCode::SUCCESS)
     }

@@ -96,6 +96,49 @@ fn lines_are_scored_in_one_stream_or_each_alone() {
 }
 
 #[test]
+fn a_reader_who_has_seen_enough_is_no_error() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    let output = at.first_byte(&["generate", "--model", "run", "--bytes", "200000", "--temperature", "0"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.is_empty(), "{stderr}");
+}
+
+#[test]
+fn a_model_leaves_for_other_programs_and_comes_back() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    at.stdout(&["export", "--model", "run", "--to", "whole.safetensors"]);
+    at.stdout(&[
+        "export",
+        "--model",
+        "run",
+        "--to",
+        "small.safetensors",
+        "--dtype",
+        "bf16",
+        "--collapse",
+        "--tied-twice",
+    ]);
+    let size = |name: &str| std::fs::metadata(at.path(name)).unwrap().len();
+    assert!(size("small.safetensors") < size("whole.safetensors") * 2 / 3);
+    at.stdout(&["import", "small.safetensors", "--to", "back.safetensors"]);
+    let bpc = |model: &str| {
+        let lines = at.json_lines(&["score", "text", "--model", model, "--total", "--json"]);
+        lines[0]["bits_per_byte"].as_f64().unwrap()
+    };
+    at.write("text", b"The [[cat]] sat on the [[mat]].");
+    assert_eq!(bpc("run"), bpc("whole.safetensors"));
+    assert_eq!(bpc("small.safetensors"), bpc("back.safetensors"));
+    assert!((bpc("run") - bpc("back.safetensors")).abs() < 0.02);
+
+    for options in [&["--dtype", "f16"][..], &["--single-step", "--meta", "licence=MIT"]] {
+        at.stdout(&[&["export", "--model", "run", "--to", "model.onnx"], options].concat());
+        assert!(std::fs::read(at.path("model.onnx")).unwrap().windows(9).any(|bytes| bytes == b"memory.2\x12"));
+    }
+}
+
+#[test]
 fn what_cannot_be_done_is_told_in_one_line() {
     let at = Workplace::new();
     at.write("text", b"some text");
@@ -120,6 +163,16 @@ fn what_cannot_be_done_is_told_in_one_line() {
         (&["import", "torn.safetensors", "--to", "a.pt"], 1, ".safetensors"),
         (&["import", "torn.safetensors", "--to", "a.safetensors"], 1, "torn.safetensors"),
         (&["import", "text", "--to", "a.safetensors", "--vocabulary", "text"], 1, "--vocabulary"),
+        (&["export", "--to", "a.pt"], 1, ".onnx or .safetensors"),
+        (
+            &["export", "--to", "a.onnx", "--collapse"],
+            1,
+            "--collapse cannot be used: it is for files that end in .safetensors",
+        ),
+        (&["export", "--to", "a.onnx", "--dtype", "bf16"], 1, "--dtype bf16 cannot be used"),
+        (&["export", "--to", "a.safetensors", "--single-step"], 1, "it is for files that end in .onnx"),
+        (&["export", "--to", "nowhere/a.onnx"], 1, "nowhere"),
+        (&["export", "--to", "a.onnx", "--meta", "licence"], 2, "KEY=VALUE"),
         (&["train", "--stepps", "1"], 2, "--stepps"),
         (&["eval", "--model", "nowhere", "--backend", "abacus"], 2, "abacus"),
     ] {

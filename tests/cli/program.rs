@@ -1,7 +1,8 @@
 //! The program in a directory of its own.
 
+use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -38,6 +39,15 @@ impl Workplace {
     /// Runs the program, whatever comes of it.
     pub fn run(&self, args: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_sharnn")).args(args).current_dir(self.dir.path()).output().unwrap()
+    }
+
+    /// Runs the program until it has written something, and reads no more of it.
+    pub fn first_byte(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sharnn"));
+        command.args(args).current_dir(self.dir.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut program = command.spawn().unwrap();
+        program.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+        program.wait_with_output().unwrap()
     }
 
     /// Runs the program, which must succeed, and returns what it says.
