@@ -213,19 +213,38 @@ impl Checkpoint {
         Ok(optimizer)
     }
 
-    /// The state that the next segment starts from.
+    /// The state that the next segment starts from, of all lanes.
     pub(crate) fn state<B: BurnBackend>(&self, device: &B::Device) -> Result<ShaRnnState<B>, CheckpointError> {
         let path = self.dir.join(STATE);
         let mut tensors = load_tensors(&path)?;
-        let config = &self.manifest.config;
-        let blocks = (0..config.n_layers)
-            .map(|block| {
-                let h = take(&mut tensors, format!("blocks.{block}.h"), &path, device)?;
-                let c = take(&mut tensors, format!("blocks.{block}.c"), &path, device)?;
-                let memory = take(&mut tensors, format!("blocks.{block}.memory"), &path, device)?;
-                Ok(BlockState { lstm: h.zip(c).map(|(h, c)| LstmState { h, c }), memory })
-            })
-            .collect::<Result<_, CheckpointError>>()?;
+        let (config, lanes) = (&self.manifest.config, self.manifest.recipe.batch_size);
+        let mut blocks = Vec::with_capacity(config.n_layers);
+        for block in 0..config.n_layers {
+            let name = |part: &str| format!("blocks.{block}.{part}");
+            let of_lstm = [lanes, config.d_model];
+            let [h, c] = ["h", "c"].map(|part| take(&mut tensors, name(part), of_lstm, &path, device));
+            let lstm = match (h?, c?) {
+                (Some(h), Some(c)) => Some(LstmState { h, c }),
+                (None, None) => None,
+                (h, _) => {
+                    let tensor = name(if h.is_some() { "c" } else { "h" });
+                    let (file, hint) = (path.display().to_string(), "use an older checkpoint".into());
+                    return Err(WeightsError::Missing { file, tensor, expected: of_lstm.into(), hint }.into());
+                }
+            };
+            // As many rows as were seen, up to the length of the memory.
+            let seen = tensors.get(&name("memory")).and_then(|memory| memory.shape.get(1).copied());
+            let rows = seen.unwrap_or_default().min(config.mem_len);
+            let memory = match config.attends(block) {
+                true => take(&mut tensors, name("memory"), [lanes, rows, config.d_model], &path, device)?,
+                false => None,
+            };
+            blocks.push(BlockState { lstm, memory });
+        }
+        if let Some((tensor, HostTensor { shape: found, .. })) = tensors.pop_first() {
+            let (file, hint) = (path.display().to_string(), "use an older checkpoint".into());
+            return Err(WeightsError::Unexpected { file, tensor, found, hint }.into());
+        }
         Ok(ShaRnnState { blocks })
     }
 
@@ -268,12 +287,13 @@ fn state_tensors<B: BurnBackend>(state: &ShaRnnState<B>) -> Vec<HostEntry> {
 fn take<B: BurnBackend, const D: usize>(
     tensors: &mut BTreeMap<String, HostTensor>,
     name: String,
+    expected: [usize; D],
     path: &Path,
     device: &B::Device,
 ) -> Result<Option<Tensor<B, D>>, CheckpointError> {
     let Some(HostTensor { shape, data }) = tensors.remove(&name) else { return Ok(None) };
-    if shape.len() != D {
-        let (file, expected) = (path.display().to_string(), vec![0; D]);
+    if shape != expected {
+        let (file, expected) = (path.display().to_string(), expected.to_vec());
         return Err(WeightsError::Shape { file, tensor: name, expected, found: shape }.into());
     }
     Ok(Some(Tensor::from_data(TensorData::new(data, shape), device)))

@@ -22,8 +22,8 @@ pub struct HostTensor {
     pub data: Vec<f32>,
 }
 
-/// The largest header of a file, in bytes: names, shapes and places of its tensors. A model of a thousand blocks has a
-/// quarter of it in the moments of its optimizer. Parsed it takes some thirty times as much memory.
+/// The largest header of a file, in bytes: names, shapes and places of its tensors. The moments of a model of a thousand
+/// blocks need less than half of it. Parsing one takes up to 40 times as much memory, to which a test holds it.
 const MAX_HEADER: u64 = 16 << 20;
 
 /// Writes tensors to `path` in f32 and waits until they are on the disk. A file that was there is replaced only when that

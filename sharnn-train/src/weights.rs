@@ -52,7 +52,7 @@ pub(crate) fn load_config<B: Backend>(
     device: &B::Device,
 ) -> Result<ShaRnn<B>, WeightsError> {
     let file = ModelFile::open(path)?;
-    config.validate().map_err(|source| WeightsError::Unusable { file: file.name().into(), source })?;
+    file.validate(config)?;
     file.check(config, |_| false)?;
     place(config.init_seeded(0, device), &file, &Vocabulary::Bytes)
 }

@@ -184,7 +184,7 @@ pub enum WeightsError {
     },
     /// A value is too large for the type in which it is to be written.
     #[error(
-        "tensor {tensor} holds {value} at position {index}, which {dtype} cannot hold: {file} is not written, use F32 or BF16"
+        "tensor {tensor} holds {value} at position {index}, which {dtype} cannot hold: {file} is not written, use F32"
     )]
     TooLarge {
         /// The file.

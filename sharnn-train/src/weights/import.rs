@@ -127,6 +127,6 @@ fn stored_config(file: &ModelFile, options: &ImportOptions) -> Result<ShaRnnConf
         file.check_saved(saved, &sizes, "its tensors have")?;
         file.check_saved(saved, &config, "the options have")?;
     }
-    config.validate().map_err(|source| WeightsError::Unusable { file: file.name().into(), source })?;
+    file.validate(&config)?;
     Ok(config)
 }

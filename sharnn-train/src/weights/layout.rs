@@ -4,17 +4,17 @@ use sharnn_core::ShaRnnConfig;
 
 use super::{DECODER, DECODER_BIAS, ENCODER};
 
-/// The tensors that a model of `config` must find in a file, in the order of the model, for its first `n_blocks` blocks.
-/// `collapsed` says of a block whether its value gate is.
+/// The tensors that a model of `config` must find in a file, in the order of the model, for its first `n_blocks` blocks, of
+/// which those in `attending` attend. `collapsed` says of a block whether its value gate is.
 ///
 /// Of the configuration nothing is taken for granted but that it has been validated: sizes may be any number.
 pub(super) fn tensors(
     config: &ShaRnnConfig,
     n_blocks: usize,
+    attending: &[usize],
     collapsed: impl Fn(usize) -> bool,
 ) -> impl Iterator<Item = (String, Vec<usize>)> {
     let (d, vocab_size) = (config.d_model, config.vocab_size);
-    let attending = config.attend.blocks(config.n_layers);
     let blocks = (0..n_blocks).flat_map(move |block| {
         let attends = attending.binary_search(&block).is_ok();
         let tensors = block_tensors(config, attends, attends && collapsed(block));
@@ -106,7 +106,7 @@ mod tests {
                         (name, shape)
                     })
                     .collect();
-                let mut layout: Vec<_> = tensors(&config, 3, |_| collapsed).collect();
+                let mut layout: Vec<_> = tensors(&config, 3, &attend.blocks(3), |_| collapsed).collect();
                 of_model.sort();
                 layout.sort();
                 assert_eq!(layout, of_model);

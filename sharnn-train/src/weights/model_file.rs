@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
-use sharnn_core::ShaRnnConfig;
+use sharnn_core::{Attend, ConfigError, ShaRnnConfig};
 
 use super::layout::{in_block, is_unused, tensors};
 use super::{CONFIG_KEY, DECODER, ENCODER};
@@ -74,10 +74,17 @@ impl ModelFile {
             key: CONFIG_KEY,
             reason: shown(&error.to_string()),
         })?;
-        match config.validate() {
-            Ok(()) => Ok(Some(config)),
-            Err(source) => Err(WeightsError::Unusable { file: self.name().into(), source }),
-        }
+        self.validate(&config)?;
+        Ok(Some(config))
+    }
+
+    /// Refuses a configuration of which no model can be made.
+    pub(super) fn validate(&self, config: &ShaRnnConfig) -> Result<(), WeightsError> {
+        config.validate().map_err(|ConfigError { field, value, hint }| {
+            // They may quote a list of blocks.
+            let source = ConfigError { field, value: shown(&value), hint: shown(&hint) };
+            WeightsError::Unusable { file: self.name().into(), source }
+        })
     }
 
     /// Refuses the file for a model of `config`, whose blocks are `collapsed` or not, unless every tensor is there and fits.
@@ -86,7 +93,8 @@ impl ModelFile {
         let blocks = self.blocks();
         // A block that is not in the file cannot be loaded: of as many as there are and one more, one is missing.
         let n_blocks = config.n_layers.min(blocks.len() + 1);
-        for &block in config.attend.blocks(config.n_layers).iter().take_while(|&&block| block < n_blocks) {
+        let attending = attending(config, n_blocks);
+        for &block in &attending {
             let Some(Some(found)) = blocks.get(&block) else { continue };
             let file = self.name().to_string();
             match (collapsed(block), found.collapsed) {
@@ -99,7 +107,7 @@ impl ModelFile {
                 _ => {}
             }
         }
-        self.compare(config, n_blocks, collapsed)?;
+        self.compare(config, n_blocks, &attending, collapsed)?;
         if let Some(saved) = self.saved_config()? {
             self.check_saved(&saved, config, "the model has")?;
         }
@@ -111,13 +119,14 @@ impl ModelFile {
         &self,
         config: &ShaRnnConfig,
         n_blocks: usize,
+        attending: &[usize],
         collapsed: impl Fn(usize) -> bool,
     ) -> Result<(), WeightsError> {
         let mut mismatch = Mismatch::default();
         let mut known = HashSet::new();
         let own_decoder =
             (config.tied && self.has(DECODER)).then(|| (DECODER.to_string(), vec![config.vocab_size, config.d_model]));
-        for (name, expected) in tensors(config, n_blocks, collapsed).chain(own_decoder) {
+        for (name, expected) in tensors(config, n_blocks, attending, collapsed).chain(own_decoder) {
             let found = self.tensors.shape(&name);
             // A gate may be a plain vector.
             let fits = |found: &[usize]| found == expected || matches!(expected[..], [1, 1, d] if found == [d]);
@@ -128,10 +137,9 @@ impl ModelFile {
                 known.insert(name);
             }
         }
-        let attending = config.attend.blocks(config.n_layers);
         let passed_over = |name: &str| {
             in_block(name).is_some_and(|(block, name)| {
-                block < config.n_layers && is_unused(name, attending.binary_search(&block).is_ok())
+                block < n_blocks && is_unused(name, attending.binary_search(&block).is_ok())
             })
         };
         for (name, found) in self.tensors.shapes() {
@@ -158,7 +166,13 @@ impl ModelFile {
             [("vocab_size", vocab_size), ("d_model", d_model), ("d_ff", d_ff), ("n_layers", n_layers)]
         };
         let differ = |field, saved: String, found: String| {
-            Err(WeightsError::Config { file: self.name().into(), field, saved: shown(&saved), what, found })
+            Err(WeightsError::Config {
+                file: self.name().into(),
+                field,
+                saved: shown(&saved),
+                what,
+                found: shown(&found),
+            })
         };
         for ((field, saved), (_, other)) in sizes(saved).into_iter().zip(sizes(other)) {
             if saved != other {
@@ -190,5 +204,14 @@ impl ModelFile {
         let (encoder, decoder) = (self.values(ENCODER)?, self.values(DECODER)?);
         let index = encoder.iter().zip(&decoder).position(|(encoder, decoder)| encoder != decoder);
         Ok(index.map(|index| (index, encoder[index], decoder[index])))
+    }
+}
+
+/// Those of the first `n_blocks` blocks that attend, in rising order. Neither is gone through as often as there are of the
+/// other, or of layers: a file may have made each of them large.
+fn attending(config: &ShaRnnConfig, n_blocks: usize) -> Vec<usize> {
+    match &config.attend {
+        Attend::Blocks(list) => Attend::Blocks(list.clone()).blocks(n_blocks),
+        _ => (0..n_blocks).filter(|&block| config.attends(block)).collect(),
     }
 }

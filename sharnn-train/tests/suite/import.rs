@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::backend::Flex;
-use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 use sharnn_core::{Attend, Pass, ShaRnn, ShaRnnConfig};
 use sharnn_data::enwik8;
@@ -262,11 +261,17 @@ fn ids(ids: &[usize]) -> Tensor<Flex, 2, Int> {
     Tensor::from_data(TensorData::new(ids, [1, len]), &Default::default())
 }
 
-/// Log-probabilities in f64 of logits `[n, vocab]`.
+/// The logits at every place.
 fn rows(logits: Tensor<Flex, 3>) -> Vec<Vec<f32>> {
     let [_, n, vocab] = logits.dims();
     let flat: Vec<f32> = logits.into_data().to_vec().unwrap();
     (0..n).map(|i| flat[i * vocab..][..vocab].to_vec()).collect()
+}
+
+/// In f64, so that what is compared is the models and not the rounding.
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+    logits.iter().map(|&x| f64::from(x) - sum.ln()).collect()
 }
 
 #[test]
@@ -289,7 +294,9 @@ fn a_model_expanded_to_bytes_predicts_what_it_did() {
         let as_bytes: Vec<usize> = text.iter().map(|&byte| byte.into()).collect();
         let forward = |model: &ShaRnn<Flex>, tokens: &[usize]| {
             let (logits, _) = model.forward(ids(&tokens[..64]), model.empty_state());
-            (rows(logits.clone()), rows(log_softmax(logits, 2)))
+            let rows = rows(logits);
+            let log_probs = rows.iter().map(|row| log_softmax(row)).collect::<Vec<_>>();
+            (rows, log_probs)
         };
         let (logits, log_probs) = forward(&model, &as_symbols);
         let (byte_logits, byte_log_probs) = forward(&expanded, &as_bytes);

@@ -8,6 +8,7 @@ mod support;
 mod evaluate;
 mod golden;
 mod group;
+mod hostile_files;
 mod import;
 mod interrupt;
 mod moved;

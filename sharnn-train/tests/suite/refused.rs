@@ -1,12 +1,18 @@
 //! What a run directory is not resumed with: other settings, other data, damaged files, a second process.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+
+use sha2::{Digest, Sha256};
 
 use crate::common::*;
 use sharnn_core::{Precision, ShaRnnConfig};
 use sharnn_data::Splits;
-use sharnn_train::{CheckpointError, Recipe, RecipeError, TrainError, TrainOptions, Trainer, load_best};
+use sharnn_train::{
+    CheckpointError, HostTensor, Recipe, RecipeError, TrainError, TrainOptions, Trainer, load_best, load_tensors,
+    save_tensors,
+};
 
 fn open_as(config: ShaRnnConfig, recipe: Recipe, splits: Splits, dir: &Path) -> TrainError {
     Trainer::<B>::open(config, recipe, splits, options(dir), &Default::default()).err().expect("must be refused")
@@ -151,6 +157,39 @@ fn hostile_manifests_are_errors() {
     let deep = "[".repeat(100_000);
     write_with_checksum(&manifest, &deep);
     assert!(Trainer::<B>::resume(splits(), options(dir.path()), &Default::default()).is_err());
+}
+
+/// Signed as if a run had written it, so that it is not refused for its checksum.
+#[test]
+fn a_state_that_is_not_the_models_is_refused() {
+    let dir = twelve_steps();
+    let step = dir.path().join("step-00000012");
+    let (state, manifest) = (step.join("state.safetensors"), step.join("checkpoint.json"));
+    let good = load_tensors(&state).unwrap();
+    type Change = fn(&mut BTreeMap<String, HostTensor>);
+    let changes: [(Change, &str); 5] = [
+        (|tensors| tensors.get_mut("blocks.0.h").unwrap().shape = vec![2, 32], "expects [4, 16]"),
+        (|tensors| tensors.get_mut("blocks.1.memory").unwrap().shape.swap(0, 1), "expects [4, 4, 16]"),
+        (|tensors| drop(tensors.remove("blocks.2.c")), "blocks.2.c of shape [4, 16] is missing"),
+        (
+            |tensors| drop(tensors.insert("blocks.0.memory".into(), tensors["blocks.1.memory"].clone())),
+            "blocks.0.memory",
+        ),
+        (|tensors| drop(tensors.insert("blocks.3.h".into(), tensors["blocks.0.h"].clone())), "blocks.3.h"),
+    ];
+    for (change, told) in changes {
+        let mut tensors = good.clone();
+        change(&mut tensors);
+        let list: Vec<_> = tensors.into_iter().map(|(name, x)| (name, x.shape, x.data)).collect();
+        save_tensors(&state, &list, &BTreeMap::new()).unwrap();
+        let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+        let bytes = fs::read(&state).unwrap();
+        json["files"]["state.safetensors"] =
+            serde_json::json!({"bytes": bytes.len(), "sha256": format!("{:x}", Sha256::digest(&bytes))});
+        write_with_checksum(&manifest, &json.to_string());
+        let error = open_error(dir.path()).to_string();
+        assert!(error.contains(told) && error.contains("state.safetensors"), "{told}: {error}");
+    }
 }
 
 #[test]
