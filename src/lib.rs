@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "pretrained")]
+pub mod pretrained;
 
 /// The Burn framework, in the version that this crate extends: whoever depends on `sharnn` builds on this very one.
 pub use burn;

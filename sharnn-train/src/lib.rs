@@ -54,5 +54,5 @@ pub use tensor_file::{
 pub use trainer::{Finished, Limits, Stop, TrainError, TrainOptions, Trainer};
 pub use weights::{
     CONFIG_KEY, ImportOptions, SaveOptions, UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError, import_weights,
-    load_weights, read_config, save_weights, save_weights_as,
+    import_weights_from_bytes, load_weights, read_config, save_weights, save_weights_as,
 };

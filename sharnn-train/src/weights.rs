@@ -14,7 +14,7 @@ use std::path::Path;
 use burn::tensor::{Tensor, TensorData, backend::Backend as BurnBackend};
 use sharnn_core::{Backend, ShaRnn, ShaRnnConfig, pytorch_name};
 
-pub use import::{ImportOptions, import_weights, read_config};
+pub use import::{ImportOptions, import_weights, import_weights_from_bytes, read_config};
 use model_file::ModelFile;
 pub use save::{CONFIG_KEY, SaveOptions, save_weights, save_weights_as};
 pub use vocabulary::{UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError};

@@ -85,6 +85,10 @@ impl ModelArgs {
     pub fn load<B: Backend>(&self, device: &B::Device) -> Result<Loaded<B>> {
         let loaded = match self.run_dir()? {
             Some(dir) => of_run(&dir, device)?,
+            None if self.model == Path::new(BUNDLED) => {
+                let model = crate::pretrained::model::<B>(device);
+                Loaded { model, name: "the bundled model".into(), recipe: None }
+            }
             None => {
                 let model = import_weights::<B>(&self.model, &ImportOptions::default(), device)?;
                 Loaded { model, name: self.model.display().to_string(), recipe: None }

@@ -96,6 +96,19 @@ fn lines_are_scored_in_one_stream_or_each_alone() {
 }
 
 #[test]
+fn the_bundled_model_knows_english_from_noise() {
+    let at = Workplace::new();
+    at.write(
+        "log",
+        b"The city is the capital of the country.\nxq zzvk jjwq 0x7f kqpt wwvz\nIt was founded in the 12th century.\n",
+    );
+    let top = at.json_lines(&["score", "log", "--alone", "--top", "1", "--json"]);
+    assert_eq!(top[0]["line"].as_u64(), Some(2), "{top:?}");
+    let text = at.run(&["generate", "--prompt", "The ", "--bytes", "40", "--temperature", "0"]).stdout;
+    assert!(text.len() == 40 && text.iter().all(u8::is_ascii), "{text:?}");
+}
+
+#[test]
 fn a_reader_who_has_seen_enough_is_no_error() {
     let at = Workplace::new();
     at.stdout(&at.train(&["--quiet"]));

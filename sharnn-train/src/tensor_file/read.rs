@@ -23,9 +23,32 @@ pub(crate) struct TensorFile {
     /// Its path, for messages.
     pub(crate) file: String,
     pub(crate) metadata: BTreeMap<String, String>,
-    handle: File,
+    source: Source,
     data_start: u64,
     infos: BTreeMap<String, TensorInfo>,
+}
+
+/// Where the bytes are.
+#[derive(Debug)]
+enum Source {
+    File(File),
+    Memory(&'static [u8]),
+}
+
+impl Source {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        match self {
+            Self::File(file) => {
+                let mut file = file;
+                file.seek(SeekFrom::Start(offset))?;
+                file.read_exact(buffer)
+            }
+            Self::Memory(bytes) => {
+                let rest = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..));
+                rest.unwrap_or_default().read_exact(buffer)
+            }
+        }
+    }
 }
 
 impl TensorFile {
@@ -33,21 +56,31 @@ impl TensorFile {
     pub(crate) fn open(path: &Path) -> Result<Self, WeightsError> {
         let file = path.display().to_string();
         let read = |source| WeightsError::Io { file: file.clone(), action: "read", source };
-        let mut handle = File::open(path).map_err(read)?;
+        let handle = File::open(path).map_err(read)?;
         let about = handle.metadata().map_err(read)?;
         if !about.is_file() {
             let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
             return Err(WeightsError::Io { file, action: "read", source });
         }
-        match read_header(&mut handle, about.len()).map_err(read)? {
+        Self::new(file, Source::File(handle), about.len())
+    }
+
+    /// The same of a file in memory, called `file` in messages.
+    pub(crate) fn in_memory(file: &str, bytes: &'static [u8]) -> Result<Self, WeightsError> {
+        Self::new(file.into(), Source::Memory(bytes), bytes.len() as u64)
+    }
+
+    fn new(file: String, source: Source, len: u64) -> Result<Self, WeightsError> {
+        let header = read_header(&source, len);
+        match header.map_err(|source| WeightsError::Io { file: file.clone(), action: "read", source })? {
             Ok((data_start, header)) => {
                 let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
                 let infos = header.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
-                Ok(Self { file, metadata, handle, data_start, infos })
+                Ok(Self { file, metadata, source, data_start, infos })
             }
-            Err(reason) => Err(match pickle_kind(&mut handle) {
+            Err(reason) => Err(match pickle_kind(&source) {
                 Some(kind) => WeightsError::Pickle { file, kind },
-                None => WeightsError::Format { file, bytes: about.len(), reason },
+                None => WeightsError::Format { file, bytes: len, reason },
             }),
         }
     }
@@ -79,11 +112,11 @@ impl TensorFile {
             return Err(WeightsError::Dtype { file, tensor, found });
         }
         let mut bytes = vec![0; end - start];
-        let mut handle = &self.handle;
-        handle
-            .seek(SeekFrom::Start(self.data_start + *start as u64))
-            .and_then(|_| handle.read_exact(&mut bytes))
-            .map_err(|source| WeightsError::Io { file: self.file.clone(), action: "read", source })?;
+        self.source.read_at(self.data_start + *start as u64, &mut bytes).map_err(|source| WeightsError::Io {
+            file: self.file.clone(),
+            action: "read",
+            source,
+        })?;
         let values: Vec<f32> = match dtype {
             Dtype::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
             Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
@@ -101,12 +134,12 @@ impl TensorFile {
 }
 
 /// Where the data begin, and the header; or what is wrong with it. No more is read than a header may be long.
-fn read_header(handle: &mut File, len: u64) -> io::Result<Result<(u64, Metadata), String>> {
+fn read_header(source: &Source, len: u64) -> io::Result<Result<(u64, Metadata), String>> {
     let mut start = [0; 8];
     if len < 8 {
         return Ok(Err("it is too short for the length of a header".into()));
     }
-    handle.read_exact(&mut start)?;
+    source.read_at(0, &mut start)?;
     let header_len = u64::from_le_bytes(start);
     let rest = len - 8;
     if header_len > rest {
@@ -116,7 +149,7 @@ fn read_header(handle: &mut File, len: u64) -> io::Result<Result<(u64, Metadata)
         return Ok(Err(format!("its header has {header_len} bytes, expected at most {MAX_HEADER}")));
     }
     let mut header = vec![0; header_len as usize];
-    handle.read_exact(&mut header)?;
+    source.read_at(8, &mut header)?;
     // Offsets follow each other without gaps, and every shape needs just the bytes that it has.
     let metadata: Metadata = match serde_json::from_slice(&header) {
         Ok(metadata) => metadata,
@@ -131,9 +164,9 @@ fn read_header(handle: &mut File, len: u64) -> io::Result<Result<(u64, Metadata)
 
 /// What `torch.save` writes, by its first bytes: a zip archive, or before PyTorch 1.6 a bare pickle. Asked of files that are
 /// no safetensors: a header's length may begin like a pickle.
-fn pickle_kind(handle: &mut File) -> Option<&'static str> {
+fn pickle_kind(source: &Source) -> Option<&'static str> {
     let mut magic = [0; 4];
-    handle.seek(SeekFrom::Start(0)).and_then(|_| handle.read_exact(&mut magic)).ok()?;
+    source.read_at(0, &mut magic).ok()?;
     match magic {
         [b'P', b'K', 3, 4] => Some("zip archive"),
         [0x80, 2..=5, ..] => Some("pickle"),

@@ -28,7 +28,7 @@ pub struct ImportOptions {
 /// # Errors
 /// If the file cannot be read, is no SHA-RNN, contradicts its metadata or the options, or has a vocabulary that is not named.
 pub fn read_config(path: &Path, options: &ImportOptions) -> Result<ShaRnnConfig, WeightsError> {
-    Ok(Import::open(path, options)?.config)
+    Ok(Import::of(ModelFile::open(path)?, options)?.config)
 }
 
 /// Makes a model of a file and loads it. What the file may hold is what [`load_weights`](crate::load_weights) takes; a value gate may be
@@ -62,14 +62,20 @@ pub fn import_weights<B: Backend>(
     options: &ImportOptions,
     device: &B::Device,
 ) -> Result<ShaRnn<B>, WeightsError> {
-    let Import { file, stored, config, vocabulary } = Import::open(path, options)?;
-    let blocks = file.blocks();
-    let collapsed = |block: usize| blocks.get(&block).is_some_and(|it| it.as_ref().is_some_and(|it| it.collapsed));
-    file.check(&stored, collapsed)?;
-    let mut model = config.init_seeded::<B>(0, device);
-    let collapse = |(index, block)| if collapsed(index) { sharnn_core::Block::collapse(block) } else { block };
-    model.blocks = model.blocks.into_iter().enumerate().map(collapse).collect();
-    place(model, &file, &vocabulary)
+    Import::of(ModelFile::open(path)?, options)?.load(device)
+}
+
+/// [`import_weights`] of a file in memory, as one that is part of the program; errors call it `name`.
+///
+/// # Errors
+/// As [`import_weights`].
+pub fn import_weights_from_bytes<B: Backend>(
+    name: &str,
+    bytes: &'static [u8],
+    options: &ImportOptions,
+    device: &B::Device,
+) -> Result<ShaRnn<B>, WeightsError> {
+    Import::of(ModelFile::in_memory(name, bytes)?, options)?.load(device)
 }
 
 /// A file, and what is made of it.
@@ -83,13 +89,23 @@ struct Import {
 }
 
 impl Import {
-    fn open(path: &Path, options: &ImportOptions) -> Result<Self, WeightsError> {
-        let file = ModelFile::open(path)?;
+    fn of(file: ModelFile, options: &ImportOptions) -> Result<Self, WeightsError> {
         let stored = stored_config(&file, options)?;
         let vocabulary = Vocabulary::of_model(options.vocabulary.as_ref(), stored.vocab_size)
             .map_err(|source| WeightsError::Vocabulary { file: file.name().into(), source })?;
         let config = stored.clone().with_vocab_size(vocabulary.size(stored.vocab_size));
         Ok(Self { file, stored, config, vocabulary })
+    }
+
+    fn load<B: Backend>(self, device: &B::Device) -> Result<ShaRnn<B>, WeightsError> {
+        let Self { file, stored, config, vocabulary } = self;
+        let blocks = file.blocks();
+        let collapsed = |block: usize| blocks.get(&block).is_some_and(|it| it.as_ref().is_some_and(|it| it.collapsed));
+        file.check(&stored, collapsed)?;
+        let mut model = config.init_seeded::<B>(0, device);
+        let collapse = |(index, block)| if collapsed(index) { sharnn_core::Block::collapse(block) } else { block };
+        model.blocks = model.blocks.into_iter().enumerate().map(collapse).collect();
+        place(model, &file, &vocabulary)
     }
 }
 

@@ -24,11 +24,19 @@ pub(super) struct ModelFile {
 impl ModelFile {
     /// Opens a file. What stands before [`ENCODER`] there is taken from every name, where all have it.
     pub(super) fn open(path: &Path) -> Result<Self, WeightsError> {
-        let tensors = TensorFile::open(path)?;
+        Ok(Self::new(TensorFile::open(path)?))
+    }
+
+    /// The same of a file in memory, called `file` in messages.
+    pub(super) fn in_memory(file: &str, bytes: &'static [u8]) -> Result<Self, WeightsError> {
+        Ok(Self::new(TensorFile::in_memory(file, bytes)?))
+    }
+
+    fn new(tensors: TensorFile) -> Self {
         let names = tensors.shapes().map(|(name, _)| name);
         let prefix = names.filter_map(|name| name.strip_suffix(ENCODER)).min_by_key(|prefix| prefix.len());
         let prefix = prefix.filter(|prefix| prefix.ends_with('.')).unwrap_or_default().to_string();
-        Ok(Self { tensors: tensors.strip_prefix(&prefix) })
+        Self { tensors: tensors.strip_prefix(&prefix) }
     }
 
     /// The path, for messages.
