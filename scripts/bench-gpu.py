@@ -3,7 +3,7 @@
 
     scripts/bench-gpu.py --peer PATH/sharnn_torch.py --data enwik8
 
-`--peer` is a PyTorch statement of the model whose `bench` and `train` take the options of `cargo run --example bench` and print the same
+`--peer` is a PyTorch statement of the model whose `bench` and `train` take the options of `sharnn bench --json` and print the same
 keys, and is run by this interpreter; without it sharnn is measured alone. Backend tch is measured where the interpreter has the
 PyTorch that it is built against (2.9). In this order:
 
@@ -107,17 +107,15 @@ def libtorch_env():
 
 
 def build(runner, backend, env):
-    """The example programs with one backend, copied aside: the next build takes their place."""
-    features = f"{backend},sample,fetch" + (",autotune,fusion" if backend == "cuda" else "")
-    command = ["cargo", "build", "--release", "--locked", "--no-default-features", "--features", features, "--example"]
-    programs = {}
-    for example in ["bench", "enwik8"]:
-        if runner.run(f"build-{backend}-{example}", [*command, example], env) is None:
-            return None
-        target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-        programs[example] = runner.out / f"{example}-{backend}"
-        shutil.copy(target / "release/examples" / example, programs[example])
-    return programs
+    """The program with one backend, copied aside: the next build takes its place."""
+    features = f"{backend},cli" + (",autotune,fusion" if backend == "cuda" else "")
+    command = ["cargo", "build", "--release", "--locked", "--no-default-features", "--features", features, "--bin", "sharnn"]
+    if runner.run(f"build-{backend}", command, env) is None:
+        return None
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    program = runner.out / f"sharnn-{backend}"
+    shutil.copy(target / "release/sharnn", program)
+    return program
 
 
 def contestants(runner, args):
@@ -126,11 +124,11 @@ def contestants(runner, args):
     found = []
     backends = [("cuda" if args.device == "cuda" else "flex", None)] + ([("tch", env)] if env else [])
     for backend, env in backends:
-        programs = build(runner, backend, env)
-        if programs is None:
+        program = build(runner, backend, env)
+        if program is None:
             continue
         for dtype in ["f32", "bf16"]:
-            command = [programs["bench"], "--backend", backend, "--dtype", dtype]
+            command = [program, "bench", "--json", "--backend", backend, "--dtype", dtype]
             found.append((f"sharnn {backend} {dtype}", command, env))
     if args.peer:
         for dtype in ["f32", "bf16", "fp16"]:
@@ -187,13 +185,13 @@ def table(rows):
     return "\n".join(lines)
 
 
-def train(runner, args, programs):
+def train(runner, args, program):
     """Minutes of training on both sides."""
     backend = "cuda" if args.device == "cuda" else "flex"
     bf16 = ["--precision", "bf16"] if args.device == "cuda" else []
     preset = ["--preset", "paper"] if args.device == "cuda" else ["--preset", "xs", "--recipe", "paper"]
     shutil.rmtree(runner.out / "run", ignore_errors=True)
-    sharnn = [programs, "--backend", backend, *preset, *bf16, "--data", args.data, "--minutes", str(args.minutes), "--out", runner.out / "run"]
+    sharnn = [program, "train", "--backend", backend, *preset, *bf16, "--data", args.data, "--minutes", str(args.minutes), "--out", runner.out / "run"]
     runner.run("train-sharnn", sharnn)
     if args.peer:
         size = ["--size", "L", "--seq-len", "1024", "--mem-len", "5000", "--dtype", "bf16"] if args.device == "cuda" else ["--size", "XS"]
@@ -232,8 +230,8 @@ def main():
     result = f"{(card or 'unknown card').strip()}; kernel tests {verdict}\n\n{table(rows)}\n"
     (runner.out / "table.md").write_text(result)
     print(result, flush=True)
-    if args.data and (runner.out / f"enwik8-{backend}").exists():
-        train(runner, args, runner.out / f"enwik8-{backend}")
+    if args.data and (runner.out / f"sharnn-{backend}").exists():
+        train(runner, args, runner.out / f"sharnn-{backend}")
     if runner.failed:
         sys.exit(f"failed: {', '.join(runner.failed)}; see the .err files in {runner.out}")
 
