@@ -22,7 +22,7 @@ bench-build:
 # Every backend that compiles without anything installed.
 backends:
     cargo clippy --workspace --no-default-features --features cuda,wgpu,autotune,fusion -- -D warnings
-    cargo clippy --workspace --no-default-features --features ndarray -- -D warnings
+    cargo clippy --workspace --no-default-features --features ndarray,cli -- -D warnings
 
 # The kernels of GPUs on a Vulkan device, such as Mesa's in software. Some 10 minutes, most of them to compile.
 gpu-tests:

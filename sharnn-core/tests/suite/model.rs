@@ -3,7 +3,7 @@
 use burn::backend::{Autodiff, Flex};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
-use sharnn_core::{Attend, Backend, DropoutStream, Pass, ShaRnn, ShaRnnConfig, ShaRnnState};
+use sharnn_core::{Attend, Backend, DropoutStream, Pass, Precision, ShaRnn, ShaRnnConfig, ShaRnnState};
 
 fn tiny(attend: Attend, mem_len: usize) -> ShaRnnConfig {
     ShaRnnConfig { d_model: 16, d_ff: 40, n_layers: 3, ..ShaRnnConfig::xs() }.with_attend(attend).with_mem_len(mem_len)
@@ -267,4 +267,46 @@ fn a_detached_state_carries_no_gradient() {
         assert!(block.lstm.unwrap().h.grad(&grads).is_none());
         assert!(block.memory.unwrap().grad(&grads).is_none());
     }
+}
+
+/// What is looked at is what the model computes with: from the weights follow the logits.
+#[test]
+fn looking_shows_the_weights_that_made_the_logits() {
+    let config = ShaRnnConfig { n_layers: 1, ..tiny(Attend::All, 12) };
+    let model = model(&config);
+    let data = bytes(2, 20);
+    let (_, state) = model.forward(tokens(&data[..20], 2), model.empty_state());
+    let segment: Tensor<Flex, 2, Int> = tokens(&data[20..30], 2);
+    let looked = model.look(segment.clone(), state.clone());
+    let (logits, after) = model.forward(segment.clone(), state.clone());
+    assert_eq!(looked.logits.clone().into_data(), logits.into_data());
+    assert_eq!(looked.state.memory_rows(), after.memory_rows());
+
+    // Seven rows of memory are left beside a segment of five.
+    let weights = looked.weights[0].clone().unwrap();
+    assert_eq!(weights.dims(), [2, 1, 5, 12]);
+    let weights: Tensor<Flex, 3> = weights.squeeze_dim(1);
+    let sums = weights.clone().sum_dim(2).into_data().to_vec::<f32>().unwrap();
+    assert!(sums.iter().all(|sum| (sum - 1.0).abs() < 1e-6), "{sums:?}");
+    for (i, row) in weights.clone().into_data().to_vec::<f32>().unwrap().chunks(12).enumerate() {
+        assert!(row[7 + i % 5 + 1..].iter().all(|&weight| weight == 0.0), "a later row was seen");
+        assert!(row[..=7 + i % 5].iter().all(|&weight| weight > 0.0));
+    }
+
+    let block = &model.blocks[0];
+    let attending = block.attending.as_ref().unwrap();
+    let state = state.truncate_memory(7).blocks.remove(0);
+    let h = burn::tensor::module::embedding(model.encoder.weight.val(), segment);
+    let (h, _) = block.lstm.forward(block.norm_start.forward(h), state.lstm, Precision::F32);
+    let keys = Tensor::cat(vec![state.memory.unwrap(), attending.norm_mem.forward(h.clone())], 1);
+    let values = keys * attending.attention.value_gate.forward(Precision::F32).unsqueeze();
+    let h = attending.norm_mid.forward(h) + weights.matmul(values);
+    let h = block.norm_ff.forward(h.clone()) + block.boom.forward(block.norm_xff.forward(h), Precision::F32);
+    assert!(largest_difference(model.decode(h, &Pass::default()), looked.logits) < 1e-5);
+
+    // Several heads, and blocks that do not attend.
+    let heads = tiny(Attend::SecondLast, 12).with_heads(2).init_seeded::<Flex>(3, &Default::default());
+    let looked = heads.look(tokens(&data[..10], 2), heads.empty_state());
+    let dims = looked.weights.iter().map(|weights| weights.as_ref().map(Tensor::dims)).collect::<Vec<_>>();
+    assert_eq!(dims, [None, Some([2, 2, 5, 5]), None]);
 }
