@@ -218,7 +218,7 @@ mod tests {
     fn weights_are_summed_over_the_bytes_of_a_character() {
         let spans = spans("aéb".as_bytes());
         // The query before `b` has read the newline, `a` and both bytes of `é`.
-        assert_eq!(by_unit(&[0.1, 0.2, 0.3, 0.4, 0.0], &spans[..2]), [0.1, 0.2, 0.7]);
+        assert_eq!(by_unit(&[0.125, 0.25, 0.125, 0.5, 0.0], &spans[..2]), [0.125, 0.25, 0.625]);
         assert_eq!(by_unit(&[1.0, 0.0, 0.0, 0.0, 0.0], &spans[..0]), [1.0]);
     }
 
