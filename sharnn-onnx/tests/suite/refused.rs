@@ -123,14 +123,15 @@ fn a_full_disk_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.onnx");
     fs::write(&path, "an older file").unwrap();
-    let status = std::process::Command::new("sh")
+    // Through pipes: the limit holds for a file that the output goes to as well.
+    let output = std::process::Command::new("sh")
         .args(["-c", r#"trap "" XFSZ; ulimit -f 8; exec "$0" "$@""#])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "refused::a_full_disk_is_told", "--nocapture"])
         .env(PATH, &path)
-        .status()
+        .output()
         .unwrap();
-    assert!(status.success());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(fs::read(&path).unwrap(), b"an older file");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
