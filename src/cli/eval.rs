@@ -11,10 +11,13 @@ use super::data::{DataArgs, DataChoice};
 use super::machine::{MachineArgs, fastest};
 use super::model::{FormatArgs, Loaded, ModelArgs};
 use super::{report, values};
-use crate::train::{DynamicEval, EvalConfig, EvalError, Evaluation, Interrupt, evaluate, evaluate_dynamic};
+use crate::train::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluate_dynamic};
 use crate::{AutodiffBackend, BackendJob, ShaRnn, Splits};
 #[cfg(feature = "flex")]
-use crate::{DecodeEngine, train::evaluate_packed};
+use crate::{
+    DecodeEngine,
+    train::{Interrupt, evaluate_packed},
+};
 
 /// Score a model in bits per byte on the validation and the test split of a file
 ///
@@ -78,7 +81,8 @@ enum How {
     Segments,
     Dynamic(DynamicEval),
     #[cfg(feature = "flex")]
-    Packed(DecodeEngine, String),
+    /// With its name, and what stops it: a pass over a long file byte by byte.
+    Packed(DecodeEngine, String, Interrupt),
 }
 
 impl How {
@@ -87,7 +91,7 @@ impl How {
             Self::Segments => "segments",
             Self::Dynamic(_) => "dynamic",
             #[cfg(feature = "flex")]
-            Self::Packed(_, name) => name,
+            Self::Packed(_, name, _) => name,
         }
     }
 
@@ -105,7 +109,7 @@ impl How {
                 )
             }
             #[cfg(feature = "flex")]
-            Self::Packed(_, name) => {
+            Self::Packed(_, name, _) => {
                 format!("{lanes} lane{plural}, byte by byte with {name} weights packed for decoding")
             }
         }
@@ -134,14 +138,7 @@ impl BackendJob for Job {
         let loaded = args.model.load::<B>(&device)?;
         let how = args.how(&loaded)?;
         let model = loaded.model.valid();
-        let scorer = Scorer {
-            how,
-            tracked: &loaded.model,
-            model,
-            train: &splits.train,
-            device,
-            interrupt: Interrupt::on_ctrl_c()?,
-        };
+        let scorer = Scorer { how, tracked: &loaded.model, model, train: &splits.train, device };
         let mut scored = Vec::new();
         for (split, bytes) in [("valid", &splits.valid), ("test", &splits.test)] {
             if args.split.as_deref().is_some_and(|only| only != split) {
@@ -181,7 +178,6 @@ struct Scorer<'a, B: AutodiffBackend> {
     /// Where dynamic evaluation learns the sizes of gradients.
     train: &'a [u8],
     device: B::Device,
-    interrupt: Interrupt,
 }
 
 impl<B: AutodiffBackend> Scorer<'_, B> {
@@ -202,7 +198,7 @@ impl<B: AutodiffBackend> Scorer<'_, B> {
                 evaluate_dynamic(tracked, train, bytes, config, dynamic, device, show)
             }
             #[cfg(feature = "flex")]
-            How::Packed(engine, _) => evaluate_packed(engine, bytes, config.lanes, &self.interrupt, show),
+            How::Packed(engine, _, interrupt) => evaluate_packed(engine, bytes, config.lanes, interrupt, show),
         };
         bar.finish_and_clear();
         evaluation
@@ -260,11 +256,15 @@ impl Args {
         match &self.format.weights {
             None => Ok(How::Segments),
             #[cfg(feature = "flex")]
-            Some(name) => Ok(How::Packed(self.format.engine(&self.machine, &loaded.model)?, name.clone())),
-            #[cfg(not(feature = "flex"))]
-            Some(_) => {
-                anyhow::bail!("--weights needs backend flex, which is not compiled in: build with --features flex")
+            Some(name) => {
+                let engine = self.format.engine(&self.machine, &loaded.model)?;
+                Ok(How::Packed(engine, name.clone(), Interrupt::on_ctrl_c()?))
             }
+            #[cfg(not(feature = "flex"))]
+            Some(name) => anyhow::bail!(
+                "--weights {name} cannot be used for {}: it needs backend flex, which is not compiled in",
+                loaded.name
+            ),
         }
     }
 }
