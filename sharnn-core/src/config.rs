@@ -251,7 +251,13 @@ impl ShaRnnConfig {
 
     /// Number of blocks that attend.
     pub fn n_attending(&self) -> usize {
-        (0..self.n_layers).filter(|&block| self.attends(block)).count()
+        // Not gone through block by block: a file may claim any number of them.
+        match &self.attend {
+            Attend::None => 0,
+            Attend::SecondLast => usize::from(self.n_layers > 1),
+            Attend::All => self.n_layers,
+            list @ Attend::Blocks(_) => list.blocks(self.n_layers).len(),
+        }
     }
 
     /// Number of parameters of the model before its value gates are collapsed.
@@ -362,6 +368,12 @@ mod tests {
             assert_eq!(Attend::of(attend.blocks(4), 4), attend);
         }
         assert_eq!(Attend::Blocks(vec![3, 0, 3, 9]).blocks(4), [0, 3]);
+        for attend in [Attend::None, Attend::SecondLast, Attend::All, Attend::Blocks(vec![0, 9])] {
+            for n_layers in 1..5 {
+                let config = ShaRnnConfig { n_layers, attend: attend.clone(), ..ShaRnnConfig::xs() };
+                assert_eq!(config.n_attending(), attend.blocks(n_layers).len(), "{attend:?} of {n_layers}");
+            }
+        }
         assert_eq!(Attend::of([0], 1), Attend::All);
         assert_eq!(Attend::of([], 1), Attend::None);
         assert_eq!(Attend::of([0], 2), Attend::SecondLast);

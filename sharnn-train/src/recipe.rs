@@ -241,8 +241,7 @@ impl Recipe {
             return Err(RecipeError { field: format!("model.{}", error.field), value: error.value, hint: error.hint });
         }
         self.validate()?;
-        let attends = (0..config.n_layers).any(|block| config.attends(block));
-        if !attends || config.mem_len == 0 {
+        if config.n_attending() == 0 || config.mem_len == 0 {
             return Ok(());
         }
         for (field, len) in [

@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use sharnn_core::{Attend, ShaRnnConfig};
 use sharnn_train::{
-    CONFIG_KEY, CheckpointError, FloatType, ImportOptions, Metrics, SaveOptions, Trainer, Vocabulary, WeightsError,
-    import_weights, latest_manifest, load_best, load_metadata, load_tensors, load_weights, read_config,
+    CONFIG_KEY, CheckpointError, FloatType, ImportOptions, Metrics, SaveOptions, TrainError, Trainer, Vocabulary,
+    WeightsError, import_weights, latest_manifest, load_best, load_metadata, load_tensors, load_weights, read_config,
     save_weights_as,
 };
 
@@ -333,13 +333,14 @@ static RUN: LazyLock<BTreeMap<PathBuf, Vec<u8>>> = LazyLock::new(|| {
     files
 });
 
-/// Found by chance before it was a test: the blocks that attend were listed, as many as the manifest claimed.
+/// Found by chance before it was a test: the blocks that attend were listed, as many as the manifest claimed, and a
+/// resumed run looked for them one by one.
 #[test]
 fn a_model_of_any_size_is_compared_with_its_file_before_it_is_made() {
-    let best = Path::new("best/best.json");
-    let claim = |field: &str, value: Value| {
-        let mut json: Value = serde_json::from_slice(&RUN[best]).unwrap();
-        json["config"][field] = value;
+    let [best, newest] = ["best/best.json", "step-00000012/checkpoint.json"].map(Path::new);
+    let claim = |file: &Path, field: &str, value: &Value| {
+        let mut json: Value = serde_json::from_slice(&RUN[file]).unwrap();
+        json["config"][field] = value.clone();
         RunDamage::Text(json.to_string())
     };
     for (field, value) in [
@@ -350,13 +351,23 @@ fn a_model_of_any_size_is_compared_with_its_file_before_it_is_made() {
         ("attend", json!("all")),
         ("attend", json!({"blocks": [1, 2]})),
     ] {
+        let refused = |error: &CheckpointError| match error {
+            CheckpointError::Weights(WeightsError::Mismatch { .. }) => {}
+            error => panic!("{field} = {value}: {error}"),
+        };
         let dir = tempfile::tempdir().unwrap();
-        let len = write_damaged(dir.path(), best, &claim(field, value.clone()), true);
+        let len = write_damaged(dir.path(), best, &claim(best, field, &value), true);
         bounded(len, "load_best", || {
-            let error = load_best::<Flex>(dir.path(), &Default::default()).err().unwrap();
-            let CheckpointError::Weights(WeightsError::Mismatch { .. }) = &error else {
-                panic!("{field} = {value}: {error}");
-            };
+            refused(&load_best::<Flex>(dir.path(), &Default::default()).err().unwrap());
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let len = write_damaged(dir.path(), newest, &claim(newest, field, &value), true);
+        bounded(len, "resume", || {
+            let resumed = Trainer::<B>::resume(splits(), options(dir.path()), &Default::default());
+            match resumed.err().unwrap() {
+                TrainError::Checkpoint(error) => refused(&error),
+                error => panic!("{field} = {value}: {error}"),
+            }
         });
     }
 }
