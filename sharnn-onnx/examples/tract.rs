@@ -3,10 +3,12 @@
 //! ```text
 //! cargo run --release -p sharnn-onnx --example tract -- model.onnx "The history of " > text.txt
 //! ```
+//!
+//! A third argument is the temperature: less prefers likely bytes, 0 always takes the likeliest.
 
 use std::io::{Write, stdout};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tract_onnx::prelude::*;
@@ -14,13 +16,14 @@ use tract_onnx::tract_core::internal::DimLike;
 
 /// Bytes to write.
 const BYTES: usize = 500;
-/// Less prefers likely bytes.
-const TEMPERATURE: f32 = 0.7;
 
 /// Draws a byte.
-fn draw(logits: &[f32], rng: &mut ChaCha8Rng) -> u8 {
+fn draw(logits: &[f32], temperature: f32, rng: &mut ChaCha8Rng) -> u8 {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weights: Vec<f32> = logits.iter().map(|logit| ((logit - largest) / TEMPERATURE).exp()).collect();
+    if temperature == 0.0 {
+        return logits.iter().position(|&logit| logit == largest).unwrap_or(0) as u8;
+    }
+    let weights: Vec<f32> = logits.iter().map(|logit| ((logit - largest) / temperature).exp()).collect();
     let mut left = rng.random::<f32>() * weights.iter().sum::<f32>();
     let drawn = weights.iter().position(|weight| {
         left -= weight;
@@ -33,6 +36,8 @@ fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let path = args.next().context("give the file of a single-step graph, and a prompt")?;
     let prompt = args.next().filter(|prompt| !prompt.is_empty()).unwrap_or("\n".into());
+    let temperature = args.next().map_or(Ok(0.7), |text| text.parse()).context("the temperature is a number")?;
+    ensure!(temperature >= 0.0, "a temperature of {temperature} cannot be used: 0 or more");
 
     let model = tract_onnx::onnx().model_for_path(&path).with_context(|| format!("cannot read {path}"))?;
     let name = |outlet: &OutletId| model.node(outlet.node).name.clone();
@@ -64,7 +69,7 @@ fn main() -> Result<()> {
             for (value, next) in &mut state {
                 *value = values[*next].clone();
             }
-            drawn = draw(values[logits].view().as_slice::<f32>()?, &mut rng);
+            drawn = draw(values[logits].view().as_slice::<f32>()?, temperature, &mut rng);
         }
         if written < BYTES {
             stdout().write_all(&[drawn])?;
