@@ -7,10 +7,8 @@
 //!
 //! Segments are 32 bytes, so that every length can be compared: none may be longer than the memory.
 
-mod support;
-
+use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -52,11 +50,14 @@ struct Args {
 const BEFORE: usize = 10;
 const AFTER: usize = 70;
 
-fn main() -> ExitCode {
-    support::exit_code(run(Args::parse()))
+fn main() {
+    if let Err(error) = run(&Args::parse()) {
+        eprintln!("error: {error:#}");
+        std::process::exit(1);
+    }
 }
 
-fn run(args: Args) -> Result<ExitCode> {
+fn run(args: &Args) -> Result<()> {
     ensure!(args.seq_len > 0, "--seq-len 0 cannot be used: use at least 1");
     for &mem_len in args.mem_len.iter().filter(|&&n| n > 0) {
         ensure!(
@@ -75,28 +76,31 @@ fn run(args: Args) -> Result<ExitCode> {
     ensure!(model.vocab_size() == 256, "the model has {} tokens: it does not read bytes", model.vocab_size());
     ensure!(model.attends(), "no block of this model attends: it has no memory");
 
-    println!("{} bytes of {} in {} lanes, segments of {}\n", lanes.n_targets(), splits.name, args.lanes, args.seq_len);
-    println!("{:>16} {:>14} {:>10} {:>22}", "memory", "bits per byte", "bytes/s", "bytes of state a lane");
+    let mut out = stdout().lock();
+    let Args { lanes: n_lanes, seq_len, .. } = args;
+    writeln!(out, "{} bytes of {} in {n_lanes} lanes, segments of {seq_len}\n", lanes.n_targets(), splits.name)?;
+    writeln!(out, "{:>16} {:>14} {:>10} {:>22}", "memory", "bits per byte", "bytes/s", "bytes of state a lane")?;
     let mut longest = None;
     for &mem_len in &args.mem_len {
         let scored = score(&model.clone().with_mem_len(mem_len), &lanes, args.seq_len, None);
-        scored.print(&mem_len.to_string());
+        scored.print(&mut out, &mem_len.to_string())?;
         longest = longest.filter(|(n, _)| *n > mem_len).or(Some((mem_len, scored)));
     }
-    let Some((mem_len, kept)) = longest else { return Ok(ExitCode::SUCCESS) };
+    let Some((mem_len, kept)) = longest else { return Ok(()) };
     let drop_at = (lanes.lane_len() - 1) / 2;
     let dropped = score(&model.with_mem_len(mem_len), &lanes, args.seq_len, Some(drop_at));
-    dropped.print(&format!("{mem_len}, dropped"));
+    dropped.print(&mut out, &format!("{mem_len}, dropped"))?;
     let after = |scored: &Scored, bytes: usize| scored.bpc(drop_at..drop_at + bytes);
-    for bytes in [64, 256, 1024, 4096].map(|n| n * args.seq_len / 32) {
+    let left = lanes.lane_len() - 1 - drop_at;
+    for bytes in [64, 256, 1024, 4096].map(|n| n * seq_len / 32).into_iter().filter(|&bytes| bytes <= left) {
         let (kept, dropped) = (after(&kept, bytes), after(&dropped, bytes));
-        println!("the {bytes} bytes of each lane after the memory was dropped: {dropped:.4}, with it {kept:.4}");
+        writeln!(out, "the {bytes} bytes of each lane after the memory was dropped: {dropped:.4}, with it {kept:.4}")?;
     }
     if let Some(path) = &args.svg {
         draw(path, [&kept, &dropped], drop_at, mem_len).with_context(|| format!("cannot draw {}", path.display()))?;
-        println!("\n{}", path.display());
+        writeln!(out, "\n{}", path.display())?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// What a pass over the lanes gave.
@@ -120,9 +124,9 @@ impl Scored {
         nats / n as f64 / std::f64::consts::LN_2
     }
 
-    fn print(&self, memory: &str) {
+    fn print(&self, out: &mut impl Write, memory: &str) -> std::io::Result<()> {
         let all = self.bpc(0..usize::MAX);
-        println!("{memory:>16} {all:>14.4} {:>10.0} {:>22}", self.bytes_per_second, self.state_bytes);
+        writeln!(out, "{memory:>16} {all:>14.4} {:>10.0} {:>22}", self.bytes_per_second, self.state_bytes)
     }
 }
 

@@ -7,6 +7,13 @@ macro_rules! say {
     };
 }
 
+/// Prints a line to standard error: a reader that has gone is no reason to stop.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr().lock(), format_args!("{}\n", format_args!($($text)*)));
+    }};
+}
+
 mod attend;
 mod bench;
 mod data;
@@ -34,8 +41,7 @@ use clap::{Parser, Subcommand};
 
 use crate::train::SharedGroup;
 
-const EXIT_CODES: &str =
-    "Exit codes: 0 done, 1 an error, which is told in one line, 2 options that cannot be used, 130 stopped by Ctrl-C.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 an error, which is told in one line, 2 a command line that cannot be parsed, 130 stopped by Ctrl-C.";
 
 /// Train, score and use SHA-RNN language models.
 #[derive(Parser, Debug)]
@@ -128,11 +134,98 @@ fn exit_code(result: Result<ExitCode>) -> ExitCode {
         if error.chain().any(is_broken_pipe) {
             return ExitCode::SUCCESS;
         }
-        eprintln!("error: {error:#}");
+        tell!("error: {}", in_one_line(&error));
         ExitCode::FAILURE
     })
 }
 
+/// An error and its causes. Those that quote their cause themselves do not have it said twice.
+fn in_one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string).filter(|cause| !cause.is_empty()) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
+}
+
 fn is_broken_pipe(error: &(dyn std::error::Error + 'static)) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Commands of the program, of whatever a page sets as code.
+    fn commands(page: &str) -> Vec<Vec<String>> {
+        let joined = page.replace("\\\n", " ");
+        let fenced = joined.split("```").skip(1).step_by(2).flat_map(str::lines);
+        let inline = joined.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
+        let whole =
+            |command: &str| command.starts_with("sharnn ") && !command.contains("...") && command.contains(" --");
+        fenced.chain(inline).map(str::trim).filter(|line| whole(line)).map(words).collect()
+    }
+
+    /// The words of a command up to a comment; those in double quotes are one. A place holder, as `DIR` or `N`, is a number.
+    fn words(command: &str) -> Vec<String> {
+        let (mut words, mut quoted, mut open) = (vec![String::new()], false, false);
+        for c in command.chars() {
+            match c {
+                '"' => (quoted, open) = (!quoted, true),
+                '#' if !quoted && !open => break,
+                c if c.is_whitespace() && !quoted => {
+                    if open {
+                        words.push(String::new());
+                    }
+                    open = false;
+                }
+                c => {
+                    words.last_mut().expect("one at least").push(c);
+                    open = true;
+                }
+            }
+        }
+        if !open {
+            words.pop();
+        }
+        let is_place_holder = |word: &String| word.bytes().all(|byte| byte.is_ascii_uppercase());
+        words.into_iter().map(|word| if is_place_holder(&word) { "1".into() } else { word }).collect()
+    }
+
+    #[test]
+    fn no_cause_is_told_twice() {
+        let cause = || io::Error::other("no such file");
+        let quoted =
+            anyhow::Error::from(cause()).context("cannot read a: no such file; check its name").context("it failed");
+        assert_eq!(in_one_line(&quoted), "it failed: cannot read a: no such file; check its name");
+        assert_eq!(in_one_line(&anyhow::Error::from(cause()).context("cannot read a")), "cannot read a: no such file");
+    }
+
+    #[test]
+    fn the_commands_of_the_pages_are_some() {
+        let pages = [
+            ("README.md", 5),
+            ("docs/guide.md", 5),
+            ("docs/export.md", 1),
+            ("docs/weights.md", 1),
+            ("docs/recipes.md", 1),
+            ("models/README.md", 1),
+        ];
+        for (name, at_least) in pages {
+            let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+            let commands = commands(&page);
+            assert!(commands.len() >= at_least, "{name}: {commands:?}");
+            for command in commands {
+                if let Err(error) = Cli::try_parse_from(&command) {
+                    panic!("{name}: {command:?}: {error}");
+                }
+            }
+        }
+    }
 }

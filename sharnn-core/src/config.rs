@@ -73,14 +73,14 @@ pub struct ShaRnnConfig {
     pub d_model: usize,
     /// Width of the Boom's activations; at least `d_model`. The paper uses 4 `d_model`.
     pub d_ff: usize,
-    /// Number of blocks. The paper uses 4.
+    /// Number of blocks, at most [`ShaRnnConfig::MOST_LAYERS`]. The paper uses 4.
     pub n_layers: usize,
     /// Number of attention heads; it divides `d_model`. The paper's point is that 1 is enough.
     pub n_heads: usize,
     /// Which blocks attend.
     pub attend: Attend,
     /// Rows of memory kept for attention, in tokens. 0 keeps none: attention then sees the current segment alone. Else no
-    /// segment may be longer than this. The paper uses 5000.
+    /// segment may be longer than this. The paper uses 5000; more than [`ShaRnnConfig::MOST_MEM_LEN`] are refused.
     pub mem_len: usize,
     /// Probability of dropping an element of the embedding output, in `[0, 1)`.
     pub dropout_input: f64,
@@ -112,6 +112,12 @@ impl Default for ShaRnnConfig {
 }
 
 impl ShaRnnConfig {
+    /// The longest memory that can be used, in tokens: streams on packed weights have room for all of it from their start.
+    pub const MOST_MEM_LEN: usize = 1 << 20;
+
+    /// The most blocks that a model can have.
+    pub const MOST_LAYERS: usize = 1 << 16;
+
     /// Four blocks, the second-last attends, memory 5000, no dropout, bytes, tied.
     fn sized(d_model: usize) -> Self {
         Self {
@@ -205,6 +211,13 @@ impl ShaRnnConfig {
         ] {
             if value == 0 {
                 return refuse(field, "0".into(), "use at least 1".into());
+            }
+        }
+        for (field, value, most) in
+            [("mem_len", self.mem_len, Self::MOST_MEM_LEN), ("n_layers", self.n_layers, Self::MOST_LAYERS)]
+        {
+            if value > most {
+                return refuse(field, value.to_string(), format!("use at most {most}"));
             }
         }
         if self.d_ff < self.d_model {

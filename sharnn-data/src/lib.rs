@@ -10,6 +10,7 @@ pub mod lanes;
 pub mod segment_lengths;
 pub mod segments;
 pub mod stats;
+pub mod whole_file;
 
 pub use corpus::{Corpus, Split, Splits};
 pub use error::DataError;

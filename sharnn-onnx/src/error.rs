@@ -20,12 +20,13 @@ pub enum OnnxError {
     },
     /// A weight is too large for f16.
     #[error(
-        "weight {tensor} holds {value} at position {index}, and the largest value of an f16 is 65504: export f32 weights"
+        "weight {tensor} holds {value} at position {index} of the file's tensor, and the largest value of an f16 is 65504: export f32 weights"
     )]
     TooLargeForF16 {
         /// Path of the weight in the model.
         tensor: String,
-        /// Position of the first such value, row-major from 0.
+        /// Position of the first such value in the file's tensor, row-major from 0: gates are in ONNX's order there, and matrices
+        /// that are multiplied by transposed.
         index: usize,
         /// The value.
         value: f32,

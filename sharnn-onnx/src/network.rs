@@ -331,7 +331,8 @@ fn extend_memory(
 /// there are fewer rows.
 fn first_row(graph: &mut Graph<'_>, rows: &Value, mem_len: usize) -> Value {
     let rows = graph.node("memory/rows", "Shape", &[rows], vec![int("start", 1), int("end", 2)]);
-    let (kept, zero) = (graph.list("memory/mem_len", &[mem_len as i64]), graph.list("memory/none", &[0]));
+    let (kept, zero) =
+        (graph.list("memory/mem_len", &[i64::try_from(mem_len).unwrap_or(i64::MAX)]), graph.list("memory/none", &[0]));
     let older = graph.node("memory/too_old", "Sub", &[&rows, &kept], vec![]);
     graph.node("memory/first_row", "Max", &[&older, &zero], vec![])
 }

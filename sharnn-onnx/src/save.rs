@@ -1,49 +1,45 @@
 //! A file on the disk: whole or not at all.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
+
+use sharnn_data::whole_file;
 
 use crate::OnnxError;
 use crate::file::OnnxFile;
 
+/// What stops a file on its way to the disk.
+enum Stopped {
+    Io(io::Error),
+    Onnx(OnnxError),
+}
+
+impl From<io::Error> for Stopped {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
 /// Writes `onnx` beside `path`, brings it to the disk and renames it.
 pub(crate) fn save(onnx: &OnnxFile<'_>, path: &Path) -> Result<(), OnnxError> {
     let bytes = onnx.len() as u64;
-    let failed = |action: &'static str| {
-        move |source: io::Error| {
-            let file = path.display().to_string();
-            match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                    OnnxError::DiskFull { file, bytes, source }
-                }
-                _ => OnnxError::Io { file, action, source },
-            }
+    let failed = |action: &'static str, source: io::Error| {
+        let file = path.display().to_string();
+        match whole_file::is_full(&source) {
+            true => OnnxError::DiskFull { file, bytes, source },
+            false => OnnxError::Io { file, action, source },
         }
     };
-    // A link stays one: what it points to is replaced.
-    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    if fs::metadata(&target).is_ok_and(|found| !found.is_file()) {
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
         let source = io::Error::new(io::ErrorKind::InvalidInput, "it is there and no file: give the name of a file");
-        return Err(failed("replace")(source));
+        return Err(failed("replace", source));
     }
-    let dir = target.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".tmp-").suffix(".onnx");
-    // As for any new file, what the process's mask leaves of this.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut aside = builder.tempfile_in(dir).map_err(failed("write beside"))?;
-    let mut writer = BufWriter::new(aside.as_file_mut());
-    onnx.write(&mut |piece| writer.write_all(piece).map_err(failed("write")))?;
-    writer.flush().map_err(failed("write"))?;
-    drop(writer);
-    aside.as_file().sync_all().map_err(failed("write"))?;
-    aside.persist(&target).map_err(|error| failed("replace")(error.error))?;
-    // Only Unix lets a directory be opened to bring its entries to the disk.
-    if cfg!(unix) {
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("write"))?;
-    }
-    Ok(())
+    let written = whole_file::write(path, |out| {
+        onnx.write(&mut |piece| out.write_all(piece).map_err(|source| failed("write", source))).map_err(Stopped::Onnx)
+    });
+    written.map_err(|stopped| match stopped {
+        Stopped::Io(source) => failed("write", source),
+        Stopped::Onnx(error) => error,
+    })
 }

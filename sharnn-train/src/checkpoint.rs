@@ -30,7 +30,7 @@ use manifest::{MANIFEST, read_json, verify, write_json};
 
 use crate::params::{VisitFloat, host_values, visit_params};
 use crate::run_dir::{RunDir, checkpoints, step_name};
-use crate::weights::load_config;
+use crate::weights::{load_config, validate};
 use crate::{HostTensor, Optimizer, WeightsError, load_tensors, save_tensors, save_weights};
 
 const WEIGHTS: &str = "weights.safetensors";
@@ -156,10 +156,11 @@ pub(crate) struct Checkpoint {
 /// The manifest of the newest checkpoint of a run directory, with its own checksum verified; `None` where there is none.
 ///
 /// # Errors
-/// If it is damaged or of another format. The error names the checkpoint before it.
+/// If it is damaged, of another format or of a model that cannot be. The error names the checkpoint before it.
 pub fn latest_manifest(run_dir: &Path) -> Result<Option<(PathBuf, Manifest)>, CheckpointError> {
     let Some((dir, advice)) = newest(run_dir)? else { return Ok(None) };
     let manifest = Manifest::read(&dir, &advice)?;
+    validate(&manifest.config, &dir.join(MANIFEST).display().to_string())?;
     Ok(Some((dir, manifest)))
 }
 
@@ -315,8 +316,10 @@ fn weights_are_finite<B: BurnBackend>(model: &ShaRnn<B>) -> bool {
 /// Makes `to` the same file as `from`, or a copy of it where the file system has no hard links. Files of a run are never
 /// changed in place, so the two are as good.
 fn link_or_copy(from: &Path, to: &Path) -> Result<(), CheckpointError> {
-    if fs::hard_link(from, to).is_ok() {
+    // The file itself, should it be a symbolic link.
+    let file = fs::canonicalize(from).map_err(CheckpointError::io("read", from))?;
+    if fs::hard_link(&file, to).is_ok() {
         return Ok(());
     }
-    fs::copy(from, to).map(drop).map_err(CheckpointError::io("copy the best weights to", to))
+    fs::copy(&file, to).map(drop).map_err(CheckpointError::io("copy the best weights to", to))
 }

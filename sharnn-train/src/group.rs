@@ -12,6 +12,8 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::json_difference::json_difference;
+
 /// A group of processes, numbered from 0; the first is the one that speaks and writes.
 ///
 /// All of them must call the same methods in the same order, and each call waits for the others. A process that can't go
@@ -199,31 +201,13 @@ pub(crate) fn agree(group: &dyn Group, setup: &impl Serialize) -> Result<(), Gro
         Some((first, others)) => {
             let first = parse(first);
             others.iter().enumerate().find_map(|(i, other)| {
-                let (field, found, expected) = difference("", &parse(other), &first)?;
+                let (field, found, expected) = json_difference("", &parse(other), &first)?;
                 Some(GroupError::Differs { rank: i + 1, size: group.size(), field, found, expected })
             })
         }
         None => None,
     };
     all_ok(group, different.map_or(Ok(()), Err))
-}
-
-/// The first place where two values differ, and what is there.
-fn difference(path: &str, found: &Value, expected: &Value) -> Option<(String, String, String)> {
-    match (found, expected) {
-        _ if found == expected => None,
-        (Value::Object(a), Value::Object(b)) => {
-            let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
-            keys.into_iter().find_map(|key| {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                difference(&path, a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null))
-            })
-        }
-        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            a.iter().zip(b).enumerate().find_map(|(i, (a, b))| difference(&format!("{path}[{i}]"), a, b))
-        }
-        _ => Some((path.into(), found.to_string(), expected.to_string())),
-    }
 }
 
 /// Checks that all processes hold the same weights, of which `checksum` is one.

@@ -1,11 +1,11 @@
 #![doc = include_str!("../README.md")]
 
-mod atomic_file;
 mod backend;
 mod checkpoint;
 mod evaluate;
 mod group;
 mod interrupt;
+mod json_difference;
 mod lane_state;
 mod metrics;
 #[cfg(feature = "mpi")]

@@ -106,29 +106,40 @@ impl Group for MpiGroup {
     fn gather(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
         let world = world();
         let first = world.process_at_rank(0);
-        let len = i32::try_from(bytes.len()).expect("a process brings less than 2 GB together");
+        let len = bytes.len() as u64;
+        let mut lens = vec![0; self.size];
+        match self.is_first() {
+            true => first.gather_into_root(&len, &mut lens[..]),
+            false => first.gather_into(&len),
+        }
+        let mut largest = lens.iter().copied().max().unwrap_or_default();
+        first.broadcast_into(&mut largest);
+
+        // So many bytes of each process at a time that all of them together can be counted.
+        let at_once = MAX_COUNT / self.size;
+        let mut all: Vec<Vec<u8>> = lens.iter().map(|&len| Vec::with_capacity(len as usize)).collect();
         // A slice of nothing may lie at address 1, which Open MPI takes for MPI_IN_PLACE.
         let somewhere = [0];
-        let bytes = if bytes.is_empty() { &somewhere[..0] } else { bytes };
-        if !self.is_first() {
-            first.gather_into(&len);
-            first.gather_varcount_into(bytes);
-            return Vec::new();
+        for start in (0..largest as usize).step_by(at_once) {
+            let left = |len: usize| len.saturating_sub(start).min(at_once);
+            let part = match left(bytes.len()) {
+                0 => &somewhere[..0],
+                len => &bytes[start..][..len],
+            };
+            if !self.is_first() {
+                first.gather_varcount_into(part);
+                continue;
+            }
+            let counts: Vec<i32> = lens.iter().map(|&len| left(len as usize) as i32).collect();
+            let next = |next: &mut i32, &count: &i32| Some(std::mem::replace(next, *next + count));
+            let starts: Vec<i32> = counts.iter().scan(0, next).collect();
+            let mut parts = vec![0; counts.iter().map(|&count| count as usize).sum()];
+            first.gather_varcount_into_root(part, &mut PartitionMut::new(&mut parts[..], &counts[..], &starts[..]));
+            for (all, (&start, &count)) in all.iter_mut().zip(starts.iter().zip(&counts)) {
+                all.extend_from_slice(&parts[start as usize..][..count as usize]);
+            }
         }
-        let mut lens = vec![0; self.size];
-        first.gather_into_root(&len, &mut lens[..]);
-        let starts: Vec<i32> = lens
-            .iter()
-            .scan(0i32, |next, len| {
-                let start = *next;
-                *next = start.checked_add(*len).expect("all processes bring less than 2 GB together");
-                Some(start)
-            })
-            .collect();
-        let mut all = vec![0; lens.iter().map(|&len| len as usize).sum::<usize>().max(1)];
-        first.gather_varcount_into_root(bytes, &mut PartitionMut::new(&mut all[..], &lens[..], &starts[..]));
-        let part = |(&start, &len): (&i32, &i32)| all[start as usize..(start + len) as usize].to_vec();
-        starts.iter().zip(&lens).map(part).collect()
+        if self.is_first() { all } else { Vec::new() }
     }
 
     fn abort(&self, status: i32) -> ! {

@@ -16,12 +16,17 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::CheckpointError;
-use crate::atomic_file::{self, ASIDE};
+use sharnn_data::whole_file;
 
+use crate::CheckpointError;
+
+/// Begins the name of what is not whole, or not needed any more.
+const ASIDE: &str = ".tmp-";
 /// Begins the name of a directory while another takes its place.
 const REPLACED: &str = ".tmp-old-";
 const STEP: &str = "step-";
+/// What follows [`ASIDE`] in the names of directories that a run writes, replaces or removes.
+const OWN: [&str; 4] = ["best", STEP, "gone-step-", "old-"];
 const LOCK: &str = "lock";
 
 /// An open, locked run directory. The lock goes with this value, or with the process.
@@ -94,7 +99,10 @@ impl RunDir {
                 Some(target) if !target.exists() => {
                     fs::rename(&path, &target).map_err(CheckpointError::io("put back", &target))?;
                 }
-                _ if name.starts_with(ASIDE) => remove(&path)?,
+                // Of the directory's own making: nothing else in it is touched.
+                _ if OWN.iter().any(|own| name.strip_prefix(ASIDE).is_some_and(|name| name.starts_with(own))) => {
+                    remove(&path)?;
+                }
                 _ => {}
             }
         }
@@ -169,12 +177,13 @@ fn remove(path: &Path) -> Result<(), CheckpointError> {
 }
 
 fn sync(file: &Path) -> Result<(), CheckpointError> {
-    let opened = File::options().write(true).open(file);
+    // Only Windows needs the right to write for it, which may have been taken from the best weights.
+    let opened = File::options().read(cfg!(unix)).write(cfg!(not(unix))).open(file);
     opened.and_then(|file| file.sync_all()).map_err(CheckpointError::io("write to the disk", file))
 }
 
 fn sync_dir(dir: &Path) -> Result<(), CheckpointError> {
-    atomic_file::sync_dir(dir).map_err(CheckpointError::io("write to the disk", dir))
+    whole_file::sync_dir(dir).map_err(CheckpointError::io("write to the disk", dir))
 }
 
 #[cfg(test)]
@@ -236,11 +245,13 @@ mod tests {
             put(&dir.path().join(name), "a", "1").unwrap();
         }
         put(dir.path(), "step-00000099", "a file").unwrap();
+        put(dir.path(), ".tmp-other", "what somebody else writes aside").unwrap();
         let run = RunDir::open(dir.path()).unwrap();
         for name in [".tmp-step-00000009", ".tmp-old-step-12", ".tmp-old-best"] {
             assert!(!dir.path().join(name).exists(), "{name}");
         }
         assert_eq!(text(&dir.path().join("best/a")), "1", "nothing had replaced it yet");
+        assert!(dir.path().join(".tmp-other").exists());
         let steps = || checkpoints(dir.path()).unwrap().into_iter().map(|(step, _)| step).collect::<Vec<_>>();
         assert_eq!(steps(), [3, 12]);
         run.prune(1).unwrap();

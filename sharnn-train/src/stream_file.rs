@@ -5,8 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use sharnn_core::{StateError, StreamShape, StreamState};
-
-use crate::atomic_file;
+use sharnn_data::whole_file;
 
 /// Why a stream's state could not be written, read or used: the file, and as the error's source what is wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -51,13 +50,11 @@ pub enum StateFileError {
 /// [`StateFileError::DiskFull`] or [`StateFileError::Io`].
 pub fn save_state(state: &StreamState, path: &Path) -> Result<(), StateFileError> {
     let bytes = state.to_bytes();
-    atomic_file::write(path, |file| file.write_all(&bytes)).map_err(|source| {
+    whole_file::write(path, |file| file.write_all(&bytes)).map_err(|source| {
         let file = path.display().to_string();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-                StateFileError::DiskFull { file, bytes: bytes.len(), source }
-            }
-            _ => StateFileError::Io { file, action: "write", source },
+        match whole_file::is_full(&source) {
+            true => StateFileError::DiskFull { file, bytes: bytes.len(), source },
+            false => StateFileError::Io { file, action: "write", source },
         }
     })
 }
@@ -69,7 +66,8 @@ pub fn save_state(state: &StreamState, path: &Path) -> Result<(), StateFileError
 pub fn load_state(path: &Path, shape: &StreamShape) -> Result<StreamState, StateFileError> {
     let file = || path.display().to_string();
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(shape.most_bytes() as u64 + 1).read_to_end(&mut bytes));
+    let most = (shape.most_bytes() as u64).saturating_add(1);
+    let read = File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes));
     read.map_err(|source| StateFileError::Io { file: file(), action: "read", source })?;
     StreamState::from_bytes(&bytes, shape).map_err(|source| StateFileError::State { file: file(), source })
 }

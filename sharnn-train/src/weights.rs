@@ -16,6 +16,7 @@ use sharnn_core::{Backend, ShaRnn, ShaRnnConfig, pytorch_name};
 
 pub use import::{ImportOptions, import_weights, import_weights_from_bytes, read_config};
 use model_file::ModelFile;
+pub(crate) use model_file::validate;
 pub use save::{CONFIG_KEY, SaveOptions, save_weights, save_weights_as};
 pub use vocabulary::{UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError};
 

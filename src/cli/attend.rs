@@ -135,10 +135,11 @@ impl BackendJob for Job<'_> {
         if args.file.is_some() && args.bytes.is_none() {
             text.truncate(most);
         }
+        let len = text.len();
+        ensure!(len <= MOST_BYTES, "the text is {len} bytes long, and a page has room for {MOST_BYTES}: give less");
         ensure!(
-            text.len() <= most,
-            "the text is {} bytes long, and the model sees at most {most}: give less, or a longer --mem-len",
-            text.len()
+            len <= most,
+            "the text is {len} bytes long, and the model sees at most {most}: give less, or a longer --mem-len"
         );
         // Every byte is predicted from those before it, the first from a newline.
         let read: Vec<i32> = [b'\n'].iter().chain(&text[..text.len() - 1]).map(|&byte| byte.into()).collect();

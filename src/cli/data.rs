@@ -1,10 +1,11 @@
 //! Which bytes are trained on and scored, and remembering it for `--resume`.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::Splits;
-use crate::data::enwik8;
+use crate::data::{enwik8, whole_file};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
@@ -50,27 +51,35 @@ impl DataChoice {
     pub fn from_args(args: &DataArgs, train_bytes: Option<usize>, stored: Option<DataChoice>, speaks: bool) -> Self {
         let fresh = stored.is_none();
         let stored = stored.unwrap_or(DataChoice {
-            path: (args.download || Path::new(DEFAULT_PATH).exists()).then(|| DEFAULT_PATH.into()),
+            path: Path::new(DEFAULT_PATH).exists().then(|| DEFAULT_PATH.into()),
             train_bytes: None,
             scored_bytes: Some(DEFAULT_SCORED),
         });
         let choice = Self {
-            path: args.data.clone().or(stored.path),
+            path: args.data.clone().or_else(|| args.download.then(|| DEFAULT_PATH.into())).or(stored.path),
             train_bytes: train_bytes.or(stored.train_bytes),
             scored_bytes: if args.full_eval { None } else { args.valid_bytes.or(stored.scored_bytes) },
         };
         if choice.path.is_none() && fresh && speaks {
-            eprintln!(
+            tell!(
                 "reading the bundled first megabyte of enwik8; for the whole of it, give --download (36 MB) or --data PATH"
             );
         }
         choice
     }
 
+    /// Whether both splits that are scored are whole.
+    pub fn is_whole(&self) -> bool {
+        self.scored_bytes.is_none()
+    }
+
     /// What the run in `run_dir` was started with, where it says so.
     pub fn stored(run_dir: &Path) -> Result<Option<Self>> {
         let path = run_dir.join(FILE);
-        let Ok(json) = fs::read(&path) else { return Ok(None) };
+        let json = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            json => json.with_context(|| format!("cannot read {}", path.display()))?,
+        };
         let choice = serde_json::from_slice(&json);
         choice.map(Some).with_context(|| format!("{} is damaged: delete it, and name the data again", path.display()))
     }
@@ -79,7 +88,8 @@ impl DataChoice {
     pub fn store(&self, run_dir: &Path) -> Result<()> {
         let path = run_dir.join(FILE);
         let json = serde_json::to_vec_pretty(self)?;
-        fs::write(&path, json).with_context(|| format!("cannot write {}", path.display()))
+        let written: io::Result<()> = whole_file::write(&path, |out| out.write_all(&json));
+        written.with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Opens the data, downloads it first where that was asked for, and cuts it to the bytes that are used.

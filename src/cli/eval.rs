@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME", value_parser = ["valid", "test"], help_heading = "Data")]
     split: Option<String>,
 
-    /// Lanes scored side by side [default: 8, fewer for short splits]
+    /// Lanes scored side by side [default: the run's; for weights without a run 8, fewer for short splits]
     #[arg(long, value_name = "N", help_heading = "How to score")]
     lanes: Option<usize>,
     /// Bytes of a segment [default: the run's; for weights without a run 1024, or the memory if that is shorter]
@@ -68,12 +68,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
     };
     let choice = DataChoice::from_args(&args.data, None, stored, !args.json);
     let splits = choice.open(&args.data)?;
-    args.machine.backend.dispatch(Job { args, splits })?
+    args.machine.backend.dispatch(Job { args, splits, whole: choice.is_whole() })?
 }
 
 struct Job {
     args: Args,
     splits: Splits,
+    /// Whether no byte of them was left out.
+    whole: bool,
 }
 
 /// How the model is run.
@@ -134,7 +136,7 @@ impl BackendJob for Job {
     type Output = Result<ExitCode>;
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
-        let Self { args, splits } = self;
+        let Self { args, splits, whole } = self;
         let loaded = args.model.load::<B>(&device)?;
         let how = args.how(&loaded)?;
         let model = loaded.model.valid();
@@ -144,13 +146,13 @@ impl BackendJob for Job {
             if args.split.as_deref().is_some_and(|only| only != split) {
                 continue;
             }
-            let config = args.config(&loaded, bytes.len())?;
+            let config = args.config(&loaded, split, bytes.len())?;
             if scored.is_empty() && !args.json {
-                eprintln!("{}: {}", loaded.name, scorer.how.describe(&config));
+                tell!("{}: {}", loaded.name, scorer.how.describe(&config));
             }
             let evaluation = match scorer.score(bytes, &config) {
                 Err(error @ EvalError::Interrupted { .. }) => {
-                    eprintln!("{error}");
+                    tell!("{error}");
                     return Ok(ExitCode::from(130));
                 }
                 result => result.with_context(|| format!("cannot score the {split} split"))?,
@@ -163,7 +165,7 @@ impl BackendJob for Job {
         }
         if !args.json {
             let heading = if matches!(scorer.how, How::Dynamic(_)) { "dynamic" } else { "SHA-RNN" };
-            report::scores(&splits, scored, heading, args.data.full_eval)?;
+            report::scores(&splits, scored, heading, whole)?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -224,18 +226,20 @@ impl<B: AutodiffBackend> Scorer<'_, B> {
 
 impl Args {
     /// How to score a split of so many bytes: as the options say, or as the run does.
-    fn config<B: AutodiffBackend>(&self, loaded: &Loaded<B>, bytes: usize) -> Result<EvalConfig> {
-        let of_run = loaded.recipe.as_ref().map(|recipe| recipe.valid.clone());
+    fn config<B: AutodiffBackend>(&self, loaded: &Loaded<B>, split: &str, bytes: usize) -> Result<EvalConfig> {
+        let of_run = loaded.recipe.as_ref().map(|recipe| if split == "test" { &recipe.test } else { &recipe.valid });
         let fitting = match loaded.model.mem_len {
             0 => 1024,
             mem_len => mem_len.min(1024),
         };
-        let seq_len = self.seq_len.or(of_run.as_ref().map(|config| config.seq_len.min(fitting))).unwrap_or(fitting);
+        let seq_len = self.seq_len.or(of_run.map(|config| config.seq_len.min(fitting))).unwrap_or(fitting);
         ensure!(seq_len > 0, "--seq-len 0 cannot be used: use at least 1");
-        let by_default = match self.dynamic_eval {
-            Some(_) => 1,
+        let by_default = match (self.dynamic_eval, of_run) {
+            (Some(_), _) => 1,
+            // Other data than the run's may have no byte for each.
+            (None, Some(config)) => config.lanes.min((bytes / seq_len).max(1)),
             // A split of a small file may be too short for the paper's lanes.
-            None => (bytes / (4 * seq_len)).clamp(1, 8),
+            (None, None) => (bytes / (4 * seq_len)).clamp(1, 8),
         };
         let precision = match self.precision.as_deref().map(values::precision).transpose()? {
             Some(given) => given.unwrap_or_else(|| fastest(self.machine.backend)),

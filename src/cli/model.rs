@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::machine::MachineArgs;
 use super::runs;
 use crate::train::{CheckpointError, ImportOptions, import_weights, latest_manifest, load_best};
-use crate::{Backend, Recipe, ShaRnn, Streams};
+use crate::{Backend, Recipe, ShaRnn, ShaRnnConfig, Streams};
 #[cfg(feature = "flex")]
 use crate::{BackendKind, DecodeEngine, WeightFormat};
 
@@ -52,7 +52,7 @@ impl FormatArgs {
     #[cfg(feature = "flex")]
     pub fn engine<B: Backend>(&self, machine: &MachineArgs, model: &ShaRnn<B>) -> Result<DecodeEngine> {
         let backend = machine.backend;
-        anyhow::ensure!(
+        ensure!(
             backend == BackendKind::Flex,
             "--weights needs --backend flex, not {backend}: name it, or leave out --weights"
         );
@@ -95,7 +95,11 @@ impl ModelArgs {
             }
         };
         Ok(match self.mem_len {
-            Some(mem_len) => Loaded { model: loaded.model.with_mem_len(mem_len), ..loaded },
+            Some(mem_len) => {
+                let most = ShaRnnConfig::MOST_MEM_LEN;
+                ensure!(mem_len <= most, "--mem-len {mem_len} cannot be used: use at most {most}");
+                Loaded { model: loaded.model.with_mem_len(mem_len), ..loaded }
+            }
             None => loaded,
         })
     }

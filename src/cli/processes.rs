@@ -8,8 +8,8 @@ use crate::BackendKind;
 use crate::train::{Alone, Group, SharedGroup, launched_by_mpi};
 use anyhow::Result;
 
-use super::exit_code as print_and_exit_code;
 use super::machine::MachineArgs;
+use super::{exit_code as print_and_exit_code, in_one_line};
 
 /// How long the others leave it to the first process to tell of an error that all have.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -35,7 +35,7 @@ pub fn exit_code(group: &dyn Group, result: Result<ExitCode>) -> ExitCode {
             if !group.is_first() {
                 std::thread::sleep(PATIENCE);
             }
-            eprintln!("error: process {} of {}: {error:#}", group.rank(), group.size());
+            tell!("error: process {} of {}: {}", group.rank(), group.size(), in_one_line(&error));
             group.abort(1)
         }
         result => print_and_exit_code(result),

@@ -23,7 +23,10 @@ pub fn choose(out: Option<&Path>, resume: bool, group: &dyn Group) -> Result<Pat
         None if resume => {
             bail!("there is no run under {RUNS}/: leave out --resume to start one, or name its directory with --out")
         }
-        newest => Ok(dir(newest.unwrap_or(0) + 1)),
+        newest => match newest.unwrap_or(0).checked_add(1) {
+            Some(next) => Ok(dir(next)),
+            None => bail!("no number is left under {RUNS}/: name a directory with --out"),
+        },
     }
 }
 
@@ -41,5 +44,10 @@ fn dir(number: u32) -> PathBuf {
 
 /// The largest number among the directories.
 fn newest(runs: &Path) -> Option<u32> {
-    fs::read_dir(runs).ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).max()
+    let number = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        let is_number = entry.path().is_dir() && name.bytes().all(|byte| byte.is_ascii_digit());
+        if is_number { name.parse().ok() } else { None }
+    };
+    fs::read_dir(runs).ok()?.filter_map(|entry| number(entry.ok()?)).max()
 }

@@ -5,10 +5,11 @@ use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Write, stdin, std
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::module::AutodiffModule;
 use serde::Serialize;
 
+use super::in_one_line;
 use super::machine::MachineArgs;
 use super::model::{FormatArgs, ModelArgs};
 use crate::core::{BatchScorer, Scorer, Streams};
@@ -72,13 +73,27 @@ impl BackendJob for Args {
         let n = if self.alone { SIDE_BY_SIDE } else { 1 };
         let streams = self.format.streams(&self.machine, &model, n)?;
         let mut out = Output::new(&self);
-        let scored = if self.alone {
-            each_alone(input, BatchScorer::new(streams)?, &mut out)
-        } else {
-            self.one_stream(input, Scorer::new(streams)?, &mut out)
-        };
-        let scored = scored.and_then(|()| out.finish());
-        scored.with_context(|| format!("cannot score {}", self.file.display()))?;
+        let file = self.file.display();
+        if self.alone {
+            let scored = each_alone(input, BatchScorer::new(streams)?, &mut out);
+            // What was scored before an error is not lost.
+            let printed = out.finish();
+            scored.and(printed).with_context(|| format!("cannot score {file}"))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut scorer = Scorer::new(streams)?;
+        if let Some(path) = &self.from_state {
+            scorer.set_state(&load_state(path, scorer.streams().shape())?)?;
+        }
+        let scored = one_stream(input, &mut scorer, &mut out);
+        let printed = out.finish();
+        let done = scored.and(printed).with_context(|| format!("cannot score {file}"));
+        let Some(path) = &self.to_state else { return done.map(|()| ExitCode::SUCCESS) };
+        if let Err(error) = done {
+            // Not the error itself: a pipe that was closed would pass for success.
+            bail!("{}: {} was not written", in_one_line(&error), path.display());
+        }
+        save_state(&scorer.state(), path)?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -92,42 +107,29 @@ fn open(path: &Path) -> Result<Box<dyn BufRead>> {
     Ok(Box::new(BufReader::with_capacity(1 << 16, file)))
 }
 
-impl Args {
-    /// Scores a file of any size, with lines of any length, in constant memory.
-    fn one_stream(
-        &self,
-        mut input: Box<dyn BufRead>,
-        mut scorer: Scorer<Box<dyn Streams>>,
-        out: &mut Output<'_>,
-    ) -> Result<()> {
-        if let Some(path) = &self.from_state {
-            scorer.set_state(&load_state(path, scorer.streams().shape())?)?;
+/// Scores a file of any size, with lines of any length, in constant memory.
+fn one_stream(mut input: Box<dyn BufRead>, scorer: &mut Scorer<Box<dyn Streams>>, out: &mut Output<'_>) -> Result<()> {
+    let mut line = Line::default();
+    loop {
+        let buffer = input.fill_buf()?;
+        if buffer.is_empty() {
+            break;
         }
-        let mut line = Line::default();
-        loop {
-            let buffer = input.fill_buf()?;
-            if buffer.is_empty() {
-                break;
-            }
-            let (part, ends) = match buffer.iter().position(|&byte| byte == b'\n') {
-                Some(end) => (&buffer[..=end], true),
-                None => (buffer, false),
-            };
-            line.add(part, &scorer.score(part)?);
-            let read = part.len();
-            input.consume(read);
-            if ends {
-                out.line(std::mem::take(&mut line))?;
-            }
+        let (part, ends) = match buffer.iter().position(|&byte| byte == b'\n') {
+            Some(end) => (&buffer[..=end], true),
+            None => (buffer, false),
+        };
+        line.add(part, &scorer.score(part)?);
+        let read = part.len();
+        input.consume(read);
+        if ends {
+            out.line(std::mem::take(&mut line))?;
         }
-        if line.bytes > 0 {
-            out.line(line)?;
-        }
-        if let Some(path) = &self.to_state {
-            save_state(&scorer.state(), path)?;
-        }
-        Ok(())
     }
+    if line.bytes > 0 {
+        out.line(line)?;
+    }
+    Ok(())
 }
 
 /// Scores each line in a stream of its own, some at once.

@@ -12,7 +12,7 @@ pub use args::Args;
 use args::Plan;
 
 use super::data::DataChoice;
-use super::{processes, report, runs};
+use super::{in_one_line, processes, report, runs};
 use crate::train::{Event, Interrupt, Observer, Progress, SharedGroup, Stop, Trainer};
 use crate::{AutodiffBackend, BackendJob, Splits};
 
@@ -61,8 +61,8 @@ impl BackendJob for Job {
         let first = group.is_first();
         let speaks = first && !args.quiet && !args.json;
         if speaks {
-            eprintln!("{}", plan.describe(&splits));
-            eprintln!("{}", plan.memory::<B>(group.size()));
+            tell!("{}", plan.describe(&splits));
+            tell!("{}", plan.memory::<B>(group.size()));
         }
         let mut progress = speaks.then(Progress::new);
         let mut watch = |event: Event<'_>| {
@@ -73,28 +73,29 @@ impl BackendJob for Job {
         // Before anything is kept, so that nothing is lost.
         let interrupt = Interrupt::on_ctrl_c()?;
         let Plan { config, recipe, options, limits, .. } = plan;
-        let mut trainer =
-            Trainer::<B>::open_in(group, config, recipe, splits.clone(), options, &device).map_err(args::explain)?;
+        let seed = recipe.seed;
+        let mut trainer = Trainer::<B>::open_in(group, config, recipe, splits.clone(), options, &device)?;
         if first {
             choice.store(&run_dir)?;
         }
-        let stop = trainer.run(&limits, &mut watch, &interrupt).map_err(args::explain)?;
+        let stop = trainer.run(&limits, &mut watch, &interrupt)?;
         let steps = trainer.position().step;
         if stop == Stop::Interrupted {
             drop(progress);
             if first {
-                page::write(&run_dir, &splits, None)?;
-                eprintln!("stopped after step {steps}; go on with: --resume --out {}", run_dir.display());
+                tell!("stopped after step {steps}; go on with: --resume --out {}{}", run_dir.display(), args.ends());
+                // What the run is to be resumed from is written.
+                if let Err(error) = page::write(&run_dir, &splits, None) {
+                    tell!("{}", in_one_line(&error));
+                }
             }
             return Ok(ExitCode::from(130));
         }
-        let finished = trainer.finish(&mut watch).map_err(args::explain)?;
+        let finished = trainer.finish(&mut watch)?;
         drop(progress);
         if !first {
             return Ok(ExitCode::SUCCESS);
         }
-        let sample = report::sample(args.machine.backend.streams(&finished.model, 1), &splits, args.seed())?;
-        page::write(&run_dir, &splits, Some(&sample))?;
         let (valid, test) = (finished.best.bpc, finished.test.bpc());
         if args.json {
             let reached = Reached {
@@ -107,11 +108,16 @@ impl BackendJob for Job {
                 test_bytes: splits.test.len(),
             };
             say!("{}", serde_json::to_string(&reached)?);
-            return Ok(ExitCode::SUCCESS);
+        } else {
+            let best = finished.best.step;
+            say!("trained {steps} steps; best weights, after step {best}, are in {}", run_dir.display());
+            report::scores(&splits, [("validation", valid), ("test", test)], "SHA-RNN", choice.is_whole())?;
         }
-        say!("trained {steps} steps; best weights, after step {}, are in {}", finished.best.step, run_dir.display());
-        report::scores(&splits, [("validation", valid), ("test", test)], "SHA-RNN", args.data.full_eval)?;
-        report::print_sample(&sample)?;
+        let sample = report::sample(args.machine.backend.streams(&finished.model, 1), &splits, seed)?;
+        page::write(&run_dir, &splits, Some(&sample))?;
+        if !args.json {
+            report::print_sample(&sample)?;
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

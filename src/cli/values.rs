@@ -6,10 +6,10 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The model of a preset.
-pub fn preset(name: &str) -> Result<ShaRnnConfig> {
+/// The model of a preset, or the one for a first run.
+pub fn preset(name: Option<&str>) -> Result<ShaRnnConfig> {
+    let Some(name) = name else { return Ok(ShaRnnConfig { n_layers: 2, ..ShaRnnConfig::xs() }) };
     Ok(match name {
-        "quick" => ShaRnnConfig { n_layers: 2, ..ShaRnnConfig::xs() },
         "xs" => ShaRnnConfig::xs(),
         "s" => ShaRnnConfig::s(),
         "m" => ShaRnnConfig::m(),
@@ -21,7 +21,7 @@ pub fn preset(name: &str) -> Result<ShaRnnConfig> {
 
 /// The recipe of that name for the model of a preset, and what it changes of the model. The paper's has short segments and a short
 /// warm-up in one phase where the model is not the paper's.
-pub fn recipe(name: &str, preset: &str, config: ShaRnnConfig) -> Result<(ShaRnnConfig, Recipe)> {
+pub fn recipe(name: &str, preset: Option<&str>, config: ShaRnnConfig) -> Result<(ShaRnnConfig, Recipe)> {
     let short = |base: usize, warmup_steps: u64| {
         let phase = Phase { warmup_steps, ..Phase::constant(2e-3, 32) };
         Recipe { phases: vec![phase], ..Recipe::paper().with_segments_around(base) }
@@ -29,10 +29,10 @@ pub fn recipe(name: &str, preset: &str, config: ShaRnnConfig) -> Result<(ShaRnnC
     Ok(match (name, preset) {
         // It falls where there is an end.
         ("budget", _) => (config.with_mem_len(512).with_dropout(0.0), Recipe::budget(None)),
-        ("paper", "paper") => (config, Recipe::paper()),
-        ("paper", "quick") => (config.with_mem_len(512), short(64, 50)),
-        ("paper", "xs" | "s") => (config, short(256, 100)),
-        ("paper", "m") => (config, short(256, 200)),
+        ("paper", Some("paper")) => (config, Recipe::paper()),
+        ("paper", None) => (config.with_mem_len(512), short(64, 50)),
+        ("paper", Some("xs" | "s")) => (config, short(256, 100)),
+        ("paper", Some("m")) => (config, short(256, 200)),
         ("paper", _) => (config, short(256, 400)),
         _ => bail!("there is no recipe {name:?}: use budget or paper"),
     })
@@ -63,6 +63,9 @@ pub fn schedule(kind: &str) -> Result<Schedule> {
 
 /// The model and the recipe with fields set by `field=value`.
 pub fn set_fields(config: ShaRnnConfig, recipe: Recipe, fields: &[String]) -> Result<(ShaRnnConfig, Recipe)> {
+    if fields.is_empty() {
+        return Ok((config, recipe));
+    }
     let mut all = json!({ "model": config, "recipe": recipe });
     for set in fields {
         let Some((path, value)) = set.split_once('=') else {

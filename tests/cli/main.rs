@@ -18,6 +18,9 @@ fn a_run_is_trained_scored_and_looked_at() {
     let valid = trained["valid_bpc"].as_f64().unwrap();
     assert!(page.contains(&format!("- validation: {valid:.4} bits per byte")), "{page}");
     assert!(page.contains("](loss.svg)") && page.contains("\"d_model\": 16"), "{page}");
+    for command in ["`sharnn generate --model run`", "`sharnn train --resume --out run`"] {
+        assert!(page.contains(command), "{page}");
+    }
 
     // The same bytes, cut in the same way, by the same weights.
     let scored = at.json_lines(&["eval", "--model", "run", "--json"]);
@@ -59,6 +62,12 @@ fn a_run_goes_on_and_says_so_in_few_words_where_asked() {
     let output = at.run(&on);
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("trained 5 steps; "));
+    // Nobody writes over a run, or goes on with one, by mistake.
+    let again = at.run(&at.train(&["--quiet"]));
+    let stderr = String::from_utf8_lossy(&again.stderr);
+    assert!(again.status.code() == Some(1) && stderr.contains("there is a run in run already"), "{stderr}");
+    let deaf = at.without_stderr(&["eval", "--model", "run"]);
+    assert_eq!(deaf.status.code(), Some(0), "nobody listens to what goes to standard error");
 }
 
 #[test]
@@ -86,6 +95,10 @@ fn lines_are_scored_in_one_stream_or_each_alone() {
     assert!((bits(&alone, 1) - bits(&stream, 1)).abs() > 1e-6);
     let top = score(&["--top", "2"]);
     assert!(top.len() == 2 && top[0]["bits_per_byte"].as_f64() >= top[1]["bits_per_byte"].as_f64());
+
+    // What was scored is printed, though the state can't be kept.
+    let lost = at.run(&["score", "log", "--model", "run", "--top", "1", "--to-state", "nowhere/state"]);
+    assert_eq!((lost.status.code(), lost.stdout.is_empty()), (Some(1), false));
 
     // Cut in two and gone on with, it is the same stream.
     at.write("first", b"one\ntw");
@@ -156,16 +169,24 @@ fn what_cannot_be_done_is_told_in_one_line() {
     let at = Workplace::new();
     at.write("text", b"some text");
     at.write("torn.safetensors", b"\x10\0\0\0");
+    // No run, though its name is a number.
+    std::fs::create_dir(at.path("runs")).unwrap();
+    at.write("runs/2026", b"");
     for (args, code, said) in [
         (&["eval", "--model", "nowhere"][..], 1, "nowhere"),
         (&["eval", "--model", "torn.safetensors"], 1, "torn.safetensors"),
         (&["inspect", "nowhere"], 1, "nowhere"),
         (&["inspect", "."], 1, "no checkpoint in ."),
         (&["eval", "--model", "latest"], 1, "there is no run under runs/"),
+        (&["generate", "--mem-len", "100000000000"], 1, "--mem-len 100000000000 cannot be used"),
         (&["plot", "nowhere"], 1, "there is no metrics.jsonl in nowhere"),
         (&["attend", "--model", "nowhere", "--text", "a", "--out", "a.png"], 1, ".html or .svg"),
         (&["train", "--data", "nowhere"], 1, "nowhere"),
         (&["train", "--steps", "0"], 1, "--steps 0 cannot be used"),
+        (&["train", "--minutes", "1e308"], 1, "--minutes"),
+        (&["train", "--lr", "nan"], 1, "phases[0].lr = NaN cannot be used"),
+        (&["train", "--mem-len", "100000000000"], 1, "mem_len = 100000000000 cannot be used"),
+        (&["train", "--preset", "quick"], 1, "there is no preset"),
         (&["train", "--resume", "--out", "nowhere"], 1, "there is no run in nowhere"),
         (&["bench", "--mode", "decode", "--batch", "2"], 1, "--batch 2 cannot be used"),
         (&["score", "nowhere", "--model", "torn.safetensors"], 1, "nowhere"),

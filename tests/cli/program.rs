@@ -50,6 +50,15 @@ impl Workplace {
         program.wait_with_output().unwrap()
     }
 
+    /// Runs the program while nobody reads its standard error.
+    pub fn without_stderr(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sharnn"));
+        command.args(args).current_dir(self.dir.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut program = command.spawn().unwrap();
+        drop(program.stderr.take());
+        program.wait_with_output().unwrap()
+    }
+
     /// Runs the program, which must succeed, and returns what it says.
     pub fn stdout(&self, args: &[&str]) -> String {
         let output = self.run(args);

@@ -183,8 +183,8 @@ impl<S: Streams> BatchScorer<S> {
     /// Scores a text for each stream and reads it: the cost of each byte in nats.
     ///
     /// # Errors
-    /// If a byte is outside the model's vocabulary: nothing is read then. If the model's logits are not finite: those
-    /// streams are of no use then.
+    /// If a byte is outside the model's vocabulary: nothing is read then. If a stream's logits are not finite: none of these
+    /// streams is of use then, but to be reset or set to a state.
     ///
     /// # Panics
     /// If there are not as many texts as streams.

@@ -38,8 +38,13 @@ impl StreamShape {
         // Of a segment that has begun, rows are kept even where none are later.
         let rows = self.mem_len.max(self.segment_len);
         let attending = self.attends.iter().filter(|&&attends| attends).count();
-        let values = self.vocab_size + self.d_model * (2 * self.n_layers() + rows * attending);
-        // The header has a line for each tensor, and one for the shape.
-        4 * values + 1024 + 256 * (3 * self.n_layers() + 1)
+        let of_blocks = rows.saturating_mul(attending).saturating_add(2 * self.n_layers());
+        let values = self.d_model.saturating_mul(of_blocks).saturating_add(self.vocab_size);
+        values.saturating_mul(4).saturating_add(self.most_header())
+    }
+
+    /// Bytes of the largest header: a line for each tensor, and one for the shape.
+    pub(super) fn most_header(&self) -> usize {
+        1024 + 256 * (3 * self.n_layers() + 1)
     }
 }

@@ -151,7 +151,7 @@ impl StreamState {
     }
 
     /// The state of such streams that [`to_bytes`](Self::to_bytes) made bytes of. No more memory is taken than a few times
-    /// [`StreamShape::most_bytes`].
+    /// [`StreamShape::most_bytes`]: of a header longer than a state's nothing is parsed.
     ///
     /// # Errors
     /// Bytes that are no state, a damaged one, one that is not finite or that streams of this shape cannot go on from.
@@ -159,7 +159,7 @@ impl StreamState {
         if bytes.len() > shape.most_bytes() {
             return Err(StateError::TooLong { most: shape.most_bytes() });
         }
-        Parser::new(bytes)?.state(shape)
+        Parser::new(bytes, shape.most_header())?.state(shape)
     }
 }
 
@@ -173,8 +173,12 @@ struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    fn new(bytes: &'a [u8]) -> Result<Self, StateError> {
+    fn new(bytes: &'a [u8], most_header: usize) -> Result<Self, StateError> {
         let refuse = |reason: String| StateError::Format { bytes: bytes.len(), reason };
+        let header = bytes.first_chunk().map_or(0, |&len| u64::from_le_bytes(len));
+        if header > most_header as u64 {
+            return Err(refuse(format!("its header has {header} bytes, expected at most {most_header}")));
+        }
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| refuse(error.to_string()))?;
         let text = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
         let text = text.ok_or_else(|| refuse(format!("there is no {KEY} in the metadata")))?;

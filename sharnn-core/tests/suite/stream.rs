@@ -218,6 +218,15 @@ fn what_a_stream_carries_does_not_grow() {
 }
 
 #[test]
+#[should_panic(expected = "there is no room for")]
+fn a_memory_larger_than_any() {
+    // So that the product of its sizes is small again: 112 values.
+    let config = ShaRnnConfig { d_model: 112, d_ff: 112, n_layers: 1, attend: Attend::All, ..ShaRnnConfig::xs() };
+    let model = config.init_seeded::<Flex>(1, &Default::default()).with_mem_len((1 << 62) + 1);
+    DecodeEngine::new(&model, WeightFormat::F32).streams(1);
+}
+
+#[test]
 fn what_a_state_does_not_fit() {
     let model = |config: &ShaRnnConfig| ModelStreams::new(&model::<Flex>(config), 1, 3).unwrap();
     let base = config(Attend::SecondLast, 6);

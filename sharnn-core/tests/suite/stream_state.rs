@@ -2,7 +2,11 @@
 
 use std::collections::HashMap;
 
+use allocation_counter::measure;
 use burn::backend::Flex;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 use sharnn_core::{
@@ -275,5 +279,93 @@ fn values_that_are_not_finite() {
         let error = refused(&forged.bytes());
         let expected = StateError::NotFinite { tensor: "blocks.1.c".into(), index: 1, value: text.into() };
         assert_eq!(error, expected);
+    }
+}
+
+/// What is done to a good state.
+#[derive(Clone, Debug)]
+enum Forgery {
+    /// A field of the metadata gets another value.
+    Field(Index, String),
+    Text(String),
+    /// A tensor gets another shape, and as many bytes as that has.
+    Shape(Index, Vec<usize>),
+    Values(Index, Vec<u8>),
+    Type(Index),
+    Remove(Index),
+    Rename(Index, String),
+    /// After all is signed: bytes of the file, from a place on.
+    Splice(Index, usize, Vec<u8>),
+}
+
+fn forgery() -> impl Strategy<Value = Forgery> {
+    let number =
+        prop_oneof![(0u64..9), any::<u64>(), (0u32..64).prop_map(|shift| 1 << shift)].prop_map(|n| n.to_string());
+    prop_oneof![
+        4 => (any::<Index>(), prop_oneof![4 => number, 1 => "\\PC{0,12}"]).prop_map(|(at, value)| Forgery::Field(at, value)),
+        1 => "\\PC{0,40}".prop_map(Forgery::Text),
+        3 => (any::<Index>(), vec(0usize..9, 0..4)).prop_map(|(at, shape)| Forgery::Shape(at, shape)),
+        2 => (any::<Index>(), vec(any::<u8>(), 4..20)).prop_map(|(at, bytes)| Forgery::Values(at, bytes)),
+        1 => any::<Index>().prop_map(Forgery::Type),
+        1 => any::<Index>().prop_map(Forgery::Remove),
+        1 => (any::<Index>(), "\\PC{0,20}").prop_map(|(at, name)| Forgery::Rename(at, name)),
+        4 => (any::<Index>(), 0usize..12, vec(any::<u8>(), 0..12)).prop_map(|(at, cut, put)| Forgery::Splice(at, cut, put)),
+    ]
+}
+
+fn forge(forgeries: &[Forgery]) -> Vec<u8> {
+    const FIELDS: [&str; 8] =
+        ["version", "vocab_size", "d_model", "mem_len", "attends", "segment_len", "position", "oldest"];
+    let mut forged = Forged::new(&state());
+    for forgery in forgeries {
+        if let Forgery::Field(at, value) = forgery {
+            forged = forged.with(FIELDS[at.index(FIELDS.len())], value);
+        }
+        let n = forged.tensors.len();
+        let tensors = &mut forged.tensors;
+        match forgery {
+            Forgery::Text(text) => forged.text.clone_from(text),
+            Forgery::Shape(at, shape) if n > 0 => {
+                let tensor = &mut tensors[at.index(n)];
+                tensor.3.resize(4 * shape.iter().product::<usize>(), 0);
+                tensor.2.clone_from(shape);
+                tensor.1 = Dtype::F32;
+            }
+            Forgery::Values(at, bytes) if n > 0 => {
+                let tensor = &mut tensors[at.index(n)];
+                tensor.3.iter_mut().zip(bytes).for_each(|(byte, other)| *byte = *other);
+            }
+            Forgery::Type(at) if n > 0 => tensors[at.index(n)].1 = Dtype::I32,
+            Forgery::Remove(at) if n > 0 => drop(tensors.remove(at.index(n))),
+            Forgery::Rename(at, name) if n > 0 => tensors[at.index(n)].0.clone_from(name),
+            _ => {}
+        }
+    }
+    let mut bytes = forged.bytes();
+    for forgery in forgeries {
+        if let Forgery::Splice(at, cut, put) = forgery {
+            let at = at.index(bytes.len() + 1);
+            bytes.splice(at..bytes.len().min(at + cut), put.iter().copied());
+        }
+    }
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// `PROPTEST_CASES` sets how many are tried.
+    #[test]
+    fn whatever_is_forged_is_a_state_to_go_on_from_or_refused(forgeries in vec(forgery(), 1..4)) {
+        let bytes = forge(&forgeries);
+        let mut streams = streams(&config());
+        let most = streams.shape().most_bytes() as u64;
+        let mut read = None;
+        let used = measure(|| read = Some(StreamState::from_bytes(&bytes, streams.shape()))).bytes_max;
+        prop_assert!(used <= 32 * most, "{used} bytes for a state of at most {most}");
+        if let Some(Ok(state)) = read {
+            streams.set_state(0, &state).unwrap();
+            streams.read(&[&[1, 2, 3, 4, 0, 1]], &mut |_, _, _| {});
+        }
     }
 }

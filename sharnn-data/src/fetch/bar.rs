@@ -1,5 +1,7 @@
 //! A progress bar for a fetch, on the terminal's standard error.
 
+use std::io::{Write, stderr};
+
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::FetchProgress;
@@ -18,7 +20,8 @@ pub fn progress_bar() -> impl FnMut(FetchProgress) {
             FetchProgress::Downloading { bytes, total } => ("downloading", bytes, total),
             FetchProgress::Unpacking { bytes, total } => ("unpacking", bytes, Some(total)),
             FetchProgress::Retrying { wait, reason, .. } => {
-                bar.suspend(|| eprintln!("{reason}; trying again in {wait:?}"));
+                // A reader of standard error that has gone is no reason to stop.
+                bar.suspend(|| drop(writeln!(stderr(), "{reason}; trying again in {wait:?}")));
                 return;
             }
             FetchProgress::Done => {

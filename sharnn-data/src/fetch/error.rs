@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Expected;
+use crate::whole_file::is_full;
 
 /// An error while fetching a file.
 #[derive(Debug, thiserror::Error)]
@@ -184,7 +185,7 @@ impl FetchError {
 
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+        _ if is_full(error) => {
             "; make room (enwik8 needs 100 MB, and 36 MB more while it is unpacked) and run again: what was received \
              is kept"
         }

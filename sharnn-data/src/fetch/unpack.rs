@@ -9,6 +9,7 @@ use zip::ZipArchive;
 use zip::result::ZipError;
 
 use super::{BUFFER, Expected, FetchError, FetchProgress};
+use crate::whole_file::sync_dir;
 
 /// Unpacks the expected entry to `temporary` and, if it is what it should be, renames that to `dest`.
 pub(super) fn unpack(
@@ -25,7 +26,9 @@ pub(super) fn unpack(
         let _ = fs::remove_file(temporary);
         return result;
     }
-    sync_folder(dest);
+    let folder = dest.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // The file is in place whether or not this succeeds.
+    let _ = sync_dir(folder);
     Ok(())
 }
 
@@ -95,16 +98,4 @@ fn names(zip: &ZipArchive<impl Read + Seek>) -> String {
         _ => {}
     }
     names.join(", ")
-}
-
-/// Makes the rename itself last through a power cut, where the system can do that.
-fn sync_folder(file: &Path) {
-    #[cfg(unix)]
-    if let Some(folder) = file.parent() {
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        // The file is in place whether or not this succeeds.
-        let _ = File::open(folder).and_then(|folder| folder.sync_all());
-    }
-    #[cfg(not(unix))]
-    let _ = file;
 }

@@ -67,11 +67,17 @@ pub(super) fn capacity(mem_len: usize) -> usize {
     mem_len.max(1)
 }
 
+/// A number of values that is allocated. A step writes without looking, so that it must not have wrapped.
+fn product(sizes: &[usize]) -> usize {
+    let product = sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+    product.unwrap_or_else(|| panic!("there is no room for {sizes:?} values"))
+}
+
 impl Streams {
     /// `n` empty streams of a model.
     ///
     /// # Panics
-    /// If `n` is 0.
+    /// If `n` is 0, or if what they carry is larger than any memory.
     pub fn new(model: &DecodeModel, n: usize) -> Self {
         assert!(n > 0, "there must be a stream");
         let (d, mem_len, n_blocks) = (model.d, model.mem_len, model.blocks.len());
@@ -86,18 +92,18 @@ impl Streams {
             n,
             d,
             mem_len,
-            h: vec![0.0; n_blocks * n * d],
-            c: vec![0.0; n_blocks * n * d],
-            memory: vec![0.0; rings * capacity(mem_len) * d],
+            h: vec![0.0; product(&[n_blocks, n, d])],
+            c: vec![0.0; product(&[n_blocks, n, d])],
+            memory: vec![0.0; product(&[rings, capacity(mem_len), d])],
             rings: vec![Ring::default(); rings],
             room: Room {
                 input: vec![0.0; n * d],
                 lstm: vec![0.0; n * d],
                 query: vec![0.0; n * d],
                 attended: vec![0.0; n * d],
-                partials: vec![0.0; n * blocks * partial],
-                own: vec![0.0; team::threads() * n * OWN * own_stride(d)],
-                logits: vec![0.0; n * model.vocab_size()],
+                partials: vec![0.0; product(&[n, blocks, partial])],
+                own: vec![0.0; product(&[team::threads(), n, OWN, own_stride(d)])],
+                logits: vec![0.0; product(&[n, model.vocab_size()])],
             },
             active: Vec::with_capacity(n),
             attending,
@@ -135,7 +141,7 @@ impl Streams {
             let of = block.attention.as_ref();
             let heads = of.map_or(0, |attention| Partial { d: self.d, n_heads: attention.n_heads }.len());
             let blocks = self.n * capacity(self.mem_len).div_ceil(MEMORY_BLOCK);
-            *index == of.map(|attention| attention.index) && blocks * heads <= self.room.partials.len()
+            *index == of.map(|attention| attention.index) && blocks.saturating_mul(heads) <= self.room.partials.len()
         };
         (self.d, self.mem_len) == (model.d, model.mem_len)
             && self.room.logits.len() == self.n * model.vocab_size()

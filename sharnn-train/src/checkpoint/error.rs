@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use sharnn_data::whole_file::is_full;
+
 use crate::WeightsError;
 
 /// An error about a run directory or a checkpoint in it.
@@ -122,9 +124,7 @@ impl CheckpointError {
 /// What to do about a failure of the system, where that is known.
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "; free some space and resume: earlier checkpoints are intact"
-        }
+        _ if is_full(error) => "; free some space and resume: earlier checkpoints are intact",
         io::ErrorKind::PermissionDenied => "; check the rights of the directory",
         _ => "",
     }

@@ -1,17 +1,18 @@
 //! `checkpoint.json`: everything of a run that is no tensor.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io;
+use std::fs;
+use std::io::{self, Read};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sharnn_core::{Backend, ShaRnnConfig};
-use sharnn_data::{SegmentsState, Split, Splits};
+use sharnn_data::{SegmentsState, Split, Splits, whole_file};
 
 use super::CheckpointError;
+use crate::json_difference::json_difference;
 use crate::{Recipe, Smoothed, Window};
 
 /// Version of the checkpoint's layout.
@@ -127,7 +128,7 @@ impl FileDigest {
     /// Reads a whole file.
     pub(crate) fn of_file(path: &Path) -> Result<Self, CheckpointError> {
         let mut hasher = Sha256::new();
-        let copied = File::open(path).and_then(|mut file| io::copy(&mut file, &mut hasher));
+        let copied = whole_file::open(path).and_then(|mut file| io::copy(&mut file, &mut hasher));
         let bytes = copied.map_err(CheckpointError::io("read", path))?;
         Ok(Self { bytes, sha256: format!("{:x}", hasher.finalize()) })
     }
@@ -161,7 +162,7 @@ impl Manifest {
             pairs.push(("recipe", to_value(&self.recipe), to_value(recipe)));
         }
         for (name, saved, given) in &pairs {
-            if let Some((field, saved, given)) = first_difference(name, saved, given) {
+            if let Some((field, saved, given)) = json_difference(name, saved, given) {
                 return Err(CheckpointError::Differs { checkpoint: dir.into(), field, saved, given });
             }
         }
@@ -190,6 +191,9 @@ impl Manifest {
 }
 
 pub(crate) const MANIFEST: &str = "checkpoint.json";
+
+/// A manifest is not longer.
+const MOST_JSON: u64 = 16 << 20;
 
 /// Writes a JSON file and its checksum.
 pub(crate) fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> Result<(), CheckpointError> {
@@ -236,10 +240,14 @@ pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(
 }
 
 fn read_present(file: &Path, advice: &str) -> Result<Vec<u8>, CheckpointError> {
-    match fs::read(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing(file, advice)),
-        read => read.map_err(CheckpointError::io("read", file)),
-    }
+    let opened = match whole_file::open(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing(file, advice)),
+        opened => opened.map_err(CheckpointError::io("read", file))?,
+    };
+    let mut bytes = Vec::new();
+    // Of a longer one the checksum is wrong.
+    opened.take(MOST_JSON).read_to_end(&mut bytes).map_err(CheckpointError::io("read", file))?;
+    Ok(bytes)
 }
 
 fn missing(file: &Path, advice: &str) -> CheckpointError {
@@ -268,37 +276,4 @@ pub(crate) fn verify(file: &Path, expected: &FileDigest, advice: &str) -> Result
 
 fn to_value(value: &impl Serialize) -> Value {
     serde_json::to_value(value).expect("a configuration has only string keys")
-}
-
-/// Path of the first field in which two values differ, and what it holds in either.
-fn first_difference(path: &str, saved: &Value, given: &Value) -> Option<(String, String, String)> {
-    match (saved, given) {
-        (Value::Object(a), Value::Object(b)) if a.keys().eq(b.keys()) => {
-            a.iter().find_map(|(key, value)| first_difference(&format!("{path}.{key}"), value, &b[key]))
-        }
-        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            let mut pairs = a.iter().zip(b).enumerate();
-            pairs.find_map(|(i, (a, b))| first_difference(&format!("{path}[{i}]"), a, b))
-        }
-        _ => (saved != given).then(|| (path.to_string(), saved.to_string(), given.to_string())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn the_first_difference_is_named_by_its_path() {
-        let saved = json!({"a": 1, "b": [{"lr": 1.0}, {"lr": 2.0}], "c": {"x": null}});
-        assert_eq!(first_difference("r", &saved, &saved), None);
-        let mut given = saved.clone();
-        given["b"][1]["lr"] = json!(3.0);
-        assert_eq!(first_difference("r", &saved, &given), Some(("r.b[1].lr".into(), "2.0".into(), "3.0".into())));
-        let mut given = saved.clone();
-        given["c"] = json!({"y": 1});
-        assert_eq!(first_difference("r", &saved, &given).unwrap().0, "r.c");
-    }
 }

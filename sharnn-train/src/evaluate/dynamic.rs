@@ -47,7 +47,7 @@ type ByPath<B> = BTreeMap<String, Tensor<B, 1>>;
 /// lanes after it up to the same place, which a single pass over a file has not. With one lane nothing is seen before it is scored.
 ///
 /// # Errors
-/// As [`evaluate`](super::evaluate), of either data, and for options that are negative or not finite.
+/// As [`evaluate`](super::evaluate), of either data; for rates that are negative or not finite, an `eps` or `prior_segments` of 0.
 pub fn evaluate_dynamic<B: AutodiffBackend>(
     mut model: ShaRnn<B>,
     train: &[u8],
@@ -171,9 +171,11 @@ impl<B: BurnBackend> Steps<B> {
         let roots: ByPath<B> = mean_squares.into_iter().map(|(path, mean)| (path, mean.sqrt())).collect();
         let n: usize = roots.values().map(|root| root.dims()[0]).sum();
         let sum: f64 = roots.values().map(|root| f64::from(host_values(root.clone().sum())[0])).sum();
-        let mean = (sum / n.max(1) as f64).max(f64::MIN_POSITIVE);
+        let mean = sum / n.max(1) as f64;
+        // Where no gradient ever was, nothing is drawn back.
+        let pull = if mean > 0.0 { decay / mean } else { 0.0 };
         let rates = roots.iter().map(|(path, root)| (path.clone(), (root.clone() + eps).recip() * lr));
-        let pulls = roots.iter().map(|(path, root)| (path.clone(), (root.clone() * (decay / mean)).clamp_max(1.0)));
+        let pulls = roots.iter().map(|(path, root)| (path.clone(), (root.clone() * pull).clamp_max(1.0)));
         let mut first = First::<A>(ByPath::new());
         visit_params(model, &mut first);
         Self { rates: rates.collect(), pulls: pulls.collect(), first: first.0 }

@@ -14,6 +14,7 @@ use std::path::Path;
 use burn::tensor::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+use sharnn_data::whole_file;
 
 use super::{MAX_HEADER, WeightsError, shown};
 
@@ -56,13 +57,9 @@ impl TensorFile {
     pub(crate) fn open(path: &Path) -> Result<Self, WeightsError> {
         let file = path.display().to_string();
         let read = |source| WeightsError::Io { file: file.clone(), action: "read", source };
-        let handle = File::open(path).map_err(read)?;
-        let about = handle.metadata().map_err(read)?;
-        if !about.is_file() {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
-            return Err(WeightsError::Io { file, action: "read", source });
-        }
-        Self::new(file, Source::File(handle), about.len())
+        let handle = whole_file::open(path).map_err(read)?;
+        let len = handle.metadata().map_err(read)?.len();
+        Self::new(file, Source::File(handle), len)
     }
 
     /// The same of a file in memory, called `file` in messages.

@@ -11,9 +11,9 @@ use burn::tensor::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::Serialize;
+use sharnn_data::whole_file;
 
 use super::{MAX_HEADER, WeightsError};
-use crate::atomic_file;
 
 /// The type in which tensors are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,7 +113,7 @@ pub(crate) fn write_tensors(
     // Spaces, so that the data begin at a multiple of 8.
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    let written = atomic_file::write(path, |out| {
+    let written = whole_file::write(path, |out| {
         if header.len() as u64 > MAX_HEADER {
             let told = format!("its header would have {} bytes, more than {MAX_HEADER}", header.len());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, told));
@@ -126,10 +126,8 @@ pub(crate) fn write_tensors(
             out.write_all(&bytes)
         })
     });
-    written.map_err(|source| match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
-            WeightsError::DiskFull { file, bytes: end as u64, source }
-        }
-        _ => WeightsError::Io { file, action: "write", source },
+    written.map_err(|source: io::Error| match whole_file::is_full(&source) {
+        true => WeightsError::DiskFull { file, bytes: end as u64, source },
+        false => WeightsError::Io { file, action: "write", source },
     })
 }

@@ -56,7 +56,8 @@ pub fn read_config(path: &Path, options: &ImportOptions) -> Result<ShaRnnConfig,
 /// ```
 ///
 /// # Errors
-/// As [`read_config`] and [`load_weights`](crate::load_weights). No more memory is taken than a model of the file's size needs.
+/// As [`read_config`] and [`load_weights`](crate::load_weights). No more memory is taken than a model of the
+/// file's size needs, once its vocabulary is expanded to bytes.
 pub fn import_weights<B: Backend>(
     path: &Path,
     options: &ImportOptions,

@@ -21,6 +21,15 @@ pub(super) struct ModelFile {
     tensors: TensorFile,
 }
 
+/// Refuses a configuration in `file` of which no model can be made.
+pub(crate) fn validate(config: &ShaRnnConfig, file: &str) -> Result<(), WeightsError> {
+    config.validate().map_err(|ConfigError { field, value, hint }| {
+        // They may quote a list of blocks.
+        let source = ConfigError { field, value: shown(&value), hint: shown(&hint) };
+        WeightsError::Unusable { file: file.into(), source }
+    })
+}
+
 impl ModelFile {
     /// Opens a file. What stands before [`ENCODER`] there is taken from every name, where all have it.
     pub(super) fn open(path: &Path) -> Result<Self, WeightsError> {
@@ -88,11 +97,7 @@ impl ModelFile {
 
     /// Refuses a configuration of which no model can be made.
     pub(super) fn validate(&self, config: &ShaRnnConfig) -> Result<(), WeightsError> {
-        config.validate().map_err(|ConfigError { field, value, hint }| {
-            // They may quote a list of blocks.
-            let source = ConfigError { field, value: shown(&value), hint: shown(&hint) };
-            WeightsError::Unusable { file: self.name().into(), source }
-        })
+        validate(config, self.name())
     }
 
     /// Refuses the file for a model of `config`, whose blocks are `collapsed` or not, unless every tensor is there and fits.

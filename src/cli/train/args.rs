@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 
 use crate::core::{MemoryEstimate, StepShape};
-use crate::train::{Limits, Schedule, TrainError, latest_manifest};
+use crate::train::{Limits, Phase, Schedule, latest_manifest};
 use crate::{Backend, BackendKind, Precision, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions};
 
 use super::super::data::DataArgs;
@@ -25,8 +25,8 @@ pub struct Args {
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub train_bytes: Option<usize>,
 
-    /// Size of the model: xs, s, m, l, or paper (l with the paper's recipe, both phases, no time limit) [default: quick, what
-    /// scores best in three minutes]
+    /// Size of the model: xs, s, m, l, or paper (l with the paper's recipe, both phases, no time limit) [default: two
+    /// blocks of xs, what scores best in three minutes]
     #[arg(long, value_name = "NAME", help_heading = "Model")]
     pub preset: Option<String>,
     /// Blocks that attend: none, one (the second-last), all, or a list as 0,2
@@ -144,20 +144,19 @@ fn suitable_multiple(backend: BackendKind) -> usize {
 }
 
 impl Args {
-    pub fn seed(&self) -> u64 {
-        self.seed.unwrap_or(Recipe::paper().seed)
-    }
-
     /// Puts the options together. A run that exists lends its model and recipe, and the options given now change them: a
     /// change that it cannot take is refused by the trainer by name.
     pub fn plan(&self, run_dir: &Path, splits: &Splits) -> Result<Plan> {
-        let stored = match self.resume {
-            true => latest_manifest(run_dir)?.map(|(_, manifest)| (manifest.config, manifest.recipe)),
-            false => None,
-        };
-        if self.resume && stored.is_none() {
-            bail!("there is no run in {}: leave out --resume to start one, or name another --out", run_dir.display());
-        }
+        let stored = latest_manifest(run_dir)?.map(|(_, manifest)| (manifest.config, manifest.recipe));
+        let dir = run_dir.display();
+        ensure!(
+            stored.is_some() || !self.resume,
+            "there is no run in {dir}: leave out --resume to start one, or name another --out"
+        );
+        ensure!(
+            stored.is_none() || self.resume,
+            "there is a run in {dir} already: go on with it with --resume, or name another --out"
+        );
         let (mut config, mut recipe) = match (&self.preset, &self.recipe, &stored) {
             (None, None, Some(stored)) => stored.clone(),
             _ => self.preset()?,
@@ -168,19 +167,16 @@ impl Args {
         self.change_segments(&mut recipe, run)?;
         let auto_precision = self.change_precision(&mut recipe, run)?;
         let (config, recipe) = set_fields(config, recipe, &self.set)?;
-        if let Some(minutes) = self.minutes {
-            ensure!(minutes.is_finite() && minutes > 0.0, "--minutes {minutes} cannot be used: use a number above 0");
-        }
         ensure!(self.steps != Some(0), "--steps 0 cannot be used: use at least 1");
         ensure!(self.epochs != Some(0), "--epochs 0 cannot be used: use at least 1");
-        let (limits, options) = (self.limits(&recipe), self.options(run_dir));
+        let (limits, options) = (self.limits(&recipe)?, self.options(run_dir));
         Ok(Plan { config, recipe, limits, options, auto_precision })
     }
 
     /// The model and the recipe that were named, or those that are used where nothing is said.
     fn preset(&self) -> Result<(ShaRnnConfig, Recipe)> {
-        let name = self.preset.as_deref().unwrap_or("quick");
-        let by_default = if name == "paper" { "paper" } else { "budget" };
+        let name = self.preset.as_deref();
+        let by_default = if name == Some("paper") { "paper" } else { "budget" };
         recipe(self.recipe.as_deref().unwrap_or(by_default), name, preset(name)?)
     }
 
@@ -291,20 +287,37 @@ impl Args {
         Ok(given.is_none() && run.is_none())
     }
 
-    fn limits(&self, recipe: &Recipe) -> Limits {
+    fn limits(&self, recipe: &Recipe) -> Result<Limits> {
         let max_steps = self.all_steps();
         let unlimited = max_steps.is_none() && self.minutes.is_none() && self.epochs.is_none();
-        let endless = recipe.phases.iter().any(|phase| phase.steps.is_none());
+        // A run that is resumed was started for longer, be it for epochs.
+        let ends = |phase: &Phase| phase.steps.is_some() || (self.resume && phase.epochs != u64::MAX);
+        let endless = !recipe.phases.iter().all(ends);
         let paper = self.preset.as_deref() == Some("paper");
-        Limits {
-            max_steps,
-            max_epochs: self.epochs,
-            max_time: match self.minutes {
-                Some(minutes) => Some(Duration::from_secs_f64(60.0 * minutes)),
-                None if unlimited && endless && !paper => Some(Duration::from_secs(QUICK_SECONDS)),
-                None => None,
+        let max_time = match self.minutes {
+            Some(minutes) => match Duration::try_from_secs_f64(60.0 * minutes) {
+                Ok(time) if minutes > 0.0 => Some(time),
+                _ => bail!("--minutes {minutes} cannot be used: use a number above 0, and not beyond all bounds"),
             },
+            None if unlimited && endless && !paper => Some(Duration::from_secs(QUICK_SECONDS)),
+            None => None,
+        };
+        Ok(Limits { max_steps, max_epochs: self.epochs, max_time })
+    }
+
+    /// The options that say when to stop, which a run that goes on must be given again.
+    pub fn ends(&self) -> String {
+        let mut ends = String::new();
+        for (option, value) in [
+            ("--steps", self.steps.map(|n| n.to_string())),
+            ("--epochs", self.epochs.map(|n| n.to_string())),
+            ("--minutes", self.minutes.map(|n| n.to_string())),
+        ] {
+            if let Some(value) = value {
+                ends += &format!(" {option} {value}");
+            }
         }
+        ends
     }
 
     fn options(&self, run_dir: &Path) -> TrainOptions {
@@ -352,17 +365,6 @@ impl Plan {
     fn precision(&self, precision: Precision) -> String {
         let by = if self.auto_precision { " (--precision auto)" } else { "" };
         format!("{}{by}", precision.name())
-    }
-}
-
-/// What to do about an error, in this program's words.
-pub fn explain(error: TrainError) -> anyhow::Error {
-    match &error {
-        TrainError::Checkpoint(crate::train::CheckpointError::Exists { run_dir, .. }) => {
-            let dir = run_dir.display();
-            anyhow::anyhow!("there is a run in {dir} already: go on with it with --resume, or name another --out")
-        }
-        _ => error.into(),
     }
 }
 
@@ -469,6 +471,18 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_goes_on_has_no_new_limit() {
+        let limit = |options: &[&str], recipe: Recipe| args(options).limits(&recipe).unwrap().max_time;
+        let quick = Some(Duration::from_secs(QUICK_SECONDS));
+        assert_eq!(limit(&["--resume"], Recipe::paper()), None);
+        assert_eq!(limit(&["--resume"], Recipe::budget(Some(9000))), None);
+        assert_eq!(limit(&["--resume"], Recipe::budget(None)), quick, "it was started for three minutes");
+        assert_eq!(limit(&["--preset", "xs"], Recipe::budget(None)), quick);
+        let ends = args(&["--resume", "--steps", "7", "--minutes", "1.5"]).ends();
+        assert_eq!((ends.as_str(), args(&[]).ends().as_str()), (" --steps 7 --minutes 1.5", ""));
+    }
+
+    #[test]
     fn a_rate_falls_where_there_is_an_end() {
         let schedule = |options: &[&str]| plan(options).unwrap().recipe.phases[0].schedule;
         assert_eq!(schedule(&["--steps", "100"]), Schedule::Late);
@@ -499,12 +513,5 @@ mod tests {
             let error = format!("{:#}", plan_of(&[field]).err().unwrap());
             assert!(error.contains(what), "{field}: {error}");
         }
-    }
-
-    #[test]
-    fn a_precision_that_the_device_lacks_is_explained() {
-        let error = TrainError::Precision { precision: Precision::Bf16, backend: "wgpu".into() };
-        let expected = "wgpu does not compute in bf16 on this device: use precision f32, or another backend";
-        assert_eq!(explain(error).to_string(), expected);
     }
 }

@@ -52,7 +52,7 @@ fn page(run_dir: &Path, manifest: &Manifest, splits: &Splits, picture: bool, sam
         writeln!(page, "![training and validation loss over steps]({PICTURE})\n")?;
     }
     writeln!(page, "| | |\n|---|---|")?;
-    writeln!(page, "| `best/` | weights of the best validation: `sharnn generate {}` |", run_dir.display())?;
+    writeln!(page, "| `best/` | weights of the best validation: `sharnn generate --model {}` |", run_dir.display())?;
     writeln!(page, "| `step-*/` | checkpoints: `sharnn train --resume --out {}` |", run_dir.display())?;
     writeln!(page, "| `metrics.jsonl` | everything that was measured, a line each |")?;
     writeln!(page, "| `data.json` | which bytes it reads |")?;

@@ -6,15 +6,22 @@ use std::path::Path;
 
 use tempfile::Builder;
 
-/// Begins the name of what is not a file of its own yet. In a run directory whatever has such a name goes when the run is
-/// opened next.
-pub(crate) const ASIDE: &str = ".tmp-";
+/// Begins the name of what is not a file of its own yet.
+const ASIDE: &str = ".tmp-";
 
 /// Writes a file aside, in the same directory, waits until it is on the disk and renames it. Whatever goes wrong, a file
 /// that had the name before is still there.
 ///
-/// A device or a pipe is written as it is. A link leads to the file that is replaced; a hard link to the old one keeps it.
-pub(crate) fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+/// A device or a pipe is written as it is. A link leads to the file that is replaced, unless there is none: then it is replaced
+/// itself. A hard link to the old file keeps it. The new one has the old one's rights.
+///
+/// # Errors
+/// That of `fill`, or what the system says. Nothing is left or changed then.
+pub fn write<E: From<io::Error>>(
+    path: impl AsRef<Path>,
+    fill: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+) -> Result<(), E> {
+    let path = path.as_ref();
     let existing = match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         metadata => Some(metadata?),
@@ -22,28 +29,34 @@ pub(crate) fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
     if existing.as_ref().is_some_and(|metadata| !metadata.is_file()) {
         let mut out = BufWriter::new(File::options().write(true).open(path)?);
         fill(&mut out)?;
-        return out.flush();
+        return Ok(out.flush()?);
     }
     if existing.as_ref().is_some_and(|metadata| metadata.permissions().readonly()) {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the file that has the name is read-only"));
+        let error = io::Error::new(io::ErrorKind::PermissionDenied, "the file that has the name is read-only");
+        return Err(error.into());
     }
     let path = if existing.is_some() { &fs::canonicalize(path)? } else { path };
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
 
     let mut builder = Builder::new();
     builder.prefix(ASIDE);
-    if let Some(permissions) = existing.map_or_else(usual_permissions, |metadata| Some(metadata.permissions())) {
+    if let Some(permissions) = usual_permissions() {
         builder.permissions(permissions);
     }
     // Removed on every way out but the last.
     let mut aside = builder.tempfile_in(dir)?;
+    if let Some(existing) = existing {
+        aside.as_file().set_permissions(existing.permissions())?;
+    }
     let mut out = BufWriter::new(aside.as_file_mut());
     fill(&mut out)?;
     out.flush()?;
     drop(out);
     aside.as_file().sync_all()?;
-    aside.persist(path)?;
-    sync_dir(dir)
+    aside.persist(path).map_err(|error| error.error)?;
+    // The file is in its place whether or not its directory lets itself be opened for this.
+    let _ = sync_dir(dir);
+    Ok(())
 }
 
 /// Those of any new file: temporary ones are made for their owner's eyes alone.
@@ -57,14 +70,39 @@ fn usual_permissions() -> Option<Permissions> {
     None
 }
 
+/// Opens a file to read. A pipe, which may never answer, and a device, which may have no end, are refused.
+///
+/// # Errors
+/// What the system says, or [`InvalidInput`](io::ErrorKind::InvalidInput) for what is no regular file.
+pub fn open(path: impl AsRef<Path>) -> io::Result<File> {
+    let path = path.as_ref();
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    File::open(path)
+}
+
 /// Brings a directory's entries to the disk. Only Unix lets a directory be opened for that.
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+///
+/// # Errors
+/// What the system says.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+}
+
+/// Whether there was no room: a full disk, a quota used up, or a limit on the size of files.
+pub fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+        super::write(path, fill)
+    }
 
     fn names(dir: &Path) -> Vec<String> {
         let mut names: Vec<_> =
@@ -85,6 +123,20 @@ mod tests {
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(fs::read(&path).unwrap(), b"good");
         assert_eq!(names(dir.path()), ["a"], "what was written aside is gone");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_may_have_no_end_is_not_opened() {
+        for path in ["/dev/zero", "/"] {
+            assert_eq!(open(path).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{path}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        if made.is_ok_and(|status| status.success()) {
+            assert_eq!(open(&pipe).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
     }
 
     #[test]
@@ -112,6 +164,10 @@ mod tests {
         write(&link, |out| out.write_all(b"new")).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!((fs::read(&path).unwrap(), mode(&path)), (b"new".to_vec(), 0o600));
+        // What the mask takes from new files stays where it was given.
+        fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+        write(&path, |out| out.write_all(b"new")).unwrap();
+        assert_eq!(mode(&path), 0o666);
         fs::set_permissions(&path, Permissions::from_mode(0o400)).unwrap();
         let error = write(&path, |out| out.write_all(b"newer")).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
