@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Tensor, backend::Backend};
 
 /// Slope of the sigmoid in [`gelu`].
-pub(crate) const GELU_SLOPE: f64 = 1.702;
+pub const GELU_SLOPE: f64 = 1.702;
 
 /// `GELU(x) = x σ(1.702 x)`, element-wise.
 ///

@@ -19,7 +19,7 @@ mod pass;
 mod state;
 mod stream;
 
-pub use activation::gelu;
+pub use activation::{GELU_SLOPE, gelu};
 pub use attention::SingleHeadAttention;
 pub use block::{Attending, Block};
 pub use boom::Boom;

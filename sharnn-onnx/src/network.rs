@@ -16,8 +16,9 @@
 
 use burn::module::Param;
 use burn::tensor::{Tensor, backend::Backend as BurnBackend};
+use sharnn_core::ops::LAYER_NORM_EPS;
 use sharnn_core::{
-    Attending, Backend, Block, LayerNorm, Linear, Lstm, Precision, ShaRnn, SingleHeadAttention, ValueGate,
+    Attending, Backend, Block, GELU_SLOPE, LayerNorm, Linear, Lstm, Precision, ShaRnn, SingleHeadAttention, ValueGate,
 };
 
 use crate::export::OnnxWeights;
@@ -27,12 +28,6 @@ use crate::{OnnxError, OnnxExport};
 
 /// ONNX's order of an LSTM's gates, i, o, f and g (which it calls c), as places in ours: i, f, g, o.
 const GATES: [usize; 4] = [0, 3, 1, 2];
-
-/// Epsilon of every norm.
-const EPSILON: f32 = 1e-12;
-
-/// Slope of the sigmoid in GELU.
-const GELU_SLOPE: f32 = 1.702;
 
 const BATCH: Size = Size::Dynamic("batch");
 
@@ -105,7 +100,7 @@ fn build<'a, B: Backend>(graph: &mut Graph<'a>, model: &'a ShaRnn<B>, export: &O
         mem_len: model.mem_len,
         weights: export.weights,
         axes: [0, 1, 2].map(|axis| graph.list(&format!("axis_{axis}"), &[axis])),
-        gelu_slope: graph.scalar("gelu_slope", GELU_SLOPE),
+        gelu_slope: graph.scalar("gelu_slope", GELU_SLOPE as f32),
         first_row: None,
         mask: None,
         tokens,
@@ -400,7 +395,7 @@ fn norm<'a, B: Backend>(graph: &mut Graph<'a>, name: &str, norm: &'a LayerNorm<B
 }
 
 fn layer_norm(graph: &mut Graph<'_>, name: &str, inputs: [&Value; 3]) -> Value {
-    graph.node(name, "LayerNormalization", &inputs, vec![int("axis", -1), float("epsilon", EPSILON)])
+    graph.node(name, "LayerNormalization", &inputs, vec![int("axis", -1), float("epsilon", LAYER_NORM_EPS as f32)])
 }
 
 /// The first `d_out` rows of a weight, ready to be multiplied by from the left: `[d_in, d_out]`.
