@@ -104,10 +104,22 @@ impl Group for MpiGroup {
     }
 
     fn gather(&self, bytes: &[u8]) -> Vec<Vec<u8>> {
+        // All processes' together can be counted.
+        self.gather_in_rounds(bytes, MAX_COUNT / self.size)
+    }
+
+    fn abort(&self, status: i32) -> ! {
+        world().abort(status)
+    }
+}
+
+impl MpiGroup {
+    /// [`gather`](Group::gather), of each process at most so many bytes at a time.
+    fn gather_in_rounds(&self, bytes: &[u8], at_once: usize) -> Vec<Vec<u8>> {
         let world = world();
         let first = world.process_at_rank(0);
         let len = bytes.len() as u64;
-        let mut lens = vec![0; self.size];
+        let mut lens = vec![0u64; self.size];
         match self.is_first() {
             true => first.gather_into_root(&len, &mut lens[..]),
             false => first.gather_into(&len),
@@ -115,8 +127,6 @@ impl Group for MpiGroup {
         let mut largest = lens.iter().copied().max().unwrap_or_default();
         first.broadcast_into(&mut largest);
 
-        // So many bytes of each process at a time that all of them together can be counted.
-        let at_once = MAX_COUNT / self.size;
         let mut all: Vec<Vec<u8>> = lens.iter().map(|&len| Vec::with_capacity(len as usize)).collect();
         // A slice of nothing may lie at address 1, which Open MPI takes for MPI_IN_PLACE.
         let somewhere = [0];
@@ -141,8 +151,69 @@ impl Group for MpiGroup {
         }
         if self.is_first() { all } else { Vec::new() }
     }
+}
 
-    fn abort(&self, status: i32) -> ! {
-        world().abort(status)
+/// Each test runs itself again, in processes that MPI starts.
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Output};
+
+    use super::*;
+
+    const PROCESSES: usize = 3;
+
+    /// The group, in a process that [`launch`] started; `None` in the test's own.
+    fn group() -> Option<MpiGroup> {
+        crate::launched_by_mpi().then(|| MpiGroup::join().unwrap())
+    }
+
+    fn launch(test: &str) -> Output {
+        let mut mpirun = Command::new("mpirun");
+        mpirun.args(["--oversubscribe", "--bind-to", "none", "-n", &PROCESSES.to_string()]);
+        // In containers there may be no other user.
+        for allow in ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] {
+            mpirun.env(allow, "1");
+        }
+        let test = format!("mpi_group::tests::{test}");
+        mpirun.arg(std::env::current_exe().unwrap()).args(["--exact", &test, "--nocapture"]).output().unwrap()
+    }
+
+    #[test]
+    fn bytes_and_numbers_of_all_processes_come_together() {
+        let Some(group) = group() else {
+            let output = launch("bytes_and_numbers_of_all_processes_come_together");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            return;
+        };
+        let rank = group.rank();
+        assert_eq!((group.size(), group.local_size()), (PROCESSES, PROCESSES));
+        let bytes_of = |rank: usize, len: usize| (0..rank * len).map(|i| (7 * i + rank) as u8).collect::<Vec<_>>();
+        // The first process has none; the last ones need another round than those before.
+        for (len, at_once) in [(0, 5), (1, 5), (5, 5), (6, 5), (100, 7), (100, MAX_COUNT)] {
+            let all = group.gather_in_rounds(&bytes_of(rank, len), at_once);
+            let expected: Vec<_> = (0..PROCESSES).map(|rank| bytes_of(rank, len)).collect();
+            assert_eq!(all, if rank == 0 { expected } else { Vec::new() }, "{len} bytes, {at_once} at once");
+        }
+        let mut told = if rank == 0 { b"from the first".to_vec() } else { Vec::new() };
+        group.broadcast(&mut told);
+        assert_eq!(told, b"from the first");
+        let (mut sums, mut precise) = ([rank as f32, 1.0], [0.5f64]);
+        group.sum(&mut sums);
+        group.sum_f64(&mut precise);
+        assert_eq!((sums, precise), ([3.0, 3.0], [1.5]));
+    }
+
+    #[test]
+    fn a_panic_in_one_process_ends_all() {
+        let Some(group) = group() else {
+            let output = launch("a_panic_in_one_process_ends_all");
+            assert_eq!(output.status.code(), Some(PANICKED));
+            let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(stderr.contains("the middle one fails"), "{stderr}");
+            return;
+        };
+        assert_ne!(group.rank(), 1, "the middle one fails");
+        // The others would wait for it.
+        group.sum(&mut [1.0]);
     }
 }
