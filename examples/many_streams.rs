@@ -30,7 +30,8 @@ fn together(how: &str, streams: impl Streams, texts: &[&[u8]]) -> Result<Vec<Vec
     let mut scorer = BatchScorer::new(streams)?;
     let clock = Instant::now();
     let nats = scorer.score(texts)?;
-    let rate = texts.concat().len() as f64 / clock.elapsed().as_secs_f64();
+    let seconds = clock.elapsed().as_secs_f64();
+    let rate = nats.iter().map(Vec::len).sum::<usize>() as f64 / seconds;
     let kib = scorer.streams().shape().most_bytes() / 1024;
     writeln!(
         stdout(),

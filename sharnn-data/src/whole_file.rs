@@ -36,7 +36,6 @@ pub fn write<E: From<io::Error>>(
         return Err(error.into());
     }
     let path = if existing.is_some() { &fs::canonicalize(path)? } else { path };
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
 
     let mut builder = Builder::new();
     builder.prefix(ASIDE);
@@ -44,7 +43,7 @@ pub fn write<E: From<io::Error>>(
         builder.permissions(permissions);
     }
     // Removed on every way out but the last.
-    let mut aside = builder.tempfile_in(dir)?;
+    let mut aside = builder.tempfile_in(folder(path))?;
     if let Some(existing) = existing {
         aside.as_file().set_permissions(existing.permissions())?;
     }
@@ -54,9 +53,19 @@ pub fn write<E: From<io::Error>>(
     drop(out);
     aside.as_file().sync_all()?;
     aside.persist(path).map_err(|error| error.error)?;
-    // The file is in its place whether or not its directory lets itself be opened for this.
-    let _ = sync_dir(dir);
+    sync_place(path);
     Ok(())
+}
+
+/// The directory that a file is in.
+fn folder(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes a file's new name last through a power cut, where its directory lets itself be opened for that. The file is in its
+/// place whether or not it does.
+pub(crate) fn sync_place(file: &Path) {
+    let _ = sync_dir(folder(file));
 }
 
 /// Those of any new file: temporary ones are made for their owner's eyes alone.
@@ -104,13 +113,6 @@ mod tests {
         super::write(path, fill)
     }
 
-    fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-
     #[test]
     fn a_full_disk_leaves_the_file_that_was_there() {
         let dir = tempfile::tempdir().unwrap();
@@ -122,7 +124,8 @@ mod tests {
         });
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(fs::read(&path).unwrap(), b"good");
-        assert_eq!(names(dir.path()), ["a"], "what was written aside is gone");
+        let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["a"], "what was written aside is gone");
     }
 
     #[cfg(unix)]

@@ -25,8 +25,8 @@ const ASIDE: &str = ".tmp-";
 /// Begins the name of a directory while another takes its place.
 const REPLACED: &str = ".tmp-old-";
 const STEP: &str = "step-";
-/// What follows [`ASIDE`] in the names of directories that a run writes, replaces or removes.
-const OWN: [&str; 4] = ["best", STEP, "gone-step-", "old-"];
+/// Begin the names of directories that a run is writing, replacing or removing.
+const OWN: [&str; 4] = [".tmp-best", ".tmp-step-", ".tmp-gone-step-", REPLACED];
 const LOCK: &str = "lock";
 
 /// An open, locked run directory. The lock goes with this value, or with the process.
@@ -100,9 +100,7 @@ impl RunDir {
                     fs::rename(&path, &target).map_err(CheckpointError::io("put back", &target))?;
                 }
                 // Of the directory's own making: nothing else in it is touched.
-                _ if OWN.iter().any(|own| name.strip_prefix(ASIDE).is_some_and(|name| name.starts_with(own))) => {
-                    remove(&path)?;
-                }
+                _ if OWN.iter().any(|own| name.starts_with(own)) => remove(&path)?,
                 _ => {}
             }
         }

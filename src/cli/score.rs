@@ -73,28 +73,26 @@ impl BackendJob for Args {
         let n = if self.alone { SIDE_BY_SIDE } else { 1 };
         let streams = self.format.streams(&self.machine, &model, n)?;
         let mut out = Output::new(&self);
-        let file = self.file.display();
-        if self.alone {
-            let scored = each_alone(input, BatchScorer::new(streams)?, &mut out);
-            // What was scored before an error is not lost.
-            let printed = out.finish();
-            scored.and(printed).with_context(|| format!("cannot score {file}"))?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        let mut scorer = Scorer::new(streams)?;
-        if let Some(path) = &self.from_state {
-            scorer.set_state(&load_state(path, scorer.streams().shape())?)?;
-        }
-        let scored = one_stream(input, &mut scorer, &mut out);
+        let (scored, stream) = if self.alone {
+            (each_alone(input, BatchScorer::new(streams)?, &mut out), None)
+        } else {
+            let mut scorer = Scorer::new(streams)?;
+            if let Some(path) = &self.from_state {
+                scorer.set_state(&load_state(path, scorer.streams().shape())?)?;
+            }
+            (one_stream(input, &mut scorer, &mut out), Some(scorer))
+        };
+        // What was scored before an error is not lost.
         let printed = out.finish();
-        let done = scored.and(printed).with_context(|| format!("cannot score {file}"));
-        let Some(path) = &self.to_state else { return done.map(|()| ExitCode::SUCCESS) };
-        if let Err(error) = done {
-            // Not the error itself: a pipe that was closed would pass for success.
-            bail!("{}: {} was not written", in_one_line(&error), path.display());
+        let done = scored.and(printed).with_context(|| format!("cannot score {}", self.file.display()));
+        if let (Some(scorer), Some(path)) = (stream, &self.to_state) {
+            if let Err(error) = done {
+                // Not the error itself: a pipe that was closed would pass for success.
+                bail!("{}: {} was not written", in_one_line(&error), path.display());
+            }
+            save_state(&scorer.state(), path)?;
         }
-        save_state(&scorer.state(), path)?;
-        Ok(ExitCode::SUCCESS)
+        done.map(|()| ExitCode::SUCCESS)
     }
 }
 

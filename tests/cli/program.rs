@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -38,23 +38,30 @@ impl Workplace {
 
     /// Runs the program, whatever comes of it.
     pub fn run(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_sharnn")).args(args).current_dir(self.dir.path()).output().unwrap()
+        self.command(args).output().unwrap()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sharnn"));
+        command.args(args).current_dir(self.dir.path());
+        command
+    }
+
+    /// Starts the program, with pipes for what it says.
+    fn start(&self, args: &[&str]) -> Child {
+        self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     /// Runs the program until it has written something, and reads no more of it.
     pub fn first_byte(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sharnn"));
-        command.args(args).current_dir(self.dir.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut program = command.spawn().unwrap();
+        let mut program = self.start(args);
         program.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
         program.wait_with_output().unwrap()
     }
 
     /// Runs the program while nobody reads its standard error.
     pub fn without_stderr(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sharnn"));
-        command.args(args).current_dir(self.dir.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut program = command.spawn().unwrap();
+        let mut program = self.start(args);
         drop(program.stderr.take());
         program.wait_with_output().unwrap()
     }

@@ -9,7 +9,7 @@ use zip::ZipArchive;
 use zip::result::ZipError;
 
 use super::{BUFFER, Expected, FetchError, FetchProgress};
-use crate::whole_file::sync_dir;
+use crate::whole_file::sync_place;
 
 /// Unpacks the expected entry to `temporary` and, if it is what it should be, renames that to `dest`.
 pub(super) fn unpack(
@@ -26,9 +26,7 @@ pub(super) fn unpack(
         let _ = fs::remove_file(temporary);
         return result;
     }
-    let folder = dest.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // The file is in place whether or not this succeeds.
-    let _ = sync_dir(folder);
+    sync_place(dest);
     Ok(())
 }
 
