@@ -39,7 +39,7 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 32)]
     seq_len: usize,
     /// Lengths of the memory
-    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values_t = [0, 64, 256, 1024, 2048, 5000])]
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values_t = [0, 64, 256, 512, 1024, 2048, 5000])]
     mem_len: Vec<usize>,
     /// Draw what the dropped memory costs into this file
     #[arg(long, value_name = "PATH")]

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Tests and measures sharnn on this machine's GPU, beside PyTorch, and writes one table.
 
-    scripts/bench-gpu.py --peer PATH/sharnn_torch.py --data enwik8
+    scripts/bench-gpu.py --data enwik8
 
-`--peer` is a PyTorch statement of the model whose `bench` and `train` take the options of `sharnn bench --json` and print the same
-keys, and is run by this interpreter; without it sharnn is measured alone. Backend tch is measured where the interpreter has the
+The peer is `scripts/sharnn_torch.py`, or with `--peer` another PyTorch statement of the model whose `bench` and `train` take the options of `sharnn bench --json` and print the same
+keys, and is run by this interpreter; with `--peer ""` sharnn is measured alone. Backend tch is measured where the interpreter has the
 PyTorch that it is built against (2.9). In this order:
 
 1. the tests of every kernel on the device;
@@ -204,7 +204,7 @@ def train(runner, args, program):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", help="PyTorch statement of the model")
+    parser.add_argument("--peer", default=ROOT / "scripts" / "sharnn_torch.py", help="PyTorch statement of the model; an empty name for none")
     parser.add_argument("--data", help="enwik8, for the ten minutes of training")
     parser.add_argument("--minutes", type=float, default=10, help="minutes of training on each side")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")

@@ -115,13 +115,7 @@ fn parse_and<A: Into<OsString> + Clone, P: Parser>(
     };
     let parsed = match P::try_parse_from(args) {
         Ok(parsed) => parsed,
-        Err(error) => {
-            if group.is_first() {
-                // There is nobody left to tell.
-                let _ = error.print();
-            }
-            return ExitCode::from(error.exit_code() as u8);
-        }
+        Err(error) => return processes::refuse_arguments(group.as_ref(), &error),
     };
     let result = work(parsed, group.clone());
     processes::exit_code(group.as_ref(), result)

@@ -320,7 +320,8 @@ impl ShaRnnConfig {
 mod tests {
     use super::*;
 
-    /// FACTS: 53,825,792 and 63,299,840 parameters at 256 tokens, 53,773,517 and 63,247,565 at 205.
+    /// Those of the published code less the ones that it never uses: 53,825,792 and 63,299,840 parameters at 256 tokens, 53,773,517 and
+    /// 63,247,565 at 205.
     #[test]
     fn the_papers_models_have_the_papers_parameters() {
         assert_eq!(ShaRnnConfig::enwik8().num_params(), 53_825_792);

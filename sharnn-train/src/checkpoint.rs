@@ -75,6 +75,18 @@ pub fn load_best<B: sharnn_core::Backend>(
     Ok((model, manifest))
 }
 
+/// Loads the weights of a run's newest checkpoint: for a run that no validation has scored yet.
+///
+/// # Errors
+/// If there is none, or if one of its files is damaged.
+pub fn load_newest<B: sharnn_core::Backend>(
+    run_dir: &Path,
+    device: &B::Device,
+) -> Result<(ShaRnn<B>, Manifest), CheckpointError> {
+    let checkpoint = Checkpoint::load_newest(run_dir)?;
+    Ok((checkpoint.model(device)?, checkpoint.manifest))
+}
+
 /// Replaces `best/` by the weights that `write` writes.
 fn replace_best(
     run: &RunDir,

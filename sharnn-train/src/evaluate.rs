@@ -168,21 +168,25 @@ pub(crate) fn evaluate_in<B: Backend>(
     if group.size() == 1 {
         return own;
     }
-    // A loss that is not finite anywhere makes all of them so.
-    let mut sums = match &own {
-        Ok(own) => [own.nats, own.bytes_scored as f64],
-        Err(_) => [f64::NAN; 2],
+    // All tell of the same place where the loss is not finite.
+    let place = match &own {
+        Err(EvalError::NotFinite { offset, nats }) => [(*offset as u64).to_le_bytes(), nats.to_le_bytes()].concat(),
+        _ => Vec::new(),
     };
+    let mut place = group.gather(&place).into_iter().find(|place| !place.is_empty()).unwrap_or_default();
+    group.broadcast(&mut place);
+    if let Some((offset, nats)) = place.split_first_chunk::<8>() {
+        let nats = f64::from_le_bytes(nats.try_into().expect("eight bytes"));
+        return Err(EvalError::NotFinite { offset: u64::from_le_bytes(*offset) as usize, nats });
+    }
+    let own = own?;
+    let mut sums = [own.nats, own.bytes_scored as f64];
     group.sum_f64(&mut sums);
     // What is the best so far must be the same for all.
     let mut of_first: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
     group.broadcast(&mut of_first);
     for (sum, bytes) in sums.iter_mut().zip(of_first.chunks_exact(8)) {
         *sum = f64::from_le_bytes(bytes.try_into().expect("eight bytes"));
-    }
-    let own = own?;
-    if !sums[0].is_finite() {
-        return Err(EvalError::NotFinite { offset: 0, nats: sums[0] });
     }
     Ok(Evaluation { nats: sums[0], bytes_scored: sums[1] as u64, ..own })
 }

@@ -128,7 +128,7 @@ pub enum GroupError {
     /// Weights that should be the same everywhere are not.
     #[error(
         "after step {step} the weights of process {rank} of {size} differ from those of process 0: the machines do not compute \
-         alike (another CPU, another backend, or broken memory). Resume from the last checkpoint, on machines of one kind"
+         alike (another CPU, another backend, kernels that were chosen by timing them as with the feature autotune, or broken memory). Resume from the last checkpoint, on machines of one kind"
     )]
     Weights {
         /// The step.
@@ -159,8 +159,8 @@ pub enum GroupError {
     Elsewhere,
 }
 
-/// Tells every process whether all of them did well. The first gets its own error, or that of the first other process that
-/// failed; the others get theirs where the first one did well, and [`GroupError::Elsewhere`] in place of speaking twice.
+/// Tells every process whether all of them did well. Where one did not, the first process gets its own error, or that of the first
+/// other one that failed, and is to tell of it; the others get [`GroupError::Elsewhere`].
 pub(crate) fn all_ok<T, E>(group: &dyn Group, result: Result<T, E>) -> Result<T, E>
 where
     E: fmt::Display + From<GroupError>,
@@ -170,13 +170,10 @@ where
     }
     let said = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
     let all = group.gather(said.as_bytes());
-    let mut verdict = Vec::new();
     let failed = all.iter().position(|said| !said.is_empty());
-    if let Some(rank) = failed {
-        verdict = format!("{rank}").into_bytes();
-    }
+    let mut verdict = vec![u8::from(failed.is_some())];
     group.broadcast(&mut verdict);
-    if verdict.is_empty() {
+    if verdict == [0] {
         return result;
     }
     match (failed, result) {

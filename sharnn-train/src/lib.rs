@@ -28,7 +28,7 @@ mod weights;
 pub use backend::{BackendError, BackendJob, BackendKind};
 pub use checkpoint::{
     BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, FORMAT, FileDigest, Manifest, Moved, Position,
-    latest_manifest, load_best,
+    latest_manifest, load_best, load_newest,
 };
 #[cfg(feature = "flex")]
 pub use evaluate::evaluate_packed;

@@ -237,7 +237,9 @@ fn average<B: Backend>(
         return loss;
     }
     let options = (&loss.device(), loss.dtype());
-    let mut packed = flags.to_vec();
+    let values: usize = grads.values().map(|grad| grad.dims()[0]).sum();
+    let mut packed = Vec::with_capacity(flags.len() + 1 + values);
+    packed.extend_from_slice(flags);
     packed.extend(host_values(loss));
     for grad in grads.values() {
         packed.extend(host_values(grad.clone()));

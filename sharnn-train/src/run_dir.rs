@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! run/
-//!   lock               locked while a process trains here
+//!   lock               locked while a process trains here; says to the others of a group that it is the same directory
 //!   metrics.jsonl      what was measured, a line each
 //!   best/              weights of the best validation
 //!   step-00001000/     the last checkpoints
@@ -13,8 +13,9 @@
 //! a crash leaves behind under such a name is removed when the directory is opened next.
 
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use sharnn_data::whole_file;
 
@@ -34,7 +35,7 @@ const LOCK: &str = "lock";
 pub(crate) struct RunDir {
     path: PathBuf,
     /// `None` where another process of a group has locked it, which alone writes.
-    _lock: Option<File>,
+    lock: Option<File>,
 }
 
 /// Name of the checkpoint after `step` steps.
@@ -75,21 +76,39 @@ impl RunDir {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(CheckpointError::Locked { path: lock_path }),
+            // A file system without locks: all that is lost is the protection against a second process.
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(CheckpointError::io("lock", &lock_path)(error)),
         }
-        let run = Self { path: path.into(), _lock: Some(lock) };
+        let run = Self { path: path.into(), lock: Some(lock) };
         run.clean()?;
         Ok(run)
     }
 
-    /// Whether some process has opened the directory.
-    pub(crate) fn is_opened(path: &Path) -> bool {
-        path.join(LOCK).is_file()
+    /// Leaves a sign in the directory, unlike any before it, by which other processes know it.
+    pub(crate) fn mark(&self) -> Result<Vec<u8>, CheckpointError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let sign = format!("process {} at {} ns\n", std::process::id(), now.as_nanos()).into_bytes();
+        let mut lock = self.lock.as_ref().expect("the process that has opened the directory");
+        let written = lock.set_len(0).and_then(|()| lock.write_all(&sign)).and_then(|()| lock.sync_all());
+        written.map_err(CheckpointError::io("write", &self.path.join(LOCK)))?;
+        Ok(sign)
+    }
+
+    /// Whether the directory of that name has this sign.
+    pub(crate) fn is_marked(path: &Path, sign: &[u8]) -> bool {
+        // What was not there when it was looked for may be remembered as missing on a file system of a network; who wants to
+        // create it is told better.
+        if fs::create_dir(path).is_ok() {
+            // It is not the one.
+            let _ = fs::remove_dir(path);
+        }
+        fs::read(path.join(LOCK)).is_ok_and(|found| found == sign)
     }
 
     /// A directory that another process of the group has opened, to read.
     pub(crate) fn of_group(path: &Path) -> Self {
-        Self { path: path.into(), _lock: None }
+        Self { path: path.into(), lock: None }
     }
 
     /// Removes what a crash left half-written; puts back what was being replaced if nothing had taken its place yet.

@@ -1,6 +1,6 @@
 //! The training loop.
 //!
-//! One step: the next segment of every lane, the mean loss over it, one step of min-trust LAMB, and the state carried on,
+//! One step: the next segment of every lane, the mean loss over it, one step of the optimizer, and the state carried on,
 //! detached. A step whose loss or gradient is not finite changes nothing; that is decided on the device. Weights of the
 //! best validation are kept; a phase after the first starts from them.
 
@@ -18,7 +18,6 @@ use clock::Clock;
 pub use error::TrainError;
 pub use options::{Limits, Stop, TrainOptions};
 
-use crate::checkpoint::load_best;
 use crate::group::{agree, same_weights};
 use crate::params::weights_checksum;
 use crate::run_dir::RunDir;
@@ -293,7 +292,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.position.phase += 1;
         (self.position.phase_step, self.position.phase_epoch) = (0, 0);
         if self.position.phase < self.recipe.phases.len() {
-            self.model = Some(load_best(self.run_dir.path(), &self.device)?.0);
+            self.model = Some(self.best_model(&self.device)?);
             self.optimizer = Optimizer::new(self.recipe.lamb.clone(), self.recipe.muon);
             observer.on(Event::Phase { phase: self.position.phase, best: &best });
         } else {

@@ -1,18 +1,19 @@
 //! Which bytes are trained on and scored, and remembering it for `--resume`.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::Splits;
-use crate::data::{enwik8, whole_file};
-use anyhow::{Context, Result};
+use crate::data::enwik8;
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
+
+use super::runs;
 
 /// Where enwik8 is looked for, and downloaded to.
 const DEFAULT_PATH: &str = "data/enwik8";
 /// Bytes of each split that are scored unless all are asked for.
 const DEFAULT_SCORED: usize = 500_000;
+
 /// Options that name the data.
 #[derive(clap::Args, Debug)]
 pub struct DataArgs {
@@ -68,6 +69,11 @@ impl DataChoice {
         choice
     }
 
+    /// Whether it is the slice that comes with the program.
+    pub fn is_sample(&self) -> bool {
+        self.path.is_none()
+    }
+
     /// Whether both splits that are scored are whole.
     pub fn is_whole(&self) -> bool {
         self.scored_bytes.is_none()
@@ -75,30 +81,22 @@ impl DataChoice {
 
     /// What the run in `run_dir` was started with, where it says so.
     pub fn stored(run_dir: &Path) -> Result<Option<Self>> {
-        let path = run_dir.join(FILE);
-        let json = match fs::read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            json => json.with_context(|| format!("cannot read {}", path.display()))?,
-        };
-        let choice = serde_json::from_slice(&json);
-        choice.map(Some).with_context(|| format!("{} is damaged: delete it, and name the data again", path.display()))
+        runs::kept(run_dir, FILE, "delete it, and name the data again")
     }
 
     /// Remembers the choice in the run directory.
     pub fn store(&self, run_dir: &Path) -> Result<()> {
-        let path = run_dir.join(FILE);
-        let json = serde_json::to_vec_pretty(self)?;
-        let written: io::Result<()> = whole_file::write(&path, |out| out.write_all(&json));
-        written.with_context(|| format!("cannot write {}", path.display()))
+        runs::keep(run_dir, FILE, self)
     }
 
-    /// Opens the data, downloads it first where that was asked for, and cuts it to the bytes that are used.
-    pub fn open(&self, args: &DataArgs) -> Result<Splits> {
+    /// Opens the data, downloads it first where that was asked for, and cuts it to the bytes that are used. Where this process
+    /// `speaks` it shows how far the download is.
+    pub fn open(&self, args: &DataArgs, speaks: bool) -> Result<Splits> {
         let mut splits = match &self.path {
             None => enwik8::sample(),
             Some(path) => {
                 if args.download {
-                    download(path)?;
+                    download(path, speaks)?;
                 }
                 enwik8::open_any(path)?
             }
@@ -114,12 +112,17 @@ impl DataChoice {
 }
 
 #[cfg(feature = "fetch")]
-fn download(path: &Path) -> Result<()> {
-    crate::data::fetch::enwik8(path, &mut crate::data::fetch::progress_bar())?;
+fn download(path: &Path, speaks: bool) -> Result<()> {
+    use crate::data::fetch;
+    if speaks {
+        fetch::enwik8(path, &mut fetch::progress_bar())?
+    } else {
+        fetch::enwik8(path, &mut |_| {})?
+    };
     Ok(())
 }
 
 #[cfg(not(feature = "fetch"))]
-fn download(_: &Path) -> Result<()> {
+fn download(_: &Path, _: bool) -> Result<()> {
     anyhow::bail!("this program was built without downloads: build it with --features fetch, or give --data PATH")
 }

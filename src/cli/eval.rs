@@ -36,7 +36,8 @@ pub struct Args {
     /// Lanes scored side by side [default: the run's; for weights without a run 8, fewer for short splits]
     #[arg(long, value_name = "N", help_heading = "How to score")]
     lanes: Option<usize>,
-    /// Bytes of a segment [default: the run's; for weights without a run 1024, or the memory if that is shorter]
+    /// Bytes of a segment [default: the run's; for weights without a run, or with --mem-len, a sixteenth of the memory, at least 32
+    /// and at most 1024]
     #[arg(long, value_name = "N", conflicts_with = "weights", help_heading = "How to score")]
     seq_len: Option<usize>,
     /// Precision of matrix products: f32, bf16, or auto, the fastest on this CPU [default: the run's, else auto]
@@ -44,10 +45,22 @@ pub struct Args {
     precision: Option<String>,
     /// Score while the weights go on learning from what was scored, at this learning rate (dynamic evaluation); choose it on the
     /// validation split. In one lane, so that nothing is learned from what comes later, unless --lanes says otherwise
-    #[arg(long, value_name = "LR", conflicts_with = "weights", help_heading = "How to score")]
+    #[arg(
+        long,
+        value_name = "LR",
+        allow_negative_numbers = true,
+        conflicts_with = "weights",
+        help_heading = "How to score"
+    )]
     dynamic_eval: Option<f64>,
     /// With --dynamic-eval: how strongly weights are drawn back to where they began [default: 0.02]
-    #[arg(long, value_name = "D", requires = "dynamic_eval", help_heading = "How to score")]
+    #[arg(
+        long,
+        value_name = "D",
+        allow_negative_numbers = true,
+        requires = "dynamic_eval",
+        help_heading = "How to score"
+    )]
     dynamic_decay: Option<f64>,
 
     /// Say the scores as one line of JSON, and nothing else
@@ -67,7 +80,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
         None => None,
     };
     let choice = DataChoice::from_args(&args.data, None, stored, !args.json);
-    let splits = choice.open(&args.data)?;
+    if args.model.is_bundled() && choice.is_sample() && !args.json {
+        tell!(
+            "the bundled model was trained on some of these bytes: this is not its score on bytes that it has not seen"
+        );
+    }
+    let splits = choice.open(&args.data, true)?;
     args.machine.backend.dispatch(Job { args, splits, whole: choice.is_whole() })?
 }
 
@@ -228,18 +246,25 @@ impl Args {
     /// How to score a split of so many bytes: as the options say, or as the run does.
     fn config<B: AutodiffBackend>(&self, loaded: &Loaded<B>, split: &str, bytes: usize) -> Result<EvalConfig> {
         let of_run = loaded.recipe.as_ref().map(|recipe| if split == "test" { &recipe.test } else { &recipe.valid });
+        // A segment sees the memory less its own length.
         let fitting = match loaded.model.mem_len {
             0 => 1024,
-            mem_len => mem_len.min(1024),
+            mem_len => (mem_len / 16).clamp(32, 1024).min(mem_len),
         };
-        let seq_len = self.seq_len.or(of_run.map(|config| config.seq_len.min(fitting))).unwrap_or(fitting);
+        let of_its_run = of_run.map(|config| config.seq_len);
+        let by_default = match of_its_run {
+            Some(seq_len) if self.model.changes_memory() => seq_len.min(fitting),
+            Some(seq_len) => seq_len,
+            None => fitting,
+        };
+        let seq_len = self.seq_len.unwrap_or(by_default);
         ensure!(seq_len > 0, "--seq-len 0 cannot be used: use at least 1");
         let by_default = match (self.dynamic_eval, of_run) {
             (Some(_), _) => 1,
             // Other data than the run's may have no byte for each.
             (None, Some(config)) => config.lanes.min((bytes / seq_len).max(1)),
             // A split of a small file may be too short for the paper's lanes.
-            (None, None) => (bytes / (4 * seq_len)).clamp(1, 8),
+            (None, None) => (bytes / 4 / seq_len).clamp(1, 8),
         };
         let precision = match self.precision.as_deref().map(values::precision).transpose()? {
             Some(given) => given.unwrap_or_else(|| fastest(self.machine.backend)),

@@ -31,7 +31,7 @@ pub struct Args {
     /// ONNX: a graph that reads one byte at a time, for decoding
     #[arg(long)]
     single_step: bool,
-    /// ONNX: more metadata, as licence=MIT; may be repeated
+    /// ONNX: more metadata, as license=MIT; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     meta: Vec<(String, String)>,
     /// Safetensors: write a tied decoder too, as PyTorch's load_state_dict wants it
@@ -45,7 +45,7 @@ pub struct Args {
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, as licence=MIT")?;
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, as license=MIT")?;
     Ok((key.into(), value.into()))
 }
 

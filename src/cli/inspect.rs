@@ -17,7 +17,7 @@ use crate::{Recipe, ShaRnnConfig};
 /// Say what is in a run's directory or in a file of weights
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// A run's directory, a weights file (.safetensors), or `latest`, the newest run under runs/
+    /// A run's directory, a weights file (.safetensors), or `latest`, the run of the highest number under runs/
     #[arg(value_name = "PATH")]
     path: PathBuf,
     /// Say it as JSON

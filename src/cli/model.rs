@@ -2,25 +2,26 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::machine::MachineArgs;
 use super::runs;
-use crate::train::{CheckpointError, ImportOptions, import_weights, latest_manifest, load_best};
+use crate::train::{CheckpointError, ImportOptions, import_weights, latest_manifest, load_best, load_newest};
 use crate::{Backend, Recipe, ShaRnn, ShaRnnConfig, Streams};
 #[cfg(feature = "flex")]
 use crate::{BackendKind, DecodeEngine, WeightFormat};
 
 /// The model that comes with the program.
 const BUNDLED: &str = "bundled";
-/// The newest run.
+/// The run of the highest number.
 const LATEST: &str = "latest";
 
 /// Options that name a model.
 #[derive(clap::Args, Debug)]
 pub struct ModelArgs {
-    /// The model: a run's directory (its best weights), a weights file (.safetensors), `latest`, the newest run under runs/, or
-    /// `bundled`, a small model of enwik8 that comes with the program
+    /// The model: a run's directory (its best weights; before the first validation those of its newest checkpoint), a weights
+    /// file (.safetensors), `latest`, the run of the highest number under runs/, or `bundled`, a small model of enwik8 that comes
+    /// with the program
     #[arg(long, short, value_name = "MODEL", default_value = BUNDLED, help_heading = "Model")]
     model: PathBuf,
     /// Bytes of memory that attention sees, in place of the model's own; 0 for the current segment alone
@@ -65,6 +66,7 @@ impl FormatArgs {
 
 /// A model, and what is known of it.
 pub struct Loaded<B: Backend> {
+    /// With the memory that was asked for.
     pub model: ShaRnn<B>,
     /// For a reader.
     pub name: String,
@@ -73,6 +75,16 @@ pub struct Loaded<B: Backend> {
 }
 
 impl ModelArgs {
+    /// Whether it is the one that comes with the program.
+    pub fn is_bundled(&self) -> bool {
+        self.model == Path::new(BUNDLED) && !self.model.is_dir()
+    }
+
+    /// Whether attention is to see another number of bytes than in training.
+    pub fn changes_memory(&self) -> bool {
+        self.mem_len.is_some()
+    }
+
     /// The run that the model belongs to, where it is one's.
     pub fn run_dir(&self) -> Result<Option<PathBuf>> {
         if self.model == Path::new(LATEST) {
@@ -85,7 +97,7 @@ impl ModelArgs {
     pub fn load<B: Backend>(&self, device: &B::Device) -> Result<Loaded<B>> {
         let loaded = match self.run_dir()? {
             Some(dir) => of_run(&dir, device)?,
-            None if self.model == Path::new(BUNDLED) => {
+            None if self.is_bundled() => {
                 let model = crate::pretrained::model::<B>(device);
                 Loaded { model, name: "the bundled model".into(), recipe: None }
             }
@@ -105,16 +117,29 @@ impl ModelArgs {
     }
 }
 
-/// The best weights of a run.
+/// The best weights of a run, or where there are none yet its newest ones.
 fn of_run<B: Backend>(dir: &Path, device: &B::Device) -> Result<Loaded<B>> {
-    let (model, manifest) = match load_best::<B>(dir, device) {
-        Err(error @ CheckpointError::NoBest { .. }) if dir.join("checkpoint.json").is_file() => {
-            return Err(error).with_context(|| format!("{} is a checkpoint: name its run", dir.display()));
+    let shown = dir.display();
+    let newest = latest_manifest(dir)?;
+    let (model, step) = match load_best::<B>(dir, device) {
+        Err(CheckpointError::NoBest { .. }) if dir.join("checkpoint.json").is_file() => {
+            bail!("{shown} is a checkpoint: name the directory of its run")
         }
-        loaded => loaded?,
+        Err(CheckpointError::NoBest { .. }) if newest.is_some() => {
+            let (model, manifest) = load_newest::<B>(dir, device)?;
+            let step = manifest.position.step;
+            tell!("{shown} has not been validated yet: using its weights after step {step}");
+            (model, step)
+        }
+        Err(CheckpointError::NoBest { .. }) => {
+            bail!("there is no run in {shown}: it has neither best/ nor a checkpoint")
+        }
+        loaded => {
+            let (model, manifest) = loaded?;
+            (model, manifest.best.step)
+        }
     };
-    let name = format!("{}, the weights of step {}", dir.display(), manifest.best.step);
     // Best weights that were copied somewhere else have none.
-    let recipe = latest_manifest(dir)?.map(|(_, manifest)| manifest.recipe);
-    Ok(Loaded { model, name, recipe })
+    let recipe = newest.map(|(_, manifest)| manifest.recipe);
+    Ok(Loaded { model, name: format!("{shown}, the weights of step {step}"), recipe })
 }

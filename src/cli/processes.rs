@@ -42,6 +42,24 @@ pub fn exit_code(group: &dyn Group, result: Result<ExitCode>) -> ExitCode {
     }
 }
 
+/// The exit code where this process can't make sense of its arguments, after it has told so. The others may have been given other
+/// ones, and would wait for it.
+pub fn refuse_arguments(group: &dyn Group, error: &clap::Error) -> ExitCode {
+    let status = error.exit_code();
+    let fails = status != 0;
+    if fails && !group.is_first() {
+        std::thread::sleep(PATIENCE);
+    }
+    if group.is_first() || fails {
+        // There may be nobody left to tell.
+        let _ = error.print();
+    }
+    if fails && group.size() > 1 {
+        group.abort(status);
+    }
+    ExitCode::from(status as u8)
+}
+
 /// Sets the number of threads that was asked for; else processes on one machine share its cores.
 pub fn set_threads(group: &dyn Group, machine: &MachineArgs) -> Result<()> {
     let in_rust = matches!(machine.backend, BackendKind::Flex | BackendKind::NdArray);
@@ -57,16 +75,14 @@ fn share_of_cores(cores: usize, processes: usize) -> usize {
     (cores / processes).max(1)
 }
 
-/// Lets the first process go ahead with what the others then find done.
-pub fn after_first<T>(group: &dyn Group, job: impl FnOnce() -> Result<T>) -> Result<T> {
-    if group.is_first() {
-        let done = job()?;
-        group.broadcast(&mut Vec::new());
-        Ok(done)
-    } else {
-        group.broadcast(&mut Vec::new());
-        job()
-    }
+/// Lets the first process go ahead, and then the first one of each other machine, with what the others then find done.
+pub fn in_turns<T>(group: &dyn Group, job: impl FnOnce() -> Result<T>) -> Result<T> {
+    let wait = || group.sum(&mut [0.0]);
+    let turn = if group.is_first() { 0 } else { 1 + group.local_rank().min(1) };
+    (0..turn).for_each(|_| wait());
+    let done = job()?;
+    (turn..2).for_each(|_| wait());
+    Ok(done)
 }
 
 #[cfg(test)]

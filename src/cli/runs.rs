@@ -1,22 +1,28 @@
-//! Where runs are kept: `runs/001`, `runs/002`, ... unless the user names a directory.
+//! Where runs are kept: `runs/001`, `runs/002`, ... unless the user names a directory; and what is kept in them for `--resume`.
 
 use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use serde::{Serialize, de::DeserializeOwned};
 
+use crate::data::whole_file;
 use crate::train::Group;
 
 const RUNS: &str = "runs";
+/// What is kept is far shorter; of a longer file the rest is not read.
+const MOST_JSON: u64 = 1 << 20;
 
-/// The directory of a run to train: the one that was named; else the newest, where it goes on; else a new one. The first
-/// process of a group decides.
+/// The directory of a run to train: the one that was named; else that of the highest number, where it goes on; else a new one. The
+/// first process of a group decides.
 pub fn choose(out: Option<&Path>, resume: bool, group: &dyn Group) -> Result<PathBuf> {
+    let mut first = newest(Path::new(RUNS)).map(|number| number.to_string()).unwrap_or_default().into_bytes();
+    // Whether or not this process needs it: another one may.
+    group.broadcast(&mut first);
     if let Some(dir) = out {
         return Ok(dir.into());
     }
-    let mut first = newest(Path::new(RUNS)).map(|number| number.to_string()).unwrap_or_default().into_bytes();
-    group.broadcast(&mut first);
     let newest: Option<u32> = String::from_utf8_lossy(&first).parse().ok();
     match newest {
         Some(number) if resume => Ok(dir(number)),
@@ -30,7 +36,7 @@ pub fn choose(out: Option<&Path>, resume: bool, group: &dyn Group) -> Result<Pat
     }
 }
 
-/// The newest run.
+/// The run of the highest number.
 pub fn latest() -> Result<PathBuf> {
     match newest(Path::new(RUNS)) {
         Some(number) => Ok(dir(number)),
@@ -50,4 +56,24 @@ fn newest(runs: &Path) -> Option<u32> {
         if is_number { name.parse().ok() } else { None }
     };
     fs::read_dir(runs).ok()?.filter_map(|entry| number(entry.ok()?)).max()
+}
+
+/// What an earlier call kept in the file `name` of a run's directory. `advice` is for one that cannot be read.
+pub fn kept<T: DeserializeOwned>(run_dir: &Path, name: &str, advice: &str) -> Result<Option<T>> {
+    let path = run_dir.join(name);
+    let file = match whole_file::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let mut json = Vec::new();
+    file.take(MOST_JSON).read_to_end(&mut json).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&json).map(Some).with_context(|| format!("{} is damaged: {advice}", path.display()))
+}
+
+/// Keeps something in the file `name` of a run's directory.
+pub fn keep(run_dir: &Path, name: &str, value: &impl Serialize) -> Result<()> {
+    let path = run_dir.join(name);
+    let json = serde_json::to_vec_pretty(value)?;
+    let written: io::Result<()> = whole_file::write(&path, |out| out.write_all(&json));
+    written.with_context(|| format!("cannot write {}", path.display()))
 }

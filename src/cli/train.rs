@@ -1,6 +1,7 @@
 //! `train`: a run from its options to its scores.
 
 pub mod args;
+mod ends;
 mod page;
 
 use std::process::ExitCode;
@@ -24,8 +25,8 @@ pub fn run(args: Args, group: SharedGroup) -> Result<ExitCode> {
     let stored = if args.resume { DataChoice::stored(&run_dir)? } else { None };
     let speaks = group.is_first() && !args.quiet && !args.json;
     let choice = DataChoice::from_args(&args.data, args.train_bytes, stored, speaks);
-    // Should it have to be downloaded, then once.
-    let splits = processes::after_first(group.as_ref(), || choice.open(&args.data))?;
+    // Should it have to be downloaded, then once on each machine.
+    let splits = processes::in_turns(group.as_ref(), || choice.open(&args.data, group.is_first()))?;
     let plan = args.plan(&run_dir, &splits)?;
     let device = group.local_rank();
     backend.dispatch_on(device, Job { args, plan, choice, splits, group })?
@@ -72,24 +73,29 @@ impl BackendJob for Job {
         };
         // Before anything is kept, so that nothing is lost.
         let interrupt = Interrupt::on_ctrl_c()?;
-        let Plan { config, recipe, options, limits, .. } = plan;
+        let Plan { config, recipe, options, limits, ends, .. } = plan;
         let seed = recipe.seed;
         let mut trainer = Trainer::<B>::open_in(group, config, recipe, splits.clone(), options, &device)?;
         if first {
             choice.store(&run_dir)?;
+            ends.keep(&run_dir)?;
         }
+        let begun = trainer.position().step;
         let stop = trainer.run(&limits, &mut watch, &interrupt)?;
         let steps = trainer.position().step;
         if stop == Stop::Interrupted {
             drop(progress);
             if first {
-                tell!("stopped after step {steps}; go on with: --resume --out {}{}", run_dir.display(), args.ends());
+                tell!("stopped after step {steps}; go on with: --resume --out {}", run_dir.display());
                 // What the run is to be resumed from is written.
                 if let Err(error) = page::write(&run_dir, &splits, None) {
                     tell!("{}", in_one_line(&error));
                 }
             }
             return Ok(ExitCode::from(130));
+        }
+        if speaks && args.resume && steps == begun {
+            tell!("{}", args.at_its_end(stop));
         }
         let finished = trainer.finish(&mut watch)?;
         drop(progress);

@@ -17,7 +17,7 @@ pub(super) const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
 /// Times that it is made.
 pub(super) const ITERATIONS: usize = 5;
 
-/// Added to the norm before it divides: a matrix of zeros stays one.
+/// Added to what divides: a matrix of zeros stays one.
 pub(super) const EPS: f64 = 1e-30;
 
 /// The body of [`Backend::orthogonalize`].
@@ -25,6 +25,8 @@ pub fn orthogonalize<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
     let [_, rows, cols] = x.dims();
     let tall = rows > cols;
     let x = if tall { x.swap_dims(1, 2) } else { x };
+    // Squares of small values would be zeros.
+    let x = x.clone() / (x.abs().max_dim(1).max_dim(2) + EPS);
     let norm = x.clone().square().sum_dim(1).sum_dim(2).sqrt();
     let mut x = x / (norm + EPS);
     let [a, b, c] = COEFFICIENTS;

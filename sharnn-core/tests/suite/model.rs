@@ -138,7 +138,7 @@ fn collapsing_the_value_gate_changes_no_output() {
     let (before, _) = model.forward(tokens(&bytes(1, 8), 1), model.empty_state());
     let params = model.num_params();
     let collapsed = model.collapse();
-    // Per attending block 2 d² + 2 d parameters go; FACTS: 2,099,200 at d = 1024.
+    // Per attending block 2 d² + 2 d parameters go: of the paper's model, d = 1024, that is 2,099,200.
     assert_eq!(params - collapsed.num_params(), 3 * (2 * 32 * 32 + 2 * 32));
     let (after, _) = collapsed.forward(tokens(&bytes(1, 8), 1), collapsed.empty_state());
     assert_eq!(before.into_data(), after.into_data());
@@ -157,7 +157,6 @@ fn a_model_has_the_parameters_its_configuration_counts() {
     }
 }
 
-/// FACTS: Linear and Embedding N(0, 0.1/sqrt(d)); LSTM U(-1/sqrt(d), 1/sqrt(d)), biases too; norms 1/0; the rest 0.
 #[test]
 fn a_model_tells_its_configuration() {
     for attend in [Attend::SecondLast, Attend::All, Attend::Blocks(vec![0, 2])] {
@@ -169,6 +168,8 @@ fn a_model_tells_its_configuration() {
     assert_eq!(model(&tiny(Attend::None, 0)).config(), tiny(Attend::None, 0));
 }
 
+/// As in the published code: Linear and Embedding N(0, 0.1/sqrt(d)); LSTM U(-1/sqrt(d), 1/sqrt(d)), biases too; norms 1/0; the
+/// rest 0.
 #[test]
 fn weights_begin_as_the_paper_says() {
     let d = 128f32;

@@ -645,6 +645,13 @@ fn orthogonalize<B: AutodiffBackend>() {
             let range = if row == col { 0.0..1.35 } else { -0.6..0.6 };
             assert!(range.contains(&x), "{what}: {x} at {row}, {col}");
         }
+        let tiny = B::InnerBackend::orthogonalize(x() * 1e-25);
+        assert_near(
+            &format!("{what}, tiny"),
+            &values(tiny.flatten(0, 2)),
+            &values(B::InnerBackend::orthogonalize(x()).flatten(0, 2)),
+            1e-4,
+        );
         let zeros = B::InnerBackend::orthogonalize(x().zeros_like());
         assert!(values(zeros.flatten(0, 2)).iter().all(|&x| x == 0.0), "{what}");
     }

@@ -1,5 +1,7 @@
 //! What can end a training run.
 
+use std::path::PathBuf;
+
 use sharnn_core::Precision;
 use sharnn_data::DataError;
 
@@ -77,6 +79,21 @@ pub enum TrainError {
         last_bpc: f64,
         /// Which checkpoint stands from before.
         last_checkpoint: String,
+    },
+
+    /// The best weights in the run directory are not those of this run.
+    #[error(
+        "the best weights in {} are not those of this run (sha256 {found}, not {expected}): somebody else wrote them, or each \
+         machine has a directory of its own. Name one that all machines share, and resume, which restores them",
+        run_dir.display()
+    )]
+    OtherBest {
+        /// The directory.
+        run_dir: PathBuf,
+        /// Checksum of the weights that scored best.
+        expected: String,
+        /// Checksum of those that are there.
+        found: String,
     },
 
     /// No validation gave a finite loss, so there are no best weights to go on from or to test.

@@ -87,7 +87,12 @@ impl<B: AutodiffBackend> Trainer<B> {
             false => Ok(None),
         };
         let run_dir = all_ok(group.as_ref(), opened)?;
-        all_ok(group.as_ref(), start.sees_run_dir())?;
+        if group.size() > 1 {
+            let marked = run_dir.as_ref().map_or(Ok(Vec::new()), RunDir::mark).map_err(TrainError::from);
+            let mut sign = all_ok(group.as_ref(), marked)?;
+            group.broadcast(&mut sign);
+            all_ok(group.as_ref(), start.sees_run_dir(&sign))?;
+        }
         let trainer = match found {
             true => start.resume_in(run_dir, Some((&config, &recipe))),
             false => start.new_in(run_dir, config, recipe),
@@ -160,9 +165,9 @@ impl<B: AutodiffBackend> Start<'_, B> {
         check::<B>(config, recipe, &self.splits, &self.options, self.device)
     }
 
-    /// That this process can read the directory which the first one has opened.
-    fn sees_run_dir(&self) -> Result<(), TrainError> {
-        match RunDir::is_opened(&self.options.run_dir) {
+    /// That this process can read the directory in which the first one has left a sign.
+    fn sees_run_dir(&self, sign: &[u8]) -> Result<(), TrainError> {
+        match RunDir::is_marked(&self.options.run_dir, sign) {
             true => Ok(()),
             false => Err(GroupError::RunDir { run_dir: self.options.run_dir.clone() }.into()),
         }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use burn::module::AutodiffModule;
-use sharnn_core::{AutodiffBackend, ShaRnn, ShaRnnState};
+use sharnn_core::{AutodiffBackend, Backend, ShaRnn, ShaRnnState};
 use sharnn_data::Split;
 
 use super::{Finished, TrainError, Trainer};
@@ -231,6 +231,19 @@ impl<B: AutodiffBackend> Trainer<B> {
         Ok(serde_json::from_slice(&digest).expect("the first process sends a digest"))
     }
 
+    /// The best weights. Where others are there, somebody else wrote them, or the directory is another machine's own.
+    pub(super) fn best_model<I: Backend>(&self, device: &I::Device) -> Result<ShaRnn<I>, TrainError> {
+        let run_dir = self.run_dir.path();
+        let (model, found) = load_best::<I>(run_dir, device)?;
+        match &self.best {
+            Some((_, expected)) if *expected != found.weights => {
+                let (expected, found) = (expected.sha256.clone(), found.weights.sha256);
+                Err(TrainError::OtherBest { run_dir: run_dir.into(), expected, found })
+            }
+            _ => Ok(model),
+        }
+    }
+
     fn record(&mut self, record: Record) -> Result<(), TrainError> {
         match &mut self.metrics {
             Some(metrics) => Ok(metrics.append(&record)?),
@@ -253,7 +266,7 @@ impl<B: AutodiffBackend> Trainer<B> {
             self.validate(observer)?;
         }
         let Some((best, _)) = self.best.clone() else { return Err(TrainError::NoBest { step }) };
-        let (model, _) = load_best::<B::InnerBackend>(self.run_dir.path(), &self.device)?;
+        let model = self.best_model::<B::InnerBackend>(&self.device)?;
         let test = self.evaluate(&model, "test", observer)?;
         let (bpc, bytes, seconds) = (Some(test.bpc()), test.bytes_scored, self.clock.seconds());
         let record = EvalRecord { step, phase, epoch, seconds, bpc, bytes, best: true };

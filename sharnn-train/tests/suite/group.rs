@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use crate::common::threads::in_group;
-use crate::common::*;
+use crate::common::{self, *};
+use sharnn_core::ShaRnnConfig;
+use sharnn_data::{Corpus, Splits};
 use sharnn_train::{
-    Event, GroupError, Interrupt, Limits, Recipe, Record, SharedGroup, Stop, TrainError, TrainOptions, Trainer,
-    collect_params,
+    Event, GroupError, HostTensor, Interrupt, Limits, MuonConfig, Recipe, Record, SharedGroup, Stop, TrainError,
+    TrainOptions, Trainer, collect_params, load_metadata, load_tensors, save_tensors,
 };
 
 fn open_with(group: SharedGroup, recipe: Recipe, options: TrainOptions) -> Result<Trainer<B>, TrainError> {
@@ -140,15 +142,119 @@ fn a_process_that_fails_to_begin_is_named_by_the_first() {
     assert_eq!(said[0], "batch_size = 4 cannot be shared by 3 processes: use a multiple of 3, or fewer processes");
 }
 
-/// A directory of each machine's own would be missed only when the best weights are needed.
+/// A directory of each machine's own would be missed only when the best weights are needed. Nor does it help that it was a run's
+/// before.
 #[test]
 fn a_run_directory_that_is_not_shared_is_found_before_the_first_step() {
     let dir = tempfile::tempdir().unwrap();
-    let said = refusals(2, |group| {
-        let own = dir.path().join(group.rank().to_string());
-        open_with(group, recipe(), options(&own))
+    for used_before in [false, true] {
+        let said = refusals(2, |group| {
+            let own = dir.path().join(group.rank().to_string());
+            if used_before {
+                std::fs::create_dir_all(&own).unwrap();
+                std::fs::write(own.join("lock"), "process 1 at 1 ns\n").unwrap();
+            }
+            open_with(group, recipe(), options(&own))
+        });
+        assert!(said[0].starts_with("process 1 of 2 cannot train: it does not see "), "{}", said[0]);
+        assert_eq!(dir.path().join("1").exists(), used_before, "a directory was left");
+    }
+}
+
+#[test]
+fn all_finish_with_one_score_and_the_same_model() {
+    let finish = |size: usize| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut crowded = recipe();
+        (crowded.valid.lanes, crowded.test.lanes) = (3, 3);
+        in_group(size, |group| {
+            let mut trainer = open_with(group, crowded.clone(), options(dir.path())).unwrap();
+            trainer.run(&steps(12), &mut silent, &Interrupt::default()).unwrap();
+            let finished = trainer.finish(&mut silent).unwrap();
+            (finished.best, finished.test.nats, finished.test.bytes_scored, collect_params(&finished.model))
+        })
+    };
+    let (alone, together) = (finish(1), finish(2));
+    assert_eq!(together[0], together[1]);
+    assert_eq!((alone[0].0.step, alone[0].2), (together[0].0.step, together[0].2));
+    assert!((alone[0].1 - together[0].1).abs() < 1e-4 * alone[0].1, "{} and {}", alone[0].1, together[0].1);
+}
+
+#[test]
+fn best_weights_of_somebody_else_are_not_taken() {
+    let (dir, other) = (twelve_steps(), tempfile::tempdir().unwrap());
+    let another = Recipe { seed: 2, ..recipe() };
+    let mut of_other: Trainer<B> = common::open_with(another, options(other.path())).unwrap();
+    of_other.run(&steps(12), &mut silent, &Interrupt::default()).unwrap();
+
+    // After the last validation, before the test.
+    let replace = |event: Event<'_>| {
+        if let Event::Valid(_) = event {
+            let best = dir.path().join("best");
+            std::fs::remove_dir_all(&best).unwrap();
+            std::fs::rename(other.path().join("best"), &best).unwrap();
+        }
+    };
+    let mut trainer = open(options(dir.path())).unwrap();
+    trainer.run(&steps(12), &mut silent, &Interrupt::default()).unwrap();
+    let error = trainer.finish(&mut { replace }).unwrap_err();
+    assert!(matches!(error, TrainError::OtherBest { .. }), "{error}");
+    assert!(error.to_string().contains("are not those of this run"), "{error}");
+}
+
+#[test]
+fn muon_makes_the_same_steps_in_all_processes() {
+    let muon = Recipe { muon: Some(MuonConfig::default()), ..recipe() };
+    let weights = |size: usize| {
+        let dir = tempfile::tempdir().unwrap();
+        in_group(size, |group| {
+            let mut trainer = open_with(group, muon.clone(), options(dir.path())).unwrap();
+            trainer.run(&steps(12), &mut silent, &Interrupt::default()).unwrap();
+            collect_params(trainer.model())
+        })
+    };
+    let (alone, together) = (weights(1), weights(2));
+    assert_eq!(together[0], together[1]);
+    for (alone, together) in alone[0].iter().zip(&together[0]) {
+        for (a, b) in alone.data.iter().zip(&together.data) {
+            assert!((a - b).abs() < 1e-3 * (1.0 + a.abs()), "{}: {a} and {b}", alone.name);
+        }
+    }
+}
+
+/// The byte `z`, in the third of four lanes alone, is embedded so far out that nothing finite comes of it.
+#[test]
+fn a_loss_that_is_not_finite_in_one_process_skips_the_step_in_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let untied = ShaRnnConfig { tied: false, ..config() };
+    let Splits { train, valid, test, .. } = splits();
+    let mut text = [&train[..], &valid, &test].concat();
+    text[train.len() * 5 / 8] = b'z';
+    let splits = Splits::by_fractions(Corpus::from_bytes(text), 0.2, 0.2).unwrap();
+    let weights = dir.path().join("far.safetensors");
+    sharnn_train::save_weights(&untied.init_seeded::<B>(3, &Default::default()), &weights).unwrap();
+    let mut tensors = load_tensors(&weights).unwrap();
+    let embedding = tensors.get_mut("encoder.weight").unwrap();
+    embedding.data[usize::from(b'z') * 16..][..16].fill(3e38);
+    let tensors: Vec<_> = tensors.into_iter().map(|(name, HostTensor { shape, data })| (name, shape, data)).collect();
+    save_tensors(&weights, &tensors, &load_metadata(&weights).unwrap()).unwrap();
+    let skipped = in_group(2, |group| {
+        let options = TrainOptions { initial_weights: Some(weights.clone()), ..options(&dir.path().join("run")) };
+        let mut trainer =
+            Trainer::<B>::open_in(group, untied.clone(), recipe(), splits.clone(), options, &Default::default())
+                .unwrap();
+        let mut skipped = Vec::new();
+        let mut observer = |event: Event<'_>| {
+            if let Event::Skipped { step, .. } = event {
+                skipped.push(step);
+            }
+        };
+        trainer.run(&steps(16), &mut observer, &Interrupt::default()).unwrap();
+        (skipped, collect_params(trainer.model()))
     });
-    assert!(said[0].starts_with("process 1 of 2 cannot train: it does not see "), "{}", said[0]);
+    assert!(!skipped[0].0.is_empty(), "no step was skipped");
+    assert!(skipped[0].0.len() < 16, "no step was made");
+    assert!(skipped[0] == skipped[1]);
 }
 
 #[test]

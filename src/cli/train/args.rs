@@ -6,12 +6,13 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 
 use crate::core::{MemoryEstimate, StepShape};
-use crate::train::{Limits, Phase, Schedule, latest_manifest};
+use crate::train::{Limits, Phase, Schedule, Stop, latest_manifest};
 use crate::{Backend, BackendKind, Precision, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions};
 
 use super::super::data::DataArgs;
 use super::super::machine::{MachineArgs, fastest};
 use super::super::values::{attend, precision, preset, recipe, schedule, set_fields};
+use super::ends::Ends;
 
 /// Train a model on enwik8 or on any file, and score it in bits per byte
 ///
@@ -56,14 +57,14 @@ pub struct Args {
     /// with --backend cuda or wgpu, else 1]
     #[arg(long, value_name = "N", help_heading = "Recipe", conflicts_with = "fixed_segments")]
     pub segment_multiple: Option<usize>,
-    /// Learning rate after the warm-up
+    /// Learning rate after the warm-up; that of a later phase changes with it
     #[arg(long, value_name = "LR", allow_negative_numbers = true, help_heading = "Recipe")]
     pub lr: Option<f64>,
     /// Steps of linear warm-up
     #[arg(long, value_name = "N", help_heading = "Recipe")]
     pub warmup: Option<u64>,
     /// Learning rate after the warm-up: constant, or to zero at --steps or --epochs along a line (linear), half a cosine (cosine)
-    /// or a line over the last three tenths (late) [default: late with recipe budget and --steps or --epochs, else constant]
+    /// or a line over the last three tenths (late) [default: late with recipe budget where the end is known, else constant]
     #[arg(long, value_name = "KIND", help_heading = "Recipe")]
     pub schedule: Option<String>,
     /// Precision of matrix products in training and scoring: f32, bf16, or auto, the fastest on this CPU where backend flex
@@ -80,15 +81,30 @@ pub struct Args {
     /// Lanes of the evaluation
     #[arg(long, value_name = "N", help_heading = "Recipe")]
     pub eval_batch: Option<usize>,
+    /// Steps between two validations, beside those at the end of an epoch and of the run
+    #[arg(long, value_name = "N", help_heading = "Recipe")]
+    pub valid_every: Option<u64>,
 
     /// Stop after so many steps of the whole run
-    #[arg(long, value_name = "N", help_heading = "When to stop (one of them lifts the three minutes)")]
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "When to stop [default: after 1200 steps; with --preset after 3 minutes, paper at its recipe's end; with --resume where the run was to]"
+    )]
     pub steps: Option<u64>,
     /// Stop after so many minutes of this call
-    #[arg(long, value_name = "M", help_heading = "When to stop (one of them lifts the three minutes)")]
+    #[arg(
+        long,
+        value_name = "M",
+        help_heading = "When to stop [default: after 1200 steps; with --preset after 3 minutes, paper at its recipe's end; with --resume where the run was to]"
+    )]
     pub minutes: Option<f64>,
     /// Stop after so many passes over the training data
-    #[arg(long, value_name = "N", help_heading = "When to stop (one of them lifts the three minutes)")]
+    #[arg(
+        long,
+        value_name = "N",
+        help_heading = "When to stop [default: after 1200 steps; with --preset after 3 minutes, paper at its recipe's end; with --resume where the run was to]"
+    )]
     pub epochs: Option<u64>,
 
     /// Directory of the run [default: the next free one under runs/; with --resume the newest one there]
@@ -120,7 +136,7 @@ pub struct Args {
 }
 
 /// Seconds that a run without any limit may train.
-const QUICK_SECONDS: u64 = 180;
+const QUICK_SECONDS: f64 = 180.0;
 
 /// Steps of the run that nothing was said of: some three minutes on two cores.
 const QUICK_STEPS: u64 = 1200;
@@ -130,6 +146,7 @@ pub struct Plan {
     pub config: ShaRnnConfig,
     pub recipe: Recipe,
     pub limits: Limits,
+    pub ends: Ends,
     pub options: TrainOptions,
     /// Whether the precision was chosen here, and neither by the user nor by the run.
     pub auto_precision: bool,
@@ -147,7 +164,10 @@ impl Args {
     /// Puts the options together. A run that exists lends its model and recipe, and the options given now change them: a
     /// change that it cannot take is refused by the trainer by name.
     pub fn plan(&self, run_dir: &Path, splits: &Splits) -> Result<Plan> {
-        let stored = latest_manifest(run_dir)?.map(|(_, manifest)| (manifest.config, manifest.recipe));
+        let stored = latest_manifest(run_dir)?.map(|(_, manifest)| manifest);
+        let trained = stored.as_ref().map_or(0.0, |manifest| manifest.seconds);
+        let stored = stored.map(|manifest| (manifest.config, manifest.recipe));
+        let kept = if self.resume { Ends::kept(run_dir)? } else { None };
         let dir = run_dir.display();
         ensure!(
             stored.is_some() || !self.resume,
@@ -157,20 +177,26 @@ impl Args {
             stored.is_none() || self.resume,
             "there is a run in {dir} already: go on with it with --resume, or name another --out"
         );
-        let (mut config, mut recipe) = match (&self.preset, &self.recipe, &stored) {
-            (None, None, Some(stored)) => stored.clone(),
-            _ => self.preset()?,
+        let (mut config, mut recipe, of_preset) = match (&self.preset, &self.recipe, stored.clone()) {
+            (None, None, Some((config, recipe))) => (config, recipe, false),
+            _ => {
+                let (config, recipe) = self.preset()?;
+                (config, recipe, true)
+            }
         };
         self.change_model(&mut config)?;
         let run = stored.as_ref().map(|(_, recipe)| recipe);
-        self.change_recipe(&mut recipe, splits)?;
+        let mut ends = self.ends(kept, trained)?;
+        self.change_schedule(&mut recipe, &ends, kept)?;
+        self.change_recipe(&mut recipe, of_preset.then_some(splits))?;
         self.change_segments(&mut recipe, run)?;
         let auto_precision = self.change_precision(&mut recipe, run)?;
         let (config, recipe) = set_fields(config, recipe, &self.set)?;
-        ensure!(self.steps != Some(0), "--steps 0 cannot be used: use at least 1");
-        ensure!(self.epochs != Some(0), "--epochs 0 cannot be used: use at least 1");
-        let (limits, options) = (self.limits(&recipe)?, self.options(run_dir));
-        Ok(Plan { config, recipe, limits, options, auto_precision })
+        if ends == Ends::default() && kept.is_none() && !self.has_an_end(&recipe) {
+            ends.seconds = Some(trained + QUICK_SECONDS);
+        }
+        let (limits, options) = (ends.limits(trained), self.options(run_dir));
+        Ok(Plan { config, recipe, limits, ends, options, auto_precision })
     }
 
     /// The model and the recipe that were named, or those that are used where nothing is said.
@@ -180,10 +206,31 @@ impl Args {
         recipe(self.recipe.as_deref().unwrap_or(by_default), name, preset(name)?)
     }
 
-    /// Steps of the whole run, where they are known.
-    fn all_steps(&self) -> Option<u64> {
-        let quick = self.preset.is_none() && !self.resume && self.minutes.is_none() && self.epochs.is_none();
-        self.steps.or(quick.then_some(QUICK_STEPS))
+    /// When the run is to end: as the options say, or, of one that goes on, as they said before.
+    fn ends(&self, kept: Option<Ends>, trained: f64) -> Result<Ends> {
+        ensure!(self.steps != Some(0), "--steps 0 cannot be used: use at least 1");
+        ensure!(self.epochs != Some(0), "--epochs 0 cannot be used: use at least 1");
+        let seconds = match self.minutes {
+            Some(minutes) if minutes > 0.0 && Duration::try_from_secs_f64(60.0 * minutes + trained).is_ok() => {
+                Some(trained + 60.0 * minutes)
+            }
+            Some(minutes) => {
+                bail!("--minutes {minutes} cannot be used: use a number above 0, and not beyond all bounds")
+            }
+            None => None,
+        };
+        let given = Ends { steps: self.steps, epochs: self.epochs, seconds };
+        let by_default = match self.preset {
+            None if !self.resume => Ends { steps: Some(QUICK_STEPS), ..Ends::default() },
+            _ => Ends::default(),
+        };
+        Ok(if given == Ends::default() { kept.unwrap_or(by_default) } else { given })
+    }
+
+    /// Whether a recipe ends by itself, and is meant to. A run that is resumed without a word on its end was started by a library.
+    fn has_an_end(&self, recipe: &Recipe) -> bool {
+        let ends = |phase: &Phase| phase.steps.is_some() || (self.resume && phase.epochs != u64::MAX);
+        self.preset.as_deref() == Some("paper") || recipe.phases.iter().all(ends)
     }
 
     fn change_model(&self, config: &mut ShaRnnConfig) -> Result<()> {
@@ -200,7 +247,31 @@ impl Args {
         Ok(())
     }
 
-    fn change_recipe(&self, recipe: &mut Recipe, splits: &Splits) -> Result<()> {
+    /// Sets the schedule. What falls has to know its end.
+    fn change_schedule(&self, recipe: &mut Recipe, ends: &Ends, kept: Option<Ends>) -> Result<()> {
+        let kept = kept.unwrap_or_default();
+        for phase in &mut recipe.phases {
+            if let Some(kind) = &self.schedule {
+                phase.schedule = schedule(kind)?;
+            }
+            if phase.schedule == Schedule::Constant {
+                continue;
+            }
+            phase.steps = ends.steps.or(phase.steps).or(kept.steps);
+            phase.epochs = ends.epochs.or(kept.epochs).unwrap_or(phase.epochs);
+            if phase.steps.is_none() && phase.epochs == u64::MAX {
+                ensure!(
+                    self.schedule.is_none(),
+                    "--schedule needs an end to fall to zero at: give --steps or --epochs"
+                );
+                phase.schedule = Schedule::Constant;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets what the options say; the lanes of the evaluations suit the splits, where they are given.
+    fn change_recipe(&self, recipe: &mut Recipe, splits: Option<&Splits>) -> Result<()> {
         if let Some(batch) = self.batch {
             recipe.batch_size = batch;
         }
@@ -212,41 +283,32 @@ impl Args {
                 recipe.segments = SegmentLengths::Fixed { len: seq_len };
             }
         }
+        let first_lr = recipe.phases[0].lr;
         for phase in &mut recipe.phases {
             if let Some(lr) = self.lr {
-                phase.lr = lr;
+                // The paper's second phase has half of the first one's rate, whatever that is.
+                phase.lr *= lr / first_lr;
             }
             if let Some(warmup) = self.warmup {
                 phase.warmup_steps = warmup;
-            }
-            if let Some(kind) = &self.schedule {
-                phase.schedule = schedule(kind)?;
-            }
-            // What falls has to know its end.
-            if phase.schedule != Schedule::Constant {
-                phase.steps = self.all_steps().or(phase.steps);
-                phase.epochs = self.epochs.unwrap_or(phase.epochs);
-                if phase.steps.is_none() && phase.epochs == u64::MAX {
-                    ensure!(
-                        self.schedule.is_none(),
-                        "--schedule needs an end to fall to zero at: give --steps or --epochs"
-                    );
-                    phase.schedule = Schedule::Constant;
-                }
             }
         }
         if let Some(seed) = self.seed {
             recipe.seed = seed;
         }
-        match self.eval_batch {
-            Some(lanes) => (recipe.valid.lanes, recipe.test.lanes) = (lanes, lanes),
-            // A split of a small file may be too short for the paper's lanes.
-            None if self.preset.is_some() || !self.resume => {
-                let lanes = |bytes: usize| (bytes / (4 * recipe.valid.seq_len)).clamp(1, 8);
-                recipe.valid.lanes = lanes(splits.valid.len());
-                recipe.test.lanes = lanes(splits.test.len());
+        if let Some(steps) = self.valid_every {
+            ensure!(steps > 0, "--valid-every 0 cannot be used: use at least 1");
+            recipe.valid_every_steps = Some(steps);
+        }
+        match (self.eval_batch, splits) {
+            (Some(lanes), _) => (recipe.valid.lanes, recipe.test.lanes) = (lanes, lanes),
+            // A split of a small file may be too short for the recipe's lanes.
+            (None, Some(splits)) => {
+                for (eval, split) in [(&mut recipe.valid, &splits.valid), (&mut recipe.test, &splits.test)] {
+                    eval.lanes = eval.lanes.min(split.len() / 4 / eval.seq_len).max(1);
+                }
             }
-            None => {}
+            (None, None) => {}
         }
         Ok(())
     }
@@ -287,37 +349,12 @@ impl Args {
         Ok(given.is_none() && run.is_none())
     }
 
-    fn limits(&self, recipe: &Recipe) -> Result<Limits> {
-        let max_steps = self.all_steps();
-        let unlimited = max_steps.is_none() && self.minutes.is_none() && self.epochs.is_none();
-        // A run that is resumed was started for longer, be it for epochs.
-        let ends = |phase: &Phase| phase.steps.is_some() || (self.resume && phase.epochs != u64::MAX);
-        let endless = !recipe.phases.iter().all(ends);
-        let paper = self.preset.as_deref() == Some("paper");
-        let max_time = match self.minutes {
-            Some(minutes) => match Duration::try_from_secs_f64(60.0 * minutes) {
-                Ok(time) if minutes > 0.0 => Some(time),
-                _ => bail!("--minutes {minutes} cannot be used: use a number above 0, and not beyond all bounds"),
-            },
-            None if unlimited && endless && !paper => Some(Duration::from_secs(QUICK_SECONDS)),
-            None => None,
-        };
-        Ok(Limits { max_steps, max_epochs: self.epochs, max_time })
-    }
-
-    /// The options that say when to stop, which a run that goes on must be given again.
-    pub fn ends(&self) -> String {
-        let mut ends = String::new();
-        for (option, value) in [
-            ("--steps", self.steps.map(|n| n.to_string())),
-            ("--epochs", self.epochs.map(|n| n.to_string())),
-            ("--minutes", self.minutes.map(|n| n.to_string())),
-        ] {
-            if let Some(value) = value {
-                ends += &format!(" {option} {value}");
-            }
+    /// What to say of a run that was over before this call.
+    pub fn at_its_end(&self, stop: Stop) -> &'static str {
+        match stop {
+            Stop::Finished => "the run is over: its recipe ends here",
+            _ => "the run has come to the end that it was given: --steps, --epochs or --minutes train it longer",
         }
-        ends
     }
 
     fn options(&self, run_dir: &Path) -> TrainOptions {
@@ -471,15 +508,71 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_goes_on_has_no_new_limit() {
-        let limit = |options: &[&str], recipe: Recipe| args(options).limits(&recipe).unwrap().max_time;
-        let quick = Some(Duration::from_secs(QUICK_SECONDS));
-        assert_eq!(limit(&["--resume"], Recipe::paper()), None);
-        assert_eq!(limit(&["--resume"], Recipe::budget(Some(9000))), None);
-        assert_eq!(limit(&["--resume"], Recipe::budget(None)), quick, "it was started for three minutes");
-        assert_eq!(limit(&["--preset", "xs"], Recipe::budget(None)), quick);
-        let ends = args(&["--resume", "--steps", "7", "--minutes", "1.5"]).ends();
-        assert_eq!((ends.as_str(), args(&[]).ends().as_str()), (" --steps 7 --minutes 1.5", ""));
+    fn a_run_that_goes_on_ends_where_it_was_to() {
+        let ends = |options: &[&str], kept| args(options).ends(kept, 100.0).unwrap();
+        let [none, steps] = [None, Some(9000)].map(|steps| Ends { steps, ..Ends::default() });
+        let until = |seconds| Ends { seconds: Some(seconds), ..none };
+        assert_eq!(ends(&["--steps", "7"], None), Ends { steps: Some(7), ..none });
+        assert_eq!(ends(&["--resume"], Some(steps)), steps);
+        assert_eq!(ends(&["--resume"], None), none);
+        assert_eq!(ends(&["--resume", "--minutes", "1.5"], Some(steps)), until(190.0), "of this call");
+        assert_eq!(ends(&[], None), Ends { steps: Some(QUICK_STEPS), ..none });
+        assert_eq!(ends(&["--preset", "xs"], None), none);
+        let left = |seconds| until(190.0).limits(seconds).max_time.unwrap().as_secs_f64();
+        assert_eq!((left(100.0), left(190.5)), (90.0, 0.0));
+        assert_eq!(plan(&["--preset", "xs"]).unwrap().ends, until(QUICK_SECONDS));
+        assert_eq!(plan(&["--preset", "paper"]).unwrap().ends, none);
+        let resumed = |recipe| args(&["--resume"]).has_an_end(&recipe);
+        assert!(resumed(Recipe::paper()) && resumed(Recipe::budget(Some(9000))) && !resumed(Recipe::budget(None)));
+    }
+
+    /// The same line again, with `--resume`, is the same recipe.
+    #[test]
+    fn a_recipe_that_is_named_again_is_that_of_the_run() {
+        for options in [
+            &["--recipe", "paper", "--steps", "500"][..],
+            &["--recipe", "budget"],
+            &["--preset", "xs", "--steps", "500"],
+            &["--preset", "xs", "--minutes", "9"],
+        ] {
+            let first = plan(options).unwrap();
+            let again = args(&[options, &["--resume"]].concat());
+            let named: Vec<_> =
+                options.chunks(2).filter(|option| !["--steps", "--minutes"].contains(&option[0])).collect();
+            let resumed = args(&[&named.concat()[..], &["--resume"]].concat());
+            for again in [again, resumed] {
+                let (mut config, mut recipe) = again.preset().unwrap();
+                again.change_model(&mut config).unwrap();
+                let ends = again.ends(Some(first.ends), 50.0).unwrap();
+                again.change_schedule(&mut recipe, &ends, Some(first.ends)).unwrap();
+                again.change_recipe(&mut recipe, Some(&enwik8::sample())).unwrap();
+                assert_eq!((&recipe.phases, recipe.valid.lanes), (&first.recipe.phases, first.recipe.valid.lanes));
+            }
+        }
+    }
+
+    #[test]
+    fn evaluations_have_the_recipes_lanes_where_the_splits_are_long_enough() {
+        let lanes = |options: &[&str]| {
+            let Recipe { valid, test, .. } = plan(options).unwrap().recipe;
+            (valid.lanes, test.lanes)
+        };
+        assert_eq!(lanes(&["--preset", "paper"]), (12, 8), "52,385 bytes a split");
+        assert_eq!(lanes(&[]), (8, 8));
+        assert_eq!(lanes(&["--eval-batch", "3"]), (3, 3));
+        let huge = plan(&["--seq-len", "4611686018427387904"]).unwrap().recipe;
+        assert_eq!(huge.valid.lanes, 1);
+    }
+
+    #[test]
+    fn a_rate_that_is_given_keeps_the_phases_in_proportion() {
+        let rates = |options: &[&str]| -> Vec<f64> {
+            plan(options).unwrap().recipe.phases.iter().map(|phase| phase.lr).collect()
+        };
+        assert_eq!(rates(&["--preset", "paper", "--lr", "4e-3"]), [4e-3, 2e-3]);
+        assert_eq!(rates(&["--lr", "1e-3"]), [1e-3]);
+        assert_eq!(plan(&["--valid-every", "7"]).unwrap().recipe.valid_every_steps, Some(7));
+        assert!(plan(&["--valid-every", "0"]).is_err());
     }
 
     #[test]

@@ -52,10 +52,13 @@ fn page(run_dir: &Path, manifest: &Manifest, splits: &Splits, picture: bool, sam
         writeln!(page, "![training and validation loss over steps]({PICTURE})\n")?;
     }
     writeln!(page, "| | |\n|---|---|")?;
-    writeln!(page, "| `best/` | weights of the best validation: `sharnn generate --model {}` |", run_dir.display())?;
-    writeln!(page, "| `step-*/` | checkpoints: `sharnn train --resume --out {}` |", run_dir.display())?;
+    let dir = run_dir.display();
+    if manifest.best.is_some() || sample {
+        writeln!(page, "| `best/` | weights of the best validation: `sharnn generate --model {dir}` |")?;
+    }
+    writeln!(page, "| `step-*/` | checkpoints: `sharnn train --resume --out {dir}` goes on from the newest |")?;
     writeln!(page, "| `metrics.jsonl` | everything that was measured, a line each |")?;
-    writeln!(page, "| `data.json` | which bytes it reads |")?;
+    writeln!(page, "| `data.json`, `ends.json` | which bytes it reads, and when it is to end |")?;
     if sample {
         writeln!(page, "| `{SAMPLE}` | text from the best weights |")?;
     }

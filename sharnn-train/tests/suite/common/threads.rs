@@ -1,13 +1,45 @@
 //! A group of threads, in place of processes.
 
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use sharnn_train::{Group, SharedGroup};
 
 #[derive(Debug)]
 struct Shared {
-    barrier: Barrier,
-    slots: Mutex<Vec<Vec<u8>>>,
+    meeting: Mutex<Meeting>,
+    changed: Condvar,
+}
+
+/// Where the threads wait for each other.
+#[derive(Debug)]
+struct Meeting {
+    slots: Vec<Vec<u8>>,
+    waiting: usize,
+    /// How often all have come together.
+    rounds: u64,
+    /// Whether one is gone that the others would wait for.
+    over: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Meeting> {
+        self.meeting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until all threads have come here. Should one never come, the others are to fail as well.
+    fn wait<'a>(&'a self, mut meeting: MutexGuard<'a, Meeting>) -> MutexGuard<'a, Meeting> {
+        meeting.waiting += 1;
+        if meeting.waiting == meeting.slots.len() {
+            (meeting.waiting, meeting.rounds) = (0, meeting.rounds + 1);
+            self.changed.notify_all();
+            return meeting;
+        }
+        let round = meeting.rounds;
+        let comes = |meeting: &mut Meeting| meeting.rounds == round && !meeting.over;
+        let meeting = self.changed.wait_while(meeting, comes).unwrap_or_else(PoisonError::into_inner);
+        assert!(meeting.rounds > round, "another thread of the group has ended");
+        meeting
+    }
 }
 
 #[derive(Debug)]
@@ -20,11 +52,22 @@ struct Thread {
 impl Thread {
     /// What every thread brought, in their order.
     fn exchange(&self, bytes: Vec<u8>) -> Vec<Vec<u8>> {
-        self.shared.slots.lock().unwrap()[self.rank] = bytes;
-        self.shared.barrier.wait();
-        let all = self.shared.slots.lock().unwrap().clone();
-        self.shared.barrier.wait();
+        let mut meeting = self.shared.lock();
+        meeting.slots[self.rank] = bytes;
+        let meeting = self.shared.wait(meeting);
+        let all = meeting.slots.clone();
+        drop(self.shared.wait(meeting));
         all
+    }
+}
+
+/// Tells the others when a thread is done, well or not.
+struct Ends(Arc<Shared>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.lock().over = true;
+        self.0.changed.notify_all();
     }
 }
 
@@ -82,13 +125,17 @@ impl Group for Thread {
 
 /// Runs `job` in so many threads that are a group, and returns what each gave.
 pub fn in_group<T: Send>(size: usize, job: impl Fn(SharedGroup) -> T + Sync) -> Vec<T> {
-    let shared = Arc::new(Shared { barrier: Barrier::new(size), slots: Mutex::new(vec![Vec::new(); size]) });
+    let meeting = Meeting { slots: vec![Vec::new(); size], waiting: 0, rounds: 0, over: false };
+    let shared = Arc::new(Shared { meeting: Mutex::new(meeting), changed: Condvar::new() });
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..size)
             .map(|rank| {
                 let group = Arc::new(Thread { rank, size, shared: shared.clone() });
-                let job = &job;
-                scope.spawn(move || job(group))
+                let (job, ends) = (&job, Ends(shared.clone()));
+                scope.spawn(move || {
+                    let _ends = ends;
+                    job(group)
+                })
             })
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
