@@ -95,7 +95,8 @@ impl BackendKind {
     }
 
     /// Whether a resumed run repeats an uninterrupted one bit for bit. It does where every operation sums in an order that
-    /// is the same each time it is run: on `flex` and `ndarray`, with the same number of threads on the same kind of machine.
+    /// is the same each time it is run: on the same kind of machine on `flex`, whatever the number of threads, and on `ndarray` with
+    /// the same number of them.
     ///
     /// GPU backends may choose kernels by timing them, and LibTorch splits sums as it sees fit: they promise nothing. There a
     /// resumed run goes on from bit-identical weights, moments, state, data and masks, and may then differ in the last bits.

@@ -71,6 +71,31 @@ fn a_run_goes_on_and_says_so_in_few_words_where_asked() {
 }
 
 #[test]
+fn a_run_that_stopped_goes_on_to_its_end_without_being_told() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet", "--recipe", "paper"]));
+    let ends = r#"{"steps": 3, "epochs": null, "seconds": null}"#;
+    assert_eq!(
+        serde_json::from_str::<Value>(&at.read("run/ends.json")).unwrap(),
+        serde_json::from_str::<Value>(ends).unwrap()
+    );
+    // As if it had been stopped at the third of five steps, before any validation.
+    at.write("run/ends.json", ends.replace('3', "5").as_bytes());
+    std::fs::remove_dir_all(at.path("run/best")).unwrap();
+    let (out, err) = at.both(&["generate", "--model", "run", "--prompt", "A", "--bytes", "5"]);
+    assert_eq!((out.len(), &err[..]), (5, "run has not been validated yet: using its weights after step 3\n"));
+    let resume = ["train", "--resume", "--out", "run", "--threads", "1"];
+    let (out, err) = at.both(&resume);
+    assert!(out.starts_with(b"trained 5 steps; ") && !err.contains("has come to the end"), "{err}");
+    let (out, err) = at.both(&resume);
+    assert!(out.starts_with(b"trained 5 steps; ") && err.contains("has come to the end that it was given"), "{err}");
+    at.write("run/ends.json", b"{");
+    let damaged = at.run(&resume);
+    let stderr = String::from_utf8_lossy(&damaged.stderr).into_owned();
+    assert!(damaged.status.code() == Some(1) && stderr.contains("ends.json is damaged: delete it"), "{stderr}");
+}
+
+#[test]
 fn lines_are_scored_in_one_stream_or_each_alone() {
     let at = Workplace::new();
     at.stdout(&at.train(&["--quiet"]));

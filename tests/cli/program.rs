@@ -73,6 +73,14 @@ impl Workplace {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// What the program writes, and what it says beside it; it must succeed.
+    pub fn both(&self, args: &[&str]) -> (Vec<u8>, String) {
+        let output = self.run(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{args:?}: {said}");
+        (output.stdout, said)
+    }
+
     pub fn json_lines(&self, args: &[&str]) -> Vec<Value> {
         self.stdout(args).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }

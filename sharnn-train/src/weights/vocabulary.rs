@@ -48,8 +48,9 @@ pub enum Vocabulary {
 pub enum VocabularyError {
     /// Nobody said which bytes the symbols are.
     #[error(
-        "there are {symbols}, and nothing tells which bytes they are: name the vocabulary as PublishedEnwik8 (the 205 of the published \
-         enwik8 models), Bytes (symbol i is byte i) or Custom (a list of {symbols} bytes)"
+        "there are {symbols}, and nothing tells which bytes they are: name the vocabulary, for the published \
+         enwik8 models with their 205 symbols as PublishedEnwik8 (`sharnn import FILE --vocabulary enwik8`), else as Bytes (symbol i is \
+         byte i) or Custom (`--vocabulary LIST.json`, {symbols} bytes)"
     )]
     Unnamed {
         /// Number of the model's symbols.
