@@ -285,9 +285,9 @@ impl Args {
         }
         let first_lr = recipe.phases[0].lr;
         for phase in &mut recipe.phases {
-            if let Some(lr) = self.lr {
-                // The paper's second phase has half of the first one's rate, whatever that is.
-                phase.lr *= lr / first_lr;
+            // The paper's second phase has half of the first one's rate, whatever that is.
+            if let Some(lr) = self.lr.filter(|lr| *lr != first_lr) {
+                phase.lr = lr * (phase.lr / first_lr);
             }
             if let Some(warmup) = self.warmup {
                 phase.warmup_steps = warmup;
@@ -396,7 +396,12 @@ impl Plan {
     pub fn memory<B: Backend>(&self, processes: usize) -> MemoryEstimate {
         let Self { config, recipe, options, .. } = self;
         let (batch_size, seq_len) = (recipe.batch_size.div_ceil(processes), recipe.segments.max());
-        config.training_memory(StepShape::of::<B>(batch_size, seq_len, options.recompute, recipe.precision))
+        let shape = StepShape::of::<B>(batch_size, seq_len, options.recompute, recipe.precision);
+        let mut estimate = config.training_memory(shape);
+        if processes > 1 {
+            estimate.parts.push(("gradients sent and received", 2 * 4 * config.num_params() as u64));
+        }
+        estimate
     }
 
     fn precision(&self, precision: Precision) -> String {
@@ -570,7 +575,8 @@ mod tests {
             plan(options).unwrap().recipe.phases.iter().map(|phase| phase.lr).collect()
         };
         assert_eq!(rates(&["--preset", "paper", "--lr", "4e-3"]), [4e-3, 2e-3]);
-        assert_eq!(rates(&["--lr", "1e-3"]), [1e-3]);
+        assert_eq!(rates(&["--lr", "1.1e-3"]), [1.1e-3], "to the last bit");
+        assert!(plan(&["--lr", "-1"]).unwrap().recipe.validate().is_err());
         assert_eq!(plan(&["--valid-every", "7"]).unwrap().recipe.valid_every_steps, Some(7));
         assert!(plan(&["--valid-every", "0"]).is_err());
     }
