@@ -65,7 +65,7 @@ enum Command {
     Bench(bench::Args),
 }
 
-/// `sharnn train` as a program of its own.
+// `sharnn train` as a program of its own, with the same help: a line of documentation here would take its place.
 #[derive(Parser, Debug)]
 #[command(version, max_term_width = 100, after_help = EXIT_CODES)]
 struct TrainOnly {
