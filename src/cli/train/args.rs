@@ -86,25 +86,13 @@ pub struct Args {
     pub valid_every: Option<u64>,
 
     /// Stop after so many steps of the whole run
-    #[arg(
-        long,
-        value_name = "N",
-        help_heading = "When to stop [default: after 1200 steps; with --preset after 3 minutes, paper at its recipe's end; with --resume where the run was to]"
-    )]
+    #[arg(long, value_name = "N", help_heading = WHEN_TO_STOP)]
     pub steps: Option<u64>,
     /// Stop after so many minutes of this call
-    #[arg(
-        long,
-        value_name = "M",
-        help_heading = "When to stop [default: after 1200 steps; with --preset after 3 minutes, paper at its recipe's end; with --resume where the run was to]"
-    )]
+    #[arg(long, value_name = "M", help_heading = WHEN_TO_STOP)]
     pub minutes: Option<f64>,
     /// Stop after so many passes over the training data
-    #[arg(
-        long,
-        value_name = "N",
-        help_heading = "When to stop [default: after 1200 steps; with --preset after 3 minutes, paper at its recipe's end; with --resume where the run was to]"
-    )]
+    #[arg(long, value_name = "N", help_heading = WHEN_TO_STOP)]
     pub epochs: Option<u64>,
 
     /// Directory of the run [default: the next free one under runs/; with --resume the newest one there]
@@ -134,6 +122,9 @@ pub struct Args {
     #[command(flatten)]
     pub machine: MachineArgs,
 }
+
+const WHEN_TO_STOP: &str = "When to stop [default: after 1200 steps; with --preset after 3 minutes, with --preset paper where the \
+    recipe ends; with --resume where the run was to]";
 
 /// Seconds that a run without any limit may train.
 const QUICK_SECONDS: f64 = 180.0;
