@@ -3,7 +3,7 @@
 
   check   FIXTURE.safetensors ...   compare this file with the golden fixtures (see ../fixtures/README.md)
   bench   --size S|M|L --mode train|forward|decode --dtype f32|bf16|fp16 [--device cuda] [--threads N]
-  train   --data enwik8 --size S --steps N [...]   the paper's recipe on real bytes, one line per log interval
+  train   --data enwik8 --size S --steps N [...]   the paper's optimizer on real bytes, in segments of one length, one line per log interval
 
 Everything is time-major: ids [seq_len, batch], activations [seq_len, batch, d_model]. Sizes are those of `sharnn bench --size`.
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! run/
-//!   lock               locked while a process trains here; says to the others of a group that it is the same directory
+//!   lock               locked while a process trains here
+//!   group              what the first of many processes left for the others, to see that it is the same directory
 //!   metrics.jsonl      what was measured, a line each
 //!   best/              weights of the best validation
 //!   step-00001000/     the last checkpoints
@@ -13,7 +14,7 @@
 //! a crash leaves behind under such a name is removed when the directory is opened next.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -29,13 +30,14 @@ const STEP: &str = "step-";
 /// Begin the names of directories that a run is writing, replacing or removing.
 const OWN: [&str; 4] = [".tmp-best", ".tmp-step-", ".tmp-gone-step-", REPLACED];
 const LOCK: &str = "lock";
+const SIGN: &str = "group";
 
 /// An open, locked run directory. The lock goes with this value, or with the process.
 #[derive(Debug)]
 pub(crate) struct RunDir {
     path: PathBuf,
     /// `None` where another process of a group has locked it, which alone writes.
-    lock: Option<File>,
+    _lock: Option<File>,
 }
 
 /// Name of the checkpoint after `step` steps.
@@ -80,7 +82,7 @@ impl RunDir {
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(CheckpointError::io("lock", &lock_path)(error)),
         }
-        let run = Self { path: path.into(), lock: Some(lock) };
+        let run = Self { path: path.into(), _lock: Some(lock) };
         run.clean()?;
         Ok(run)
     }
@@ -89,9 +91,8 @@ impl RunDir {
     pub(crate) fn mark(&self) -> Result<Vec<u8>, CheckpointError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let sign = format!("process {} at {} ns\n", std::process::id(), now.as_nanos()).into_bytes();
-        let mut lock = self.lock.as_ref().expect("the process that has opened the directory");
-        let written = lock.set_len(0).and_then(|()| lock.write_all(&sign)).and_then(|()| lock.sync_all());
-        written.map_err(CheckpointError::io("write", &self.path.join(LOCK)))?;
+        let path = self.path.join(SIGN);
+        fs::write(&path, &sign).map_err(CheckpointError::io("write", &path))?;
         Ok(sign)
     }
 
@@ -103,12 +104,12 @@ impl RunDir {
             // It is not the one.
             let _ = fs::remove_dir(path);
         }
-        fs::read(path.join(LOCK)).is_ok_and(|found| found == sign)
+        fs::read(path.join(SIGN)).is_ok_and(|found| found == sign)
     }
 
     /// A directory that another process of the group has opened, to read.
     pub(crate) fn of_group(path: &Path) -> Self {
-        Self { path: path.into(), lock: None }
+        Self { path: path.into(), _lock: None }
     }
 
     /// Removes what a crash left half-written; puts back what was being replaced if nothing had taken its place yet.

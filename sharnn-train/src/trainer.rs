@@ -140,7 +140,10 @@ impl<B: AutodiffBackend> Trainer<B> {
         agree(self.group.as_ref(), &limits.of_position())?;
         self.clock.start();
         self.announce(observer);
-        self.asked = Asked::default();
+        // Later it is told with the gradients.
+        let mut flags = self.asks(interrupt).flags();
+        self.group.sum(&mut flags);
+        self.asked = Asked::from_flags(flags);
         loop {
             if self.group.size() == 1 {
                 self.asked = self.asks(interrupt);

@@ -36,8 +36,8 @@ pub struct Args {
     /// Lanes scored side by side [default: the run's; for weights without a run 8, fewer for short splits]
     #[arg(long, value_name = "N", help_heading = "How to score")]
     lanes: Option<usize>,
-    /// Bytes of a segment [default: the run's; for weights without a run, or with --mem-len, a sixteenth of the memory, at least 32
-    /// and at most 1024]
+    /// Bytes of a segment [default: the run's, with --mem-len no more than a sixteenth of that memory (or 32); for weights without a
+    /// run a sixteenth of the memory, from 32 to 1024]
     #[arg(long, value_name = "N", conflicts_with = "weights", help_heading = "How to score")]
     seq_len: Option<usize>,
     /// Precision of matrix products: f32, bf16, or auto, the fastest on this CPU [default: the run's, else auto]
@@ -251,10 +251,9 @@ impl Args {
             0 => 1024,
             mem_len => (mem_len / 16).clamp(32, 1024).min(mem_len),
         };
-        let of_its_run = of_run.map(|config| config.seq_len);
-        let by_default = match of_its_run {
-            Some(seq_len) if self.model.changes_memory() => seq_len.min(fitting),
-            Some(seq_len) => seq_len,
+        let by_default = match of_run {
+            Some(config) if self.model.changes_memory() => config.seq_len.min(fitting),
+            Some(config) => config.seq_len,
             None => fitting,
         };
         let seq_len = self.seq_len.unwrap_or(by_default);

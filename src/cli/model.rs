@@ -125,15 +125,20 @@ fn of_run<B: Backend>(dir: &Path, device: &B::Device) -> Result<Loaded<B>> {
         Err(CheckpointError::NoBest { .. }) if dir.join("checkpoint.json").is_file() => {
             bail!("{shown} is a checkpoint: name the directory of its run")
         }
-        Err(CheckpointError::NoBest { .. }) if newest.is_some() => {
-            let (model, manifest) = load_newest::<B>(dir, device)?;
-            let step = manifest.position.step;
-            tell!("{shown} has not been validated yet: using its weights after step {step}");
-            (model, step)
-        }
-        Err(CheckpointError::NoBest { .. }) => {
-            bail!("there is no run in {shown}: it has neither best/ nor a checkpoint")
-        }
+        Err(CheckpointError::NoBest { .. }) => match &newest {
+            None => bail!("there is no run in {shown}: it has neither best/ nor a checkpoint"),
+            Some((_, manifest)) if manifest.best.is_some() => {
+                bail!(
+                    "the best weights of {shown} are missing: resume the run, which restores them from its checkpoint"
+                )
+            }
+            Some(_) => {
+                let (model, manifest) = load_newest::<B>(dir, device)?;
+                let step = manifest.position.step;
+                tell!("{shown} has no best weights yet: using those after step {step}");
+                (model, step)
+            }
+        },
         loaded => {
             let (model, manifest) = loaded?;
             (model, manifest.best.step)

@@ -95,7 +95,7 @@ impl BackendJob for Job {
             return Ok(ExitCode::from(130));
         }
         if speaks && args.resume && steps == begun {
-            tell!("{}", args.at_its_end(stop));
+            tell!("{}", Args::at_its_end(stop, trainer.recipe()));
         }
         let finished = trainer.finish(&mut watch)?;
         drop(progress);

@@ -83,7 +83,7 @@ fn a_run_that_stopped_goes_on_to_its_end_without_being_told() {
     at.write("run/ends.json", ends.replace('3', "5").as_bytes());
     std::fs::remove_dir_all(at.path("run/best")).unwrap();
     let (out, err) = at.both(&["generate", "--model", "run", "--prompt", "A", "--bytes", "5"]);
-    assert_eq!((out.len(), &err[..]), (5, "run has not been validated yet: using its weights after step 3\n"));
+    assert_eq!((out.len(), &err[..]), (5, "run has no best weights yet: using those after step 3\n"));
     let resume = ["train", "--resume", "--out", "run", "--threads", "1"];
     let (out, err) = at.both(&resume);
     assert!(out.starts_with(b"trained 5 steps; ") && !err.contains("has come to the end"), "{err}");
@@ -93,6 +93,12 @@ fn a_run_that_stopped_goes_on_to_its_end_without_being_told() {
     let damaged = at.run(&resume);
     let stderr = String::from_utf8_lossy(&damaged.stderr).into_owned();
     assert!(damaged.status.code() == Some(1) && stderr.contains("ends.json is damaged: delete it"), "{stderr}");
+
+    // A rate that has fallen to zero is no rate to go on with.
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    let (_, err) = at.both(&resume);
+    assert!(err.contains("has come to the end of its recipe: a longer one is a new run"), "{err}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Many processes, here threads, that train one run: what they compute, save and refuse together.
 
 use std::path::Path;
+use std::time::Duration;
 
 use crate::common::threads::in_group;
 use crate::common::{self, *};
@@ -100,6 +101,18 @@ fn an_interruption_of_one_stops_all() {
     assert_eq!(stops[1], (Stop::Interrupted, 15, vec![]));
 }
 
+#[test]
+fn no_time_is_no_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let stops = in_group(2, |group| {
+        let mut trainer = open_with(group, recipe(), options(dir.path())).unwrap();
+        let limits = Limits { max_time: Some(Duration::ZERO), ..Limits::default() };
+        let stop = trainer.run(&limits, &mut silent, &Interrupt::default()).unwrap();
+        (stop, trainer.position().step)
+    });
+    assert_eq!(stops, [(Stop::Time, 0); 2]);
+}
+
 fn refusals(size: usize, job: impl Fn(SharedGroup) -> Result<Trainer<B>, TrainError> + Sync) -> Vec<String> {
     in_group(size, |group| match job(group) {
         Ok(_) => "opened".to_string(),
@@ -152,7 +165,7 @@ fn a_run_directory_that_is_not_shared_is_found_before_the_first_step() {
             let own = dir.path().join(group.rank().to_string());
             if used_before {
                 std::fs::create_dir_all(&own).unwrap();
-                std::fs::write(own.join("lock"), "process 1 at 1 ns\n").unwrap();
+                std::fs::write(own.join("group"), "process 1 at 1 ns\n").unwrap();
             }
             open_with(group, recipe(), options(&own))
         });
@@ -222,14 +235,15 @@ fn muon_makes_the_same_steps_in_all_processes() {
     }
 }
 
-/// The byte `z`, in the third of four lanes alone, is embedded so far out that nothing finite comes of it.
+/// The byte `z`, in the third of four lanes alone (of validation in the last of two), is embedded so far out that nothing finite comes of it.
 #[test]
-fn a_loss_that_is_not_finite_in_one_process_skips_the_step_in_all() {
+fn a_loss_that_is_not_finite_in_one_process_is_not_in_any() {
     let dir = tempfile::tempdir().unwrap();
     let untied = ShaRnnConfig { tied: false, ..config() };
     let Splits { train, valid, test, .. } = splits();
     let mut text = [&train[..], &valid, &test].concat();
     text[train.len() * 5 / 8] = b'z';
+    text[train.len() + valid.len() * 3 / 4] = b'z';
     let splits = Splits::by_fractions(Corpus::from_bytes(text), 0.2, 0.2).unwrap();
     let weights = dir.path().join("far.safetensors");
     sharnn_train::save_weights(&untied.init_seeded::<B>(3, &Default::default()), &weights).unwrap();
@@ -243,15 +257,16 @@ fn a_loss_that_is_not_finite_in_one_process_skips_the_step_in_all() {
         let mut trainer =
             Trainer::<B>::open_in(group, untied.clone(), recipe(), splits.clone(), options, &Default::default())
                 .unwrap();
-        let mut skipped = Vec::new();
-        let mut observer = |event: Event<'_>| {
-            if let Event::Skipped { step, .. } = event {
-                skipped.push(step);
-            }
+        let (mut skipped, mut valid) = (Vec::new(), Vec::new());
+        let mut observer = |event: Event<'_>| match event {
+            Event::Skipped { step, .. } => skipped.push(step),
+            Event::Valid(record) => valid.push(record.bpc),
+            _ => {}
         };
         trainer.run(&steps(16), &mut observer, &Interrupt::default()).unwrap();
-        (skipped, collect_params(trainer.model()))
+        (skipped, collect_params(trainer.model()), valid)
     });
+    assert_eq!(skipped[0].2, [None], "the validation after step 9");
     assert!(!skipped[0].0.is_empty(), "no step was skipped");
     assert!(skipped[0].0.len() < 16, "no step was made");
     assert!(skipped[0] == skipped[1]);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 
 use crate::core::{MemoryEstimate, StepShape};
-use crate::train::{Limits, Phase, Schedule, Stop, latest_manifest};
+use crate::train::{Limits, Schedule, Stop, latest_manifest};
 use crate::{Backend, BackendKind, Precision, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions};
 
 use super::super::data::DataArgs;
@@ -95,7 +95,7 @@ pub struct Args {
     #[arg(long, value_name = "N", help_heading = WHEN_TO_STOP)]
     pub epochs: Option<u64>,
 
-    /// Directory of the run [default: the next free one under runs/; with --resume the newest one there]
+    /// Directory of the run [default: the next free one under runs/; with --resume that of the highest number there]
     #[arg(long, value_name = "DIR", help_heading = "Run")]
     pub out: Option<PathBuf>,
     /// Go on where the run in --out stopped
@@ -132,11 +132,21 @@ const QUICK_SECONDS: f64 = 180.0;
 /// Steps of the run that nothing was said of: some three minutes on two cores.
 const QUICK_STEPS: u64 = 1200;
 
+/// When to end.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Asked {
+    /// This call.
+    call: Ends,
+    /// The run, as it is remembered.
+    run: Ends,
+}
+
 /// What the command line asks for.
 pub struct Plan {
     pub config: ShaRnnConfig,
     pub recipe: Recipe,
     pub limits: Limits,
+    /// When the run is to end, this call or a later one.
     pub ends: Ends,
     pub options: TrainOptions,
     /// Whether the precision was chosen here, and neither by the user nor by the run.
@@ -177,16 +187,19 @@ impl Args {
         };
         self.change_model(&mut config)?;
         let run = stored.as_ref().map(|(_, recipe)| recipe);
-        let mut ends = self.ends(kept, trained)?;
-        self.change_schedule(&mut recipe, &ends, kept)?;
+        let Asked { mut call, run: mut ends } = self.ends(kept, trained)?;
+        if of_preset || self.changes_schedule() {
+            self.change_schedule(&mut recipe, &call, run)?;
+        }
         self.change_recipe(&mut recipe, of_preset.then_some(splits))?;
         self.change_segments(&mut recipe, run)?;
         let auto_precision = self.change_precision(&mut recipe, run)?;
         let (config, recipe) = set_fields(config, recipe, &self.set)?;
-        if ends == Ends::default() && kept.is_none() && !self.has_an_end(&recipe) {
-            ends.seconds = Some(trained + QUICK_SECONDS);
+        if call == Ends::default() && kept.is_none() && !self.has_an_end(&recipe) {
+            call.seconds = Some(trained + QUICK_SECONDS);
+            ends = call;
         }
-        let (limits, options) = (ends.limits(trained), self.options(run_dir));
+        let (limits, options) = (call.limits(trained), self.options(run_dir));
         Ok(Plan { config, recipe, limits, ends, options, auto_precision })
     }
 
@@ -197,8 +210,8 @@ impl Args {
         recipe(self.recipe.as_deref().unwrap_or(by_default), name, preset(name)?)
     }
 
-    /// When the run is to end: as the options say, or, of one that goes on, as they said before.
-    fn ends(&self, kept: Option<Ends>, trained: f64) -> Result<Ends> {
+    /// When this call and the run are to end: as the options say, or, of a run that goes on, as they said before.
+    fn ends(&self, kept: Option<Ends>, trained: f64) -> Result<Asked> {
         ensure!(self.steps != Some(0), "--steps 0 cannot be used: use at least 1");
         ensure!(self.epochs != Some(0), "--epochs 0 cannot be used: use at least 1");
         let seconds = match self.minutes {
@@ -211,17 +224,24 @@ impl Args {
             None => None,
         };
         let given = Ends { steps: self.steps, epochs: self.epochs, seconds };
-        let by_default = match self.preset {
-            None if !self.resume => Ends { steps: Some(QUICK_STEPS), ..Ends::default() },
-            _ => Ends::default(),
-        };
-        Ok(if given == Ends::default() { kept.unwrap_or(by_default) } else { given })
+        Ok(match kept {
+            // Minutes are those of this call: a run that was to end otherwise still is.
+            Some(kept) if self.steps.is_none() && self.epochs.is_none() => {
+                let call = Ends { seconds: seconds.or(kept.seconds), ..kept };
+                Asked { call, run: Ends { seconds: kept.seconds.and(call.seconds), ..kept } }
+            }
+            None if !self.resume && self.preset.is_none() && given == Ends::default() => {
+                let quick = Ends { steps: Some(QUICK_STEPS), ..given };
+                Asked { call: quick, run: quick }
+            }
+            _ => Asked { call: given, run: given },
+        })
     }
 
     /// Whether a recipe ends by itself, and is meant to. A run that is resumed without a word on its end was started by a library.
     fn has_an_end(&self, recipe: &Recipe) -> bool {
-        let ends = |phase: &Phase| phase.steps.is_some() || (self.resume && phase.epochs != u64::MAX);
-        self.preset.as_deref() == Some("paper") || recipe.phases.iter().all(ends)
+        let by_epochs = self.resume || self.preset.as_deref() == Some("paper");
+        recipe.phases.iter().all(|phase| phase.steps.is_some() || (by_epochs && phase.epochs != u64::MAX))
     }
 
     fn change_model(&self, config: &mut ShaRnnConfig) -> Result<()> {
@@ -238,18 +258,24 @@ impl Args {
         Ok(())
     }
 
-    /// Sets the schedule. What falls has to know its end.
-    fn change_schedule(&self, recipe: &mut Recipe, ends: &Ends, kept: Option<Ends>) -> Result<()> {
-        let kept = kept.unwrap_or_default();
-        for phase in &mut recipe.phases {
+    /// Whether an option says how the learning rate of a run falls that exists.
+    fn changes_schedule(&self) -> bool {
+        self.schedule.is_some() || self.steps.is_some() || self.epochs.is_some()
+    }
+
+    /// Sets the schedule. What falls has to know its end: that of this call, or of the run that goes on.
+    fn change_schedule(&self, recipe: &mut Recipe, call: &Ends, run: Option<&Recipe>) -> Result<()> {
+        let (steps, epochs) = if run.is_some() { (self.steps, self.epochs) } else { (call.steps, call.epochs) };
+        for (i, phase) in recipe.phases.iter_mut().enumerate() {
+            let of_run = run.and_then(|run| run.phases.get(i));
             if let Some(kind) = &self.schedule {
                 phase.schedule = schedule(kind)?;
             }
             if phase.schedule == Schedule::Constant {
                 continue;
             }
-            phase.steps = ends.steps.or(phase.steps).or(kept.steps);
-            phase.epochs = ends.epochs.or(kept.epochs).unwrap_or(phase.epochs);
+            phase.steps = steps.or(phase.steps).or(of_run.and_then(|phase| phase.steps));
+            phase.epochs = epochs.or(of_run.map(|phase| phase.epochs)).unwrap_or(phase.epochs);
             if phase.steps.is_none() && phase.epochs == u64::MAX {
                 ensure!(
                     self.schedule.is_none(),
@@ -276,7 +302,7 @@ impl Args {
         }
         let first_lr = recipe.phases[0].lr;
         for phase in &mut recipe.phases {
-            // The paper's second phase has half of the first one's rate, whatever that is.
+            // The paper's second phase has half of the first one's rate, whatever that is. The same rate again changes no bit.
             if let Some(lr) = self.lr.filter(|lr| *lr != first_lr) {
                 phase.lr = lr * (phase.lr / first_lr);
             }
@@ -341,10 +367,16 @@ impl Args {
     }
 
     /// What to say of a run that was over before this call.
-    pub fn at_its_end(&self, stop: Stop) -> &'static str {
+    pub fn at_its_end(stop: Stop, recipe: &Recipe) -> &'static str {
+        let falls = recipe.phases.iter().any(|phase| phase.schedule != Schedule::Constant);
         match stop {
-            Stop::Finished => "the run is over: its recipe ends here",
-            _ => "the run has come to the end that it was given: --steps, --epochs or --minutes train it longer",
+            Stop::Steps | Stop::Epochs | Stop::Time if !falls => {
+                "the run has come to the end that it was given: --steps, --epochs or --minutes train it longer"
+            }
+            Stop::Time => "the run has come to the end that it was given: --minutes trains it longer",
+            _ => {
+                "the run has come to the end of its recipe: a longer one is a new run (--init-weights starts it from these weights)"
+            }
         }
     }
 
@@ -505,19 +537,30 @@ mod tests {
 
     #[test]
     fn a_run_that_goes_on_ends_where_it_was_to() {
-        let ends = |options: &[&str], kept| args(options).ends(kept, 100.0).unwrap();
+        let asked = |options: &[&str], kept| args(options).ends(kept, 100.0).unwrap();
+        let ends = |options: &[&str], kept| {
+            let Asked { call, run } = asked(options, kept);
+            assert_eq!(call, run, "{options:?}");
+            run
+        };
         let [none, steps] = [None, Some(9000)].map(|steps| Ends { steps, ..Ends::default() });
         let until = |seconds| Ends { seconds: Some(seconds), ..none };
         assert_eq!(ends(&["--steps", "7"], None), Ends { steps: Some(7), ..none });
         assert_eq!(ends(&["--resume"], Some(steps)), steps);
         assert_eq!(ends(&["--resume"], None), none);
-        assert_eq!(ends(&["--resume", "--minutes", "1.5"], Some(steps)), until(190.0), "of this call");
+        assert_eq!(ends(&["--resume", "--steps", "7"], Some(until(180.0))), Ends { steps: Some(7), ..none });
+        assert_eq!(ends(&["--resume", "--minutes", "1.5"], Some(until(180.0))), until(190.0));
+        // Minutes of this call: the run still ends where it was to.
+        let call = Ends { seconds: Some(190.0), ..steps };
+        assert_eq!(asked(&["--resume", "--minutes", "1.5"], Some(steps)), Asked { call, run: steps });
+        assert_eq!(asked(&["--resume", "--minutes", "1.5"], Some(none)), Asked { call: until(190.0), run: none });
         assert_eq!(ends(&[], None), Ends { steps: Some(QUICK_STEPS), ..none });
         assert_eq!(ends(&["--preset", "xs"], None), none);
         let left = |seconds| until(190.0).limits(seconds).max_time.unwrap().as_secs_f64();
         assert_eq!((left(100.0), left(190.5)), (90.0, 0.0));
         assert_eq!(plan(&["--preset", "xs"]).unwrap().ends, until(QUICK_SECONDS));
         assert_eq!(plan(&["--preset", "paper"]).unwrap().ends, none);
+        assert_eq!(plan(&["--preset", "paper", "--recipe", "budget"]).unwrap().ends, until(QUICK_SECONDS));
         let resumed = |recipe| args(&["--resume"]).has_an_end(&recipe);
         assert!(resumed(Recipe::paper()) && resumed(Recipe::budget(Some(9000))) && !resumed(Recipe::budget(None)));
     }
@@ -539,8 +582,8 @@ mod tests {
             for again in [again, resumed] {
                 let (mut config, mut recipe) = again.preset().unwrap();
                 again.change_model(&mut config).unwrap();
-                let ends = again.ends(Some(first.ends), 50.0).unwrap();
-                again.change_schedule(&mut recipe, &ends, Some(first.ends)).unwrap();
+                let call = again.ends(Some(first.ends), 50.0).unwrap().call;
+                again.change_schedule(&mut recipe, &call, Some(&first.recipe)).unwrap();
                 again.change_recipe(&mut recipe, Some(&enwik8::sample())).unwrap();
                 assert_eq!((&recipe.phases, recipe.valid.lanes), (&first.recipe.phases, first.recipe.valid.lanes));
             }
