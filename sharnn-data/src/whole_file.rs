@@ -1,7 +1,7 @@
-//! Files that are there whole or not at all.
+//! Files that are there whole or not at all, and reading and locking them with care.
 
-use std::fs::{self, File, Permissions};
-use std::io::{self, BufWriter, Write};
+use std::fs::{self, File, Permissions, TryLockError};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
 use tempfile::Builder;
@@ -89,6 +89,30 @@ pub fn open(path: impl AsRef<Path>) -> io::Result<File> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
     }
     File::open(path)
+}
+
+/// Reads a file that should have no more than `most` bytes; of a longer one these.
+///
+/// # Errors
+/// As [`open`], and what the system says.
+pub fn read(path: impl AsRef<Path>, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Locks a file for this process, until it is closed, and returns whether no other one has it. On a file system without locks
+/// none is known to: all that is lost is the protection against a second process.
+///
+/// # Errors
+/// What the system says.
+pub fn lock(file: &File) -> io::Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 /// Brings a directory's entries to the disk. Only Unix lets a directory be opened for that.

@@ -128,7 +128,8 @@ pub enum GroupError {
     /// Weights that should be the same everywhere are not.
     #[error(
         "after step {step} the weights of process {rank} of {size} differ from those of process 0: the machines do not compute \
-         alike (another CPU, another backend, kernels that were chosen by timing them as with the feature autotune, or broken memory). Resume from the last checkpoint, on machines of one kind"
+         alike (another CPU, another backend, kernels that were chosen by timing them as with the feature autotune, or broken \
+         memory). Resume from the last checkpoint, on machines of one kind"
     )]
     Weights {
         /// The step.

@@ -13,7 +13,7 @@
 //! A directory in it is written aside under a name that begins with `.tmp-`, brought to the disk, and then renamed. What
 //! a crash leaves behind under such a name is removed when the directory is opened next.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -75,12 +75,8 @@ impl RunDir {
         let lock_path = path.join(LOCK);
         let lock = File::options().create(true).write(true).truncate(false).open(&lock_path);
         let lock = lock.map_err(CheckpointError::io("open", &lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(CheckpointError::Locked { path: lock_path }),
-            // A file system without locks: all that is lost is the protection against a second process.
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(error)) => return Err(CheckpointError::io("lock", &lock_path)(error)),
+        if !whole_file::lock(&lock).map_err(CheckpointError::io("lock", &lock_path))? {
+            return Err(CheckpointError::Locked { path: lock_path });
         }
         let run = Self { path: path.into(), _lock: Some(lock) };
         run.clean()?;

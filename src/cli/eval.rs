@@ -262,8 +262,7 @@ impl Args {
             (Some(_), _) => 1,
             // Other data than the run's may have no byte for each.
             (None, Some(config)) => config.lanes.min((bytes / seq_len).max(1)),
-            // A split of a small file may be too short for the paper's lanes.
-            (None, None) => (bytes / 4 / seq_len).clamp(1, 8),
+            (None, None) => values::lanes(8, bytes, seq_len),
         };
         let precision = match self.precision.as_deref().map(values::precision).transpose()? {
             Some(given) => given.unwrap_or_else(|| fastest(self.machine.backend)),

@@ -31,31 +31,33 @@ pub fn join() -> Result<SharedGroup> {
 /// The exit code of a program; an error is printed in one line, and ends the whole group.
 pub fn exit_code(group: &dyn Group, result: Result<ExitCode>) -> ExitCode {
     match result {
-        Err(error) if group.size() > 1 => {
-            if !group.is_first() {
-                std::thread::sleep(PATIENCE);
-            }
+        Err(error) if group.size() > 1 => tell_and_abort(group, 1, || {
             tell!("error: process {} of {}: {}", group.rank(), group.size(), in_one_line(&error));
-            group.abort(1)
-        }
+        }),
         result => print_and_exit_code(result),
     }
+}
+
+/// Tells of an error, which the first process may have told of before, and ends the whole group.
+fn tell_and_abort(group: &dyn Group, status: i32, tell: impl FnOnce()) -> ! {
+    if !group.is_first() {
+        std::thread::sleep(PATIENCE);
+    }
+    tell();
+    group.abort(status)
 }
 
 /// The exit code where this process can't make sense of its arguments, after it has told so. The others may have been given other
 /// ones, and would wait for it.
 pub fn refuse_arguments(group: &dyn Group, error: &clap::Error) -> ExitCode {
     let status = error.exit_code();
-    let fails = status != 0;
-    if fails && !group.is_first() {
-        std::thread::sleep(PATIENCE);
+    // There may be nobody left to tell.
+    let print = || drop(error.print());
+    if status != 0 && group.size() > 1 {
+        tell_and_abort(group, status, print);
     }
-    if group.is_first() || fails {
-        // There may be nobody left to tell.
-        let _ = error.print();
-    }
-    if fails && group.size() > 1 {
-        group.abort(status);
+    if group.is_first() {
+        print();
     }
     ExitCode::from(status as u8)
 }

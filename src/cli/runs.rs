@@ -1,7 +1,7 @@
 //! Where runs are kept: `runs/001`, `runs/002`, ... unless the user names a directory; and what is kept in them for `--resume`.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -61,12 +61,10 @@ fn newest(runs: &Path) -> Option<u32> {
 /// What an earlier call kept in the file `name` of a run's directory. `advice` is for one that cannot be read.
 pub fn kept<T: DeserializeOwned>(run_dir: &Path, name: &str, advice: &str) -> Result<Option<T>> {
     let path = run_dir.join(name);
-    let file = match whole_file::open(&path) {
+    let json = match whole_file::read(&path, MOST_JSON) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file.with_context(|| format!("cannot read {}", path.display()))?,
+        json => json.with_context(|| format!("cannot read {}", path.display()))?,
     };
-    let mut json = Vec::new();
-    file.take(MOST_JSON).read_to_end(&mut json).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_slice(&json).map(Some).with_context(|| format!("{} is damaged: {advice}", path.display()))
 }
 

@@ -38,6 +38,11 @@ pub fn recipe(name: &str, preset: Option<&str>, config: ShaRnnConfig) -> Result<
     })
 }
 
+/// Lanes to score so many bytes in: no more than `most`, fewer where each would be shorter than some segments.
+pub fn lanes(most: usize, bytes: usize, seq_len: usize) -> usize {
+    most.min(bytes / 4 / seq_len).max(1)
+}
+
 pub fn attend(which: &str) -> Result<Attend> {
     let list = || which.split(',').map(|block| block.trim().parse()).collect::<Result<Vec<usize>, _>>();
     Ok(match which {

@@ -1,12 +1,13 @@
 //! The archive as far as it has come: a locked file, and a note of which version of the archive its bytes belong to.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::FetchError;
+use crate::whole_file;
 
 /// Which version of which archive a partial file belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,12 +40,8 @@ impl Part {
             .truncate(false)
             .open(&path)
             .map_err(FetchError::io("open", &path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(FetchError::Busy { part: path }),
-            // A file system without locks: all that is lost is the protection against a second process.
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(error)) => return Err(FetchError::io("lock", &path)(error)),
+        if !whole_file::lock(&file).map_err(FetchError::io("lock", &path))? {
+            return Err(FetchError::Busy { part: path });
         }
         let len = file.metadata().map_err(FetchError::io("look at", &path))?.len();
         let version = fs::read(&note)

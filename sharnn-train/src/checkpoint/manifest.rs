@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -240,14 +240,11 @@ pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(
 }
 
 fn read_present(file: &Path, advice: &str) -> Result<Vec<u8>, CheckpointError> {
-    let opened = match whole_file::open(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing(file, advice)),
-        opened => opened.map_err(CheckpointError::io("read", file))?,
-    };
-    let mut bytes = Vec::new();
     // Of a longer one the checksum is wrong.
-    opened.take(MOST_JSON).read_to_end(&mut bytes).map_err(CheckpointError::io("read", file))?;
-    Ok(bytes)
+    match whole_file::read(file, MOST_JSON) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing(file, advice)),
+        bytes => bytes.map_err(CheckpointError::io("read", file)),
+    }
 }
 
 fn missing(file: &Path, advice: &str) -> CheckpointError {

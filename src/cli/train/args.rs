@@ -11,7 +11,7 @@ use crate::{Backend, BackendKind, Precision, Recipe, SegmentLengths, ShaRnnConfi
 
 use super::super::data::DataArgs;
 use super::super::machine::{MachineArgs, fastest};
-use super::super::values::{attend, precision, preset, recipe, schedule, set_fields};
+use super::super::values::{attend, lanes, precision, preset, recipe, schedule, set_fields};
 use super::ends::Ends;
 
 /// Train a model on enwik8 or on any file, and score it in bits per byte
@@ -319,10 +319,9 @@ impl Args {
         }
         match (self.eval_batch, splits) {
             (Some(lanes), _) => (recipe.valid.lanes, recipe.test.lanes) = (lanes, lanes),
-            // A split of a small file may be too short for the recipe's lanes.
             (None, Some(splits)) => {
                 for (eval, split) in [(&mut recipe.valid, &splits.valid), (&mut recipe.test, &splits.test)] {
-                    eval.lanes = eval.lanes.min(split.len() / 4 / eval.seq_len).max(1);
+                    eval.lanes = lanes(eval.lanes, split.len(), eval.seq_len);
                 }
             }
             (None, None) => {}
