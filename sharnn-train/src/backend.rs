@@ -1,4 +1,7 @@
 //! Choosing a backend by name, at run time, among those that were compiled in.
+//!
+//! Here lives all that knows backends by name; everything else is generic over them.
+//! It uses no other room; it is for programs, and no room needs it.
 
 use std::fmt;
 use std::str::FromStr;
