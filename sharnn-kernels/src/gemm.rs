@@ -296,7 +296,7 @@ fn task_rows(rows: usize, format: Format) -> usize {
     let rounds = rows.div_ceil(team::threads() * ROW_BLOCK).max(if rows < 512 { 1 } else { 3 });
     let tile = match (format, Isa::current().vectors()) {
         (Format::Pairs, _) => 32,
-        (_, Vectors::Avx512) => 12,
+        (_, Vectors::Avx512) => 8,
         (_, Vectors::Portable | Vectors::Avx2) => 6,
     };
     rows.div_ceil(team::threads() * rounds).next_multiple_of(tile).clamp(tile, ROW_BLOCK)

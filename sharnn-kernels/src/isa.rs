@@ -137,7 +137,8 @@ mod tests {
     fn the_best_proved_set_is_detected() {
         let detected = Isa::detected();
         assert!(detected.is_available() && ![Isa::Tiles, Isa::Amx].contains(&detected), "{detected:?}");
-        let rank = |isa| [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].iter().position(|&known| known == isa);
+        let rank =
+            |isa| [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].iter().position(|&known| known == isa);
         for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16] {
             assert!(!isa.is_available() || rank(isa) <= rank(detected), "{isa:?} is better than {detected:?}");
         }
