@@ -25,7 +25,7 @@ mod tensor_file;
 mod trainer;
 mod weights;
 
-pub use backend::{BackendError, BackendJob, BackendKind};
+pub use backend::{BackendError, BackendJob, BackendKind, MissingPiece};
 pub use checkpoint::{
     BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, FORMAT, FileDigest, Manifest, Moved, Position,
     latest_manifest, load_best, load_newest,
