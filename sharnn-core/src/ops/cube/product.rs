@@ -78,3 +78,53 @@ fn exact<R: CubeRuntime>(a: CubeTensor<R>, b: CubeTensor<R>, out: &CubeTensor<R>
         .or_else(|_| launch(&Strategy::Naive, a, b))
         .expect("a product of checked shapes");
 }
+
+/// On a Vulkan device.
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use burn::tensor::Distribution;
+    use burn_cubecl::CubeBackend;
+    use burn_cubecl::cubecl::wgpu::WgpuRuntime;
+
+    use super::*;
+    use crate::ops::cube::{arg, values};
+
+    type B = CubeBackend<WgpuRuntime, f32, i32, u32>;
+
+    fn random<const D: usize>(shape: [usize; D]) -> Tensor<B, D> {
+        Tensor::random(shape, Distribution::Default, &Default::default())
+    }
+
+    fn numbers(x: Tensor<B, 3>) -> Vec<f32> {
+        x.into_data().to_vec().unwrap()
+    }
+
+    /// Shapes that no tile divides, whole vectors, and operands that lie the other way round.
+    #[test]
+    fn products_are_contiguous_and_the_same_in_every_way_of_computing_them() {
+        for (n, m, k, l) in [(1, 1, 1, 1), (2, 3, 5, 7), (1, 64, 32, 16), (3, 17, 40, 33), (1, 1, 24, 9), (2, 9, 8, 1)]
+        {
+            let (a, b) = (random([n, m, k]), random([n, l, k]).swap_dims(1, 2));
+            let (columns, rows) = (a.clone().unsqueeze_dim::<4>(3), b.clone().unsqueeze_dim::<4>(1));
+            let wanted = numbers((columns * rows).sum_dim(2).squeeze_dim(2));
+            let got = product(a.clone(), b.clone(), Precision::F32).into_primitive().tensor();
+            assert!(got.is_contiguous());
+            let out = room(&got, [n, m, l]);
+            exact(a.into_primitive().tensor(), b.into_primitive().tensor(), &out);
+            for x in [tensor::<B, 3>(got), tensor(out)] {
+                for (got, wanted) in numbers(x).iter().zip(&wanted) {
+                    // Sums of at most 40 numbers below 1, in another order.
+                    assert!((got - wanted).abs() < 1e-5, "{got} and {wanted} of {:?}", (n, m, k, l));
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "a kernel is given contiguous tensors")]
+    fn a_kernel_is_given_no_tensor_with_gaps() {
+        let wide = random([4, 8]);
+        arg(&values(wide.clone().narrow(1, 0, 4)));
+        arg(&wide.narrow(1, 0, 4).into_primitive().tensor());
+    }
+}
