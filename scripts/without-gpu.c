@@ -5,6 +5,7 @@
  * scripts/without-gpu.py builds it and runs a program on it.
  */
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,6 +43,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static Function *functions;
 static Span *spans;
 static size_t reserved, peak;
+static atomic_long copies[2]; /* to the device, from it */
 static int modules;
 
 static FILE *file(const char *name) {
@@ -55,7 +57,7 @@ static FILE *file(const char *name) {
 static void report(void) {
     FILE *out = file("report.tsv");
     if (!out) return;
-    fprintf(out, "peak\t%zu\n", peak);
+    fprintf(out, "%zu\t%ld\t%ld\n", peak, copies[0], copies[1]);
     for (Function *f = functions; f; f = f->next)
         fprintf(out, "%04d\t%s\t%ld\t%ld\t%u\t%ld\t%d\n", f->module, f->name, f->launches, f->grid, f->units, f->shared, f->parameters);
     fclose(out);
@@ -139,8 +141,15 @@ int cuMemAllocAsync(Pointer *pointer, size_t size, void *stream) { return cuMemA
 int cuMemFreeAsync(Pointer pointer, void *stream) { return cuMemFree_v2(pointer); }
 int cuMemAllocHost_v2(void **pointer, size_t size) { return (*pointer = map(size)) ? SUCCESS : OUT_OF_MEMORY; }
 int cuMemFreeHost(void *pointer) { return SUCCESS; }
-int cuMemcpyHtoDAsync_v2(Pointer to, const void *from, size_t size, void *stream) { return memcpy((void *)to, from, size), SUCCESS; }
-int cuMemcpyDtoHAsync_v2(void *to, Pointer from, size_t size, void *stream) { return memcpy(to, (void *)from, size), SUCCESS; }
+
+static int copy(int from_device, void *to, const void *from, size_t size) {
+    copies[from_device]++;
+    memcpy(to, from, size);
+    return SUCCESS;
+}
+
+int cuMemcpyHtoDAsync_v2(Pointer to, const void *from, size_t size, void *stream) { return copy(0, (void *)to, from, size); }
+int cuMemcpyDtoHAsync_v2(void *to, Pointer from, size_t size, void *stream) { return copy(1, to, (void *)from, size); }
 
 /* CUDA_MEMCPY2D, as cuda.h has it. */
 typedef struct {
@@ -160,6 +169,7 @@ typedef struct {
 int cuMemcpy2DAsync_v2(const Copy *copy, void *stream) {
     const char *from = copy->from_type == 1 ? copy->from_host : (void *)copy->from_device;
     char *to = copy->to_type == 1 ? copy->to_host : (void *)copy->to_device;
+    copies[copy->from_type != 1]++;
     for (size_t row = 0; row < copy->height; row++)
         memcpy(to + row * copy->to_pitch, from + row * copy->from_pitch, copy->width);
     return SUCCESS;

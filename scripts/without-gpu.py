@@ -62,9 +62,9 @@ def main():
         if not report.exists():
             print("the program made no use of the device", file=sys.stderr)
             return status or 1
-        (_, peak), *kernels = [line.split("\t") for line in report.read_text().splitlines()]
+        (peak, to_device, from_device), *kernels = [line.split("\t") for line in report.read_text().splitlines()]
         print(f"\n{int(peak):,} bytes of the device's memory were reserved at most; {len(kernels)} kernels, ", end="")
-        print(f"{sum(int(kernel[2]) for kernel in kernels):,} launches\n")
+        print(f"{sum(int(kernel[2]) for kernel in kernels):,} launches; {to_device} copies to the device, {from_device} from it\n")
         print("| kernel | launches | blocks, at most | units of a block | dynamic shared memory | bytes of parameters | registers | spilled bytes |")
         print("|---|---|---|---|---|---|---|---|")
         for module, name, *numbers in sorted(kernels, key=lambda kernel: -int(kernel[2])):
