@@ -21,7 +21,7 @@ mod report; // uses run
 
 mod trainer; // uses all but backend
 
-pub use backend::{BackendError, BackendJob, BackendKind};
+pub use backend::{BackendError, BackendJob, BackendKind, MissingPiece};
 #[cfg(feature = "flex")]
 pub use eval::evaluate_packed;
 pub use eval::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluate_dynamic};
