@@ -307,14 +307,36 @@ __device__ __forceinline__ void bring_weights(unsigned char* weights, Value valu
 // Each warp multiplies its share of the terms: every WARPS-th tile.
 template <int TERM_TILES, int COLUMN_TILES, int AT_ONCE>
 struct Product {
+    static constexpr int OWN_TILES = ceiling(TERM_TILES, WARPS);
+    // Loads that are under way at once hide one another's latency.
+    static constexpr int DEEP = most(1, least(8 / LANE_TILES, OWN_TILES));
+    // Weights that fit 96 registers of a thread are held there too: to read 64 KB of shared memory takes 512 cycles of each step.
+    static constexpr bool HELD = AT_ONCE == COLUMN_TILES && OWN_TILES * COLUMN_TILES <= 48;
+    static constexpr int UNROLLED = HELD ? OWN_TILES : 1;
+
     float sums[AT_ONCE][LANE_TILES][4];
+    uint2 held[HELD ? OWN_TILES : 1][HELD ? COLUMN_TILES : 1];
+
+    __device__ __forceinline__ uint2 weight(const unsigned char* weights, int term_tile, int column_tile) const {
+        return reinterpret_cast<const uint2*>(weights)[(term_tile * COLUMN_TILES + column_tile) * 32 + threadIdx.x % 32];
+    }
+
+    // To be called once, when the weights are in shared memory.
+    __device__ __forceinline__ void hold(const unsigned char* weights) {
+        if (HELD) {
+#pragma unroll
+            for (int own = 0; own < OWN_TILES; ++own) {
+                const int term_tile = threadIdx.x / 32 + own * WARPS;
+#pragma unroll
+                for (int c = 0; c < COLUMN_TILES; ++c) {
+                    held[HELD ? own : 0][HELD ? c : 0] = weight(weights, least(term_tile, TERM_TILES - 1), c);
+                }
+            }
+        }
+    }
 
     __device__ __forceinline__ void multiply(const unsigned* published, const unsigned char* weights, int first, unsigned char*) {
-        // Loads that are under way at once hide one another's latency.
-        constexpr int DEEP = most(1, least(8 / LANE_TILES, ceiling(TERM_TILES, WARPS)));
-        const int thread = threadIdx.x % 32;
-        const uint4* states = reinterpret_cast<const uint4*>(published) + thread;
-        const uint2* tiles = reinterpret_cast<const uint2*>(weights) + thread;
+        const uint4* states = reinterpret_cast<const uint4*>(published) + threadIdx.x % 32;
 #pragma unroll
         for (int c = 0; c < AT_ONCE; ++c) {
 #pragma unroll
@@ -322,12 +344,12 @@ struct Product {
                 sums[c][m][0] = sums[c][m][1] = sums[c][m][2] = sums[c][m][3] = 0.0f;
             }
         }
-#pragma unroll 1
-        for (int from = threadIdx.x / 32; from < TERM_TILES; from += WARPS * DEEP) {
+#pragma unroll UNROLLED
+        for (int from = 0; from < OWN_TILES; from += DEEP) {
             uint4 a[DEEP][LANE_TILES];
 #pragma unroll
             for (int i = 0; i < DEEP; ++i) {
-                const int term_tile = from + i * WARPS;
+                const int term_tile = threadIdx.x / 32 + (from + i) * WARPS;
                 if (term_tile < TERM_TILES) {
 #pragma unroll
                     for (int m = 0; m < LANE_TILES; ++m) {
@@ -337,12 +359,13 @@ struct Product {
             }
 #pragma unroll
             for (int i = 0; i < DEEP; ++i) {
-                const int term_tile = from + i * WARPS;
+                const int own = from + i, term_tile = threadIdx.x / 32 + own * WARPS;
                 if (term_tile < TERM_TILES) {
 #pragma unroll
                     for (int c = 0; c < AT_ONCE; ++c) {
                         if (first + c < COLUMN_TILES) {
-                            const uint2 b = tiles[(term_tile * COLUMN_TILES + first + c) * 32];
+                            const uint2 b = HELD ? held[HELD ? least(own, OWN_TILES - 1) : 0][HELD ? c : 0]
+                                                 : weight(weights, term_tile, first + c);
 #pragma unroll
                             for (int m = 0; m < LANE_TILES; ++m) {
                                 multiply_tile(sums[c][m], a[i][m].x, a[i][m].z, a[i][m].y, a[i][m].w, b);
@@ -378,6 +401,8 @@ template <int TERM_TILES, int COLUMN_TILES, int AT_ONCE>
 struct Product {
     static constexpr int OWN = ceiling(AT_ONCE, 4);
     float sums[OWN][ROWS];
+
+    __device__ __forceinline__ void hold(const unsigned char*) {}
 
     __device__ __forceinline__ void multiply(const unsigned* published, const unsigned char* weights, int first, unsigned char* room) {
         constexpr int LOADS = 2 * LANE_TILES;
@@ -560,6 +585,8 @@ __device__ __forceinline__ void persistent_forward(
     __syncthreads();
     arrive(counter);
     begin_step(0);
+    Product<L::TERM_TILES, L::COLUMN_TILES, L::AT_ONCE> product;
+    product.hold(weights);
 
 #pragma unroll 1
     for (unsigned step = 0; step < seq_len; ++step) {
@@ -571,7 +598,6 @@ __device__ __forceinline__ void persistent_forward(
         wait_copies();
 #pragma unroll 1
         for (int pass = 0; pass < L::PASSES; ++pass) {
-            Product<L::TERM_TILES, L::COLUMN_TILES, L::AT_ONCE> product;
             product.multiply(before, weights, pass * L::AT_ONCE, reinterpret_cast<unsigned char*>(sums));
 #pragma unroll 1
             for (int lane_tile = 0; lane_tile < LANE_TILES; ++lane_tile) {
@@ -699,6 +725,8 @@ __device__ __forceinline__ void persistent_backward(
     });
     begin_step(seq_len - 1);
     __syncthreads();
+    Product<L::TERM_TILES, L::COLUMN_TILES, L::AT_ONCE> product;
+    product.hold(weights);
 
 #pragma unroll 1
     for (unsigned done = 0; done < seq_len; ++done) {
@@ -772,7 +800,6 @@ __device__ __forceinline__ void persistent_backward(
         float* own_part = parts + done % 2 * L::PARTS_WORDS + blockIdx.x * L::PART_WORDS;
 #pragma unroll 1
         for (int pass = 0; pass < L::PASSES; ++pass) {
-            Product<L::TERM_TILES, L::COLUMN_TILES, L::AT_ONCE> product;
             product.multiply(from, weights, pass * L::AT_ONCE, reinterpret_cast<unsigned char*>(sums));
 #pragma unroll 1
             for (int lane_tile = 0; lane_tile < LANE_TILES; ++lane_tile) {
