@@ -78,6 +78,21 @@ __device__ constexpr int sums_bytes(int column_tiles) {
     return most(WARPS * 16 * sums_stride(column_tiles) * 4, BF16 ? 0 : WARPS * 16 * ROWS * 4);
 }
 
+// Whether a block's weights are held in registers: where all columns are multiplied at once, and 96 registers of a thread are enough.
+// To read 64 KB of shared memory would take 512 cycles of each step.
+__device__ constexpr bool are_held(int term_tiles, int column_tiles, int at_once) {
+    return BF16 && at_once == column_tiles && ceiling(term_tiles, WARPS) * column_tiles <= 48;
+}
+
+// Bytes of the weights and the sums, and where in them the sums begin: in the place of the weights, where those are held.
+__device__ constexpr int product_bytes(int term_tiles, int column_tiles, int at_once) {
+    const int weights = term_tiles * column_tiles * WEIGHT_TILE_BYTES, sums = sums_bytes(at_once);
+    return are_held(term_tiles, column_tiles, at_once) ? most(weights, sums) : weights + sums;
+}
+__device__ constexpr int sums_begin(int term_tiles, int column_tiles, int at_once) {
+    return are_held(term_tiles, column_tiles, at_once) ? 0 : term_tiles * column_tiles * WEIGHT_TILE_BYTES;
+}
+
 // Shared memory begins with the word that says to leave; what follows is aligned to 16 bytes.
 constexpr int LEAVE_BYTES = 16;
 
@@ -98,8 +113,8 @@ struct Forward {
     static constexpr int SLOTS = PASSES * LANE_TILES * ELEMENTS;
 
     static constexpr int WEIGHTS_AT = LEAVE_BYTES;
-    static constexpr int SUMS_AT = WEIGHTS_AT + TERM_TILES * COLUMN_TILES * WEIGHT_TILE_BYTES;
-    static constexpr int SLOTS_AT = SUMS_AT + sums_bytes(AT_ONCE);
+    static constexpr int SUMS_AT = WEIGHTS_AT + sums_begin(TERM_TILES, COLUMN_TILES, AT_ONCE);
+    static constexpr int SLOTS_AT = WEIGHTS_AT + product_bytes(TERM_TILES, COLUMN_TILES, AT_ONCE);
     static constexpr int BIAS_AT = SLOTS_AT + 6 * SLOTS * 4;
     static constexpr int SHARED_BYTES = BIAS_AT + COLUMN_TILES * 8 * 4;
 
@@ -127,8 +142,8 @@ struct Backward {
     static constexpr int SLOTS = LANES * UNITS;
 
     static constexpr int WEIGHTS_AT = LEAVE_BYTES;
-    static constexpr int SUMS_AT = WEIGHTS_AT + TERM_TILES * COLUMN_TILES * WEIGHT_TILE_BYTES;
-    static constexpr int SLOTS_AT = SUMS_AT + sums_bytes(AT_ONCE);
+    static constexpr int SUMS_AT = WEIGHTS_AT + sums_begin(TERM_TILES, COLUMN_TILES, AT_ONCE);
+    static constexpr int SLOTS_AT = WEIGHTS_AT + product_bytes(TERM_TILES, COLUMN_TILES, AT_ONCE);
     static constexpr int SHARED_BYTES = SLOTS_AT + 8 * SLOTS * 4;
 
     static constexpr int TERMS_COUNTER_AT = LINE;
@@ -288,7 +303,7 @@ __device__ __forceinline__ void publish(unsigned* to, int lane, int term, float 
 // Brings a block's weights into shared memory: `value(term, column)` for each, in the order in which they are multiplied.
 template <int TERM_TILES, int COLUMN_TILES, typename Value>
 __device__ __forceinline__ void bring_weights(unsigned char* weights, Value value) {
-#pragma unroll 4
+#pragma unroll 8
     for (int at = threadIdx.x; at < TERM_TILES * COLUMN_TILES * 128; at += THREADS) {
         if (BF16) {
             const int tile = at / 128, thread = at % 128 / 4;
@@ -310,8 +325,7 @@ struct Product {
     static constexpr int OWN_TILES = ceiling(TERM_TILES, WARPS);
     // Loads that are under way at once hide one another's latency.
     static constexpr int DEEP = most(1, least(8 / LANE_TILES, OWN_TILES));
-    // Weights that fit 96 registers of a thread are held there too: to read 64 KB of shared memory takes 512 cycles of each step.
-    static constexpr bool HELD = AT_ONCE == COLUMN_TILES && OWN_TILES * COLUMN_TILES <= 48;
+    static constexpr bool HELD = are_held(TERM_TILES, COLUMN_TILES, AT_ONCE);
     static constexpr int UNROLLED = HELD ? OWN_TILES : 1;
 
     float sums[AT_ONCE][LANE_TILES][4];
@@ -321,7 +335,7 @@ struct Product {
         return reinterpret_cast<const uint2*>(weights)[(term_tile * COLUMN_TILES + column_tile) * 32 + threadIdx.x % 32];
     }
 
-    // To be called once, when the weights are in shared memory.
+    // To be called once, when the weights are in shared memory. Where they are held, the sums take their place.
     __device__ __forceinline__ void hold(const unsigned char* weights) {
         if (HELD) {
 #pragma unroll
@@ -332,6 +346,7 @@ struct Product {
                     held[HELD ? own : 0][HELD ? c : 0] = weight(weights, least(term_tile, TERM_TILES - 1), c);
                 }
             }
+            __syncthreads();
         }
     }
 
