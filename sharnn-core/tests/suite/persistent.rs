@@ -30,6 +30,8 @@ struct Case {
     keeps: bool,
     /// Loads after which a wait is given up.
     spins: u32,
+    /// What of the device code is replaced, and by what.
+    mistake: &'static [(&'static str, &'static str)],
 }
 
 /// Many more than any wait takes.
@@ -39,19 +41,19 @@ const PATIENT: u32 = 1 << 24;
 fn cases(shapes: &[(usize, usize, usize, usize)]) -> Vec<Case> {
     let both = [Precision::F32, Precision::Bf16];
     let case = |&(d, lanes, blocks, threads)| {
-        both.map(|precision| Case { d, lanes, blocks, threads, precision, keeps: true, spins: PATIENT })
+        both.map(|precision| Case { d, lanes, blocks, threads, precision, keeps: true, spins: PATIENT, mistake: &[] })
     };
     shapes.iter().flat_map(case).collect()
 }
 
-/// The program's source: the device code once for each case.
-fn source(cases: &[Case]) -> String {
+/// The program's source: the device code once for each case. Device code with a mistake is written into `directory`.
+fn source(cases: &[Case], directory: &Path) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let (emulated, device) = (root.join("tests/emulated"), root.join("src/ops/cube/persistent/lstm.cu"));
     let include = |path: &Path| format!("#include \"{}\"\n", path.display());
     let mut source = include(&emulated.join("cuda.h"));
     for (i, case) in cases.iter().enumerate() {
-        let Case { d, lanes, blocks, threads, precision, keeps, spins } = *case;
+        let Case { d, lanes, blocks, threads, precision, keeps, spins, mistake } = *case;
         source += &format!("namespace case_{i} {{\n");
         for (name, value) in [
             ("D", d),
@@ -65,7 +67,18 @@ fn source(cases: &[Case]) -> String {
         ] {
             source += &format!("#define SHARNN_{name} {value}\n");
         }
-        source += &include(&device);
+        source += &include(&if mistake.is_empty() {
+            device.clone()
+        } else {
+            let right = fs::read_to_string(&device).unwrap();
+            let wrong = mistake.iter().fold(right, |text, (from, to)| {
+                assert!(text.contains(from), "{from}");
+                text.replace(from, to)
+            });
+            let at = directory.join(format!("mistake-{i}.cu"));
+            fs::write(&at, wrong).unwrap();
+            at
+        });
         source += &include(&emulated.join("case.h"));
         source += "}\n";
     }
@@ -105,7 +118,7 @@ impl Program {
             eprintln!("{name}: not run, as there is no C++ compiler that takes {options:?}: {missing}");
             return None;
         }
-        fs::write(&written, source(&cases)).unwrap();
+        fs::write(&written, source(&cases, &directory)).unwrap();
         let made = compiler(&written, &at, options).unwrap();
         assert!(made.status.success(), "{name}: {}", String::from_utf8_lossy(&made.stderr));
         Some(Self { cases, at })
@@ -321,7 +334,8 @@ fn what_passes_between_blocks_is_ordered() {
 #[test]
 fn a_release_that_is_left_out_is_reported() {
     for precision in [Precision::F32, Precision::Bf16] {
-        let case = Case { d: 33, lanes: 2, blocks: 7, threads: 64, precision, keeps: true, spins: PATIENT };
+        let case =
+            Case { d: 33, lanes: 2, blocks: 7, threads: 64, precision, keeps: true, spins: PATIENT, mistake: &[] };
         let options = [&THREAD[..], &["-DLEAVE_OUT_RELEASE"]].concat();
         let name = format!("no-release-{}", precision.name());
         if let Some(program) = Program::new(&name, vec![case], &options) {
@@ -329,6 +343,27 @@ fn a_release_that_is_left_out_is_reported() {
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(!output.status.success() && said.contains("ThreadSanitizer: data race"), "{said}");
         }
+    }
+}
+
+#[test]
+fn a_mistake_between_blocks_is_reported() {
+    // One buffer where two are used in turn, and waits for one arrival too few.
+    let mistakes: [&[_]; 6] = [
+        &[("states + step % 2 * L::STATES_WORDS", "states"), ("states + (step + 1) % 2 * L::STATES_WORDS", "states")],
+        &[("grads + done % 2 * L::GRADS_WORDS", "grads")],
+        &[("parts + done % 2 * L::PARTS_WORDS", "parts"), ("parts + (done + 1) % 2 * L::PARTS_WORDS", "parts")],
+        &[("L::USED_BLOCKS * (step + 1)", "L::USED_BLOCKS * (step + 1) - 1")],
+        &[("L::COLUMN_GROUPS * (done + 1)", "L::COLUMN_GROUPS * (done + 1) - 1")],
+        &[("L::TERM_GROUPS * done", "L::TERM_GROUPS * done - 1")],
+    ];
+    let right = cases(&[(40, 5, 20, 64)])[0];
+    let wrong = mistakes.map(|mistake| Case { mistake, ..right });
+    let Some(program) = Program::new("mistakes", wrong.to_vec(), &THREAD) else { return };
+    for (i, case) in program.cases.iter().enumerate() {
+        let (output, _) = program.run(&input(i, case, 8, None));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("ThreadSanitizer: data race"), "{:?}: {said}", case.mistake);
     }
 }
 
