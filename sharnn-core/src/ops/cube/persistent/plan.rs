@@ -177,16 +177,20 @@ impl Tiles {
         Self { bf16, lanes, lane_tiles, words: lane_tiles * words, cap: most.min((16 / lane_tiles).max(1)) }
     }
 
-    /// Bytes of the weights' tiles, of 16 terms and 8 columns.
-    fn weights(&self, terms: usize, columns: usize) -> usize {
-        terms * columns * if self.bf16 { 256 } else { 512 }
-    }
-
     /// Bytes in which the warps' sums meet.
     fn sums(&self, columns: usize) -> usize {
         let staged = if self.bf16 { 0 } else { WARPS * 64 * 16 * self.lane_tiles };
         // A tile of columns more keeps neighbouring rows apart.
         (WARPS * 512 * (columns + 1)).max(staged)
+    }
+
+    /// Bytes of the weights' tiles, of 16 terms and 8 columns, and of the sums. Weights that 96 registers of a thread hold leave
+    /// their place to the sums.
+    fn product(&self, terms: usize, columns: usize, at_once: usize) -> usize {
+        let weights = terms * columns * if self.bf16 { 256 } else { 512 };
+        let sums = self.sums(at_once);
+        let held = self.bf16 && at_once == columns && terms.div_ceil(WARPS) * columns <= 48;
+        if held { weights.max(sums) } else { weights + sums }
     }
 
     /// Bytes of shared memory and words of scratch.
@@ -196,7 +200,7 @@ impl Tiles {
         let at_once = columns.min(self.cap);
         let passes = columns.div_ceil(at_once);
         let of_gates = 24 * passes * self.lane_tiles * 32 * at_once + 32 * columns + 16;
-        (self.weights(terms, columns) + self.sums(at_once) + of_gates, 64 + 2 * terms * self.words)
+        (self.product(terms, columns, at_once) + of_gates, 64 + 2 * terms * self.words)
     }
 
     /// The same.
@@ -211,7 +215,7 @@ impl Tiles {
         let column_groups = d.div_ceil(own * groups);
         let terms = (column_groups * own).div_ceil(4);
         let columns = (groups * own).div_ceil(8);
-        let shared = self.weights(terms, columns) + self.sums(columns.min(self.cap)) + 32 * self.lanes * own + 16;
+        let shared = self.product(terms, columns, columns.min(self.cap)) + 32 * self.lanes * own + 16;
         let states = 2 * groups * terms * self.words;
         let partial_sums = 2 * column_groups * groups * 16 * self.lane_tiles * 8 * columns;
         (shared, 32 * (1 + groups + column_groups) + states + partial_sums)
@@ -232,15 +236,18 @@ pub(in crate::ops::cube) mod tests {
         let [forward, backward] = [Pass::Forward(KEEPS), Pass::Backward]
             .map(|pass| Plan::new(&H100, pass, Precision::Bf16, [16, 1024]).unwrap());
         assert_eq!((forward.blocks, backward.blocks), (128, 128));
-        // A block has 8 units: 64 tiles of terms by 4 of columns, 256 bytes each.
-        assert_eq!(forward.shared, 64 * 4 * 256 + 8 * 512 * 5 + 24 * 32 * 4 + 32 * 4 + 16);
+        // A block has 8 units: 64 tiles of terms by 4 of columns, 256 bytes each. A thread holds its part of them.
+        assert_eq!(forward.shared, 64 * 4 * 256 + 24 * 32 * 4 + 32 * 4 + 16);
         assert_eq!(forward.scratch, 64 + 2 * 64 * 128);
         // Eight groups of blocks for the terms, 16 for the columns; 32 tiles of terms by 8 of columns.
-        assert_eq!(backward.shared, 32 * 8 * 256 + 8 * 512 * 9 + 32 * 16 * 8 + 16);
+        assert_eq!(backward.shared, 32 * 8 * 256 + 32 * 16 * 8 + 16);
         assert_eq!(backward.scratch, 32 * (1 + 8 + 16) + 2 * 8 * 32 * 128 + 2 * 16 * 8 * 16 * 8 * 8);
         for pass in [Pass::Forward(KEEPS), Pass::Backward] {
             assert!(Plan::new(&H100, pass, Precision::F32, [16, 1024]).is_ok());
         }
+        // In f32 the sums have a place of their own.
+        let forward = Plan::new(&H100, Pass::Forward(KEEPS), Precision::F32, [16, 1024]).unwrap();
+        assert_eq!(forward.shared, 64 * 4 * 512 + 8 * 512 * 5 + 24 * 32 * 4 + 32 * 4 + 16);
     }
 
     #[test]

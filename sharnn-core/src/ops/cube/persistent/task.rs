@@ -148,7 +148,10 @@ impl Plan {
         let defines: String =
             self.defines().into_iter().map(|(name, value)| format!("#define {name} {value}\n")).collect();
         let (types, signature) = (&carrier[..start], &carrier[start..end + "\n)".len()]);
-        Ok([types, &defines, DEVICE_CODE, "\n", POISON, "\n", signature, &self.body()].concat())
+        // One block has the multiprocessor to itself: its threads may have as many registers as there are, so nothing is spilled.
+        let (bounds, alone) = (format!("__launch_bounds__({THREADS})"), format!("__launch_bounds__({THREADS}, 1)"));
+        let signature = signature.replace(&bounds, &alone);
+        Ok([types, &defines, DEVICE_CODE, "\n", POISON, "\n", &signature, &self.body()].concat())
     }
 
     /// The parameters of a launch.
@@ -254,8 +257,8 @@ mod tests {
             assert!((plan.shared..plan.shared + 4).contains(&bytes), "{plan:?}: {bytes}");
             assert_eq!(representation.cube_dim, CubeDim::new_1d(256));
             assert_eq!((kernel.cube_dim, &kernel.entrypoint_name[..]), (CubeDim::new_1d(256), plan.entry()));
-            let entry = format!("extern \"C\" __global__ void __launch_bounds__(256)\n{} (", plan.entry());
-            let bounds = format!("extern \"C\" __global__ void __launch_bounds__(256){} (", plan.entry());
+            let entry = format!("extern \"C\" __global__ void __launch_bounds__(256, 1)\n{} (", plan.entry());
+            let bounds = format!("extern \"C\" __global__ void __launch_bounds__(256, 1){} (", plan.entry());
             assert!(kernel.source.contains(&entry) || kernel.source.contains(&bounds), "{}", kernel.source);
         }
     }
