@@ -24,7 +24,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use super::machine::MachineArgs;
+use super::machine::{MachineArgs, dispatch};
 use crate::core::{BlockState, LstmState};
 #[cfg(feature = "flex")]
 use crate::core::{DecodeEngine, Streams, WeightFormat};
@@ -152,7 +152,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     for (i, plan) in plans.into_iter().enumerate() {
-        let Measured { params, mut seconds } = plan.backend.dispatch(plan.clone())??;
+        let Measured { params, mut seconds } = dispatch(plan.backend, plan.clone())??;
         seconds.sort_by(f64::total_cmp);
         let median_s = median(&seconds);
         let line = Line {
