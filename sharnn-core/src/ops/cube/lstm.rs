@@ -19,7 +19,7 @@ use half::bf16;
 
 #[cfg(feature = "cuda")]
 use super::persistent;
-use super::{OnCube, UNITS, arg, is_f32, linear, operand, product, room, sigmoid, tensor, values};
+use super::{OnCube, UNITS, arg, is_f32, linear, operand_values, product, room, sigmoid, tensor, values};
 use crate::ops::{LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted, Precision, lstm as generic};
 
 /// Lanes of a cube: the rows of a tensor core's tile.
@@ -453,7 +453,7 @@ fn run<B: OnCube>(inputs: LstmInputs<B>, precision: Precision, keeps: Keeps) -> 
     let ([seq_len, lanes, d_in], [_, d]) = (inputs.x.dims(), inputs.h0.dims());
     let LstmInputs { x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, .. } = inputs;
     let projected = values(product(x.reshape([seq_len * lanes, d_in]), weight_ih.transpose(), precision));
-    let weight = operand(values(weight_hh), precision);
+    let weight = operand_values(weight_hh, precision);
     let rest = [values(bias_ih), values(bias_hh), values(h0), values(c0)];
     match precision {
         Precision::F32 => steps::<_, f32>(&projected, &weight, &rest, [seq_len, lanes, d], keeps),
@@ -526,10 +526,10 @@ fn steps_back<B: OnCube, E: Float>(
     let [seq_len, lanes, d] = shape;
     let grads = [room(grad, [seq_len * lanes, 4 * d]), room(grad, [lanes, d])];
     #[cfg(feature = "cuda")]
-    if persistent::backward(|| operand(values(weight.clone()), precision), kept, grad, &grads, shape, precision) {
+    if persistent::backward(|| operand_values(weight.clone(), precision), kept, grad, &grads, shape, precision) {
         return grads;
     }
-    let weight = operand(values(weight.transpose()), precision);
+    let weight = operand_values(weight.transpose(), precision);
     let ([gates, cells, c0], [dgates, dcells]) = (kept, &grads);
     let mma = has_tensor_cores::<B::Runtime, E>(&grad.client);
     for step in (0..seq_len).rev() {
