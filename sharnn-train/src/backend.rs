@@ -67,6 +67,10 @@ pub enum BackendError {
         /// What would do.
         hint: String,
     },
+    /// The variable that chooses how the LSTM is computed on CUDA has a value that is not known.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    CudaLstm(#[from] sharnn_core::ops::UnknownCudaLstm),
 }
 
 /// More threads than this are taken for a mistake.
@@ -184,7 +188,10 @@ impl BackendKind {
             #[cfg(feature = "ndarray")]
             Self::NdArray => Ok(job.run::<Autodiff<NdArray<f32>>>(Default::default())),
             #[cfg(feature = "cuda")]
-            Self::Cuda => Ok(job.run::<Autodiff<Cuda>>(cuda::CudaDevice::new(wrapped::<Cuda>(gpu)))),
+            Self::Cuda => {
+                sharnn_core::ops::CudaLstm::current()?;
+                Ok(job.run::<Autodiff<Cuda>>(cuda::CudaDevice::new(wrapped::<Cuda>(gpu))))
+            }
             #[cfg(feature = "wgpu")]
             Self::Wgpu => Ok(job.run::<Autodiff<Wgpu>>(match wrapped::<Wgpu>(gpu) {
                 0 => Default::default(),

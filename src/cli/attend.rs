@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::module::AutodiffModule;
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::machine::MachineArgs;
+use super::machine::{MachineArgs, dispatch};
 use super::model::ModelArgs;
 use crate::core::Looked;
 use crate::{AutodiffBackend, BackendJob};
@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Some("svg") => svg::picture,
         _ => bail!("--out {} cannot be used: name a file that ends in .html or .svg", args.out.display()),
     };
-    let seen = args.machine.backend.dispatch(Job { args, text: args.text()? })??;
+    let seen = dispatch(args.machine.backend, Job { args, text: args.text()? })??;
     let in_svg = args.out.extension().is_some_and(|extension| extension == "svg");
     ensure!(
         !in_svg || seen.units.len() <= MOST_IN_SVG,

@@ -7,6 +7,7 @@
 
 #[cfg(feature = "flex")]
 mod ceilings;
+mod lstm;
 #[cfg(feature = "flex")]
 mod ops;
 
@@ -23,7 +24,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use super::machine::MachineArgs;
+use super::machine::{MachineArgs, dispatch};
 use crate::core::{BlockState, LstmState};
 #[cfg(feature = "flex")]
 use crate::core::{DecodeEngine, Streams, WeightFormat};
@@ -42,7 +43,8 @@ const LEARNING_RATE: f64 = 1e-4;
 /// Measure training, scoring and decoding on this machine, in bytes a second
 ///
 /// Random weights and random bytes: only the time counts. Scoring is a forward pass in lanes, decoding reads byte after byte in
-/// one lane. The two modes for ceilings and ops read none of the model's options, and always print JSON.
+/// one lane. The two modes for ceilings and ops read none of the model's options, and always print JSON; mode lstm reads --dtype,
+/// --batch, --seq-len, --warmup, --runs and --json.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// d_model / d_ff of four blocks: XS 128/512, S 256/1024, M 512/2048, L 1024/4096 (the paper)
@@ -114,6 +116,8 @@ enum Mode {
     Ceilings,
     /// Each fused operation beside its generic body, in --dtype f32 or bf16 (backend flex)
     Ops,
+    /// The LSTM alone, microseconds a step, 256 to 1,024 wide and in 1 to 64 lanes or in --batch of them
+    Lstm,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum, Serialize)]
@@ -138,13 +142,17 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     args.machine.set_threads()?;
+    if args.mode == Some(Mode::Lstm) {
+        args.machine.backend.dispatch(args.lstm()?)??;
+        return Ok(ExitCode::SUCCESS);
+    }
     let plans = args.plans()?;
     if let [plan @ Plan { mode: Mode::Ceilings | Mode::Ops, .. }] = &plans[..] {
         print_kernels(plan)?;
         return Ok(ExitCode::SUCCESS);
     }
     for (i, plan) in plans.into_iter().enumerate() {
-        let Measured { params, mut seconds } = plan.backend.dispatch(plan.clone())??;
+        let Measured { params, mut seconds } = dispatch(plan.backend, plan.clone())??;
         seconds.sort_by(f64::total_cmp);
         let median_s = median(&seconds);
         let line = Line {
@@ -253,6 +261,25 @@ impl Args {
         computed.into_iter().chain(formats.into_iter().map(|dtype| self.plan(Mode::Decode, dtype))).collect()
     }
 
+    /// The LSTM alone.
+    fn lstm(&self) -> Result<lstm::Job> {
+        self.refuse_idle_options(Mode::Lstm)?;
+        let precision = match self.dtype {
+            None | Some(Dtype::F32) => Precision::F32,
+            Some(Dtype::Bf16) => Precision::Bf16,
+            Some(Dtype::Int8) => anyhow::bail!("--dtype int8 cannot be used: use f32 or bf16"),
+        };
+        Ok(lstm::Job {
+            precision,
+            lanes: self.batch,
+            seq_len: self.seq_len.unwrap_or(256),
+            warmup: self.warmup,
+            runs: self.runs,
+            json: self.json,
+            device: self.machine.backend.name(),
+        })
+    }
+
     /// Refuses options that would do nothing.
     fn refuse_idle_options(&self, mode: Mode) -> Result<()> {
         if mode == Mode::Decode {
@@ -261,7 +288,7 @@ impl Args {
                 ensure!(value == 1, "{option} {value} cannot be used: decoding reads one byte of one lane at a time");
             }
         }
-        if let (Mode::Forward | Mode::Decode, Some(dropout)) = (mode, self.dropout) {
+        if let (Mode::Forward | Mode::Decode | Mode::Lstm, Some(dropout)) = (mode, self.dropout) {
             ensure!(dropout == 0.0, "--dropout {dropout} cannot be used: dropout acts in --mode train only");
         }
         ensure!(!self.recompute || mode == Mode::Train, "--recompute cannot be used: it acts in --mode train only");
@@ -341,7 +368,7 @@ impl BackendJob for Plan {
             Mode::Train => self.train::<B>(model, &device)?,
             Mode::Forward => self.forward(&model.valid(), &device)?,
             Mode::Decode => self.decode(&model.valid(), &device)?,
-            Mode::Ceilings | Mode::Ops => unreachable!("they have no model and came to their end before"),
+            Mode::Ceilings | Mode::Ops | Mode::Lstm => unreachable!("they have no model and came to their end before"),
         };
         Ok(Measured { params, seconds })
     }

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::data::{DataArgs, DataChoice};
-use super::machine::{MachineArgs, fastest};
+use super::machine::{MachineArgs, dispatch, fastest};
 use super::model::{FormatArgs, Loaded, ModelArgs};
 use super::{report, values};
 use crate::train::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluate_dynamic};
@@ -86,7 +86,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         );
     }
     let splits = choice.open(&args.data, true)?;
-    args.machine.backend.dispatch(Job { args, splits, whole: choice.is_whole() })?
+    dispatch(args.machine.backend, Job { args, splits, whole: choice.is_whole() })?
 }
 
 struct Job {

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use burn::module::AutodiffModule;
 
-use super::machine::MachineArgs;
+use super::machine::{MachineArgs, dispatch};
 use super::model::{FormatArgs, ModelArgs};
 use crate::train::GenerateError;
 use crate::{AutodiffBackend, BackendJob, Generator, Sampling};
@@ -49,7 +49,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     args.machine.set_threads()?;
-    args.machine.backend.dispatch(args)?
+    dispatch(args.machine.backend, args)?
 }
 
 impl BackendJob for Args {

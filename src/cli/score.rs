@@ -10,7 +10,7 @@ use burn::module::AutodiffModule;
 use serde::Serialize;
 
 use super::in_one_line;
-use super::machine::MachineArgs;
+use super::machine::{MachineArgs, dispatch};
 use super::model::{FormatArgs, ModelArgs};
 use crate::core::{BatchScorer, Scorer, Streams};
 use crate::train::{load_state, save_state};
@@ -61,7 +61,7 @@ const LONGEST_ALONE: usize = 1 << 20;
 pub fn run(args: Args) -> Result<ExitCode> {
     ensure!(args.top != Some(0), "--top 0 cannot be used: use at least 1, or --total for the sum alone");
     args.machine.set_threads()?;
-    args.machine.backend.dispatch(args)?
+    dispatch(args.machine.backend, args)?
 }
 
 impl BackendJob for Args {

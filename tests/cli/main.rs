@@ -220,6 +220,8 @@ fn what_cannot_be_done_is_told_in_one_line() {
         (&["train", "--preset", "quick"], 1, "there is no preset"),
         (&["train", "--resume", "--out", "nowhere"], 1, "there is no run in nowhere"),
         (&["bench", "--mode", "decode", "--batch", "2"], 1, "--batch 2 cannot be used"),
+        (&["bench", "--mode", "lstm", "--dtype", "int8"], 1, "--dtype int8 cannot be used"),
+        (&["bench", "--mode", "lstm", "--dropout", "0.1"], 1, "--dropout 0.1 cannot be used"),
         (&["score", "nowhere", "--model", "torn.safetensors"], 1, "nowhere"),
         (&["score", "text", "--top", "0"], 1, "--top 0 cannot be used"),
         (&["score", "text", "--model", "torn.safetensors"], 1, "torn.safetensors"),
@@ -278,4 +280,13 @@ fn speed_is_measured_as_a_table_or_as_json() {
     let line: Value = at.json(&[&["bench", "--json", "--mode", "train"], &small[..]].concat());
     assert_eq!((line["mode"].as_str(), line["batch"].as_u64()), (Some("train"), Some(1)));
     assert!(line["tokens_per_s"].as_f64().unwrap() > 0.0);
+
+    let lstm = ["bench", "--mode", "lstm", "--batch", "3", "--seq-len", "2", "--runs", "1", "--warmup", "0"];
+    let lines = at.stdout(&[&lstm[..], &["--json"]].concat());
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let sizes: Vec<_> =
+        lines.iter().map(|line| (line["d"].as_u64().unwrap(), line["pass"].as_str().unwrap())).collect();
+    let want = [256, 512, 768, 1024].map(|d| [(d, "forward"), (d, "forward+backward")]);
+    assert_eq!(sizes, want.concat());
+    assert!(lines.iter().all(|line| line["median_us"].as_f64().unwrap() > 0.0 && line["lanes"] == 3), "{lines:?}");
 }

@@ -162,6 +162,10 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
         B::instructions()
     }
 
+    fn notices(device: &B::Device) -> Vec<String> {
+        B::notices(device)
+    }
+
     fn affine(
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 2>,

@@ -33,6 +33,8 @@ use burn::tensor::Tensor;
 
 pub use attention::{AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved};
 pub use boom::{BoomGrads, BoomInputs, BoomSaved};
+#[cfg(feature = "cuda")]
+pub use cube::{CUDA_LSTM_VARIABLE, CudaLstm, UnknownCudaLstm};
 pub use decoder_loss::{DecoderLossInputs, DecoderLossSaved};
 pub(crate) use dropout::drop;
 pub use dropout::{Dropout, DropoutKey, DropoutSite, DropoutStream, LaneAxis};
@@ -51,6 +53,12 @@ pub trait Backend: burn::tensor::backend::Backend {
     /// last bits.
     fn instructions() -> Option<&'static str> {
         None
+    }
+
+    /// What its user should know of this device since it was asked last, a line each: such as that a kernel could not be used
+    /// and another one takes its place. It may wait for the device, so it is to be asked where that is waited for anyway.
+    fn notices(_device: &Self::Device) -> Vec<String> {
+        Vec::new()
     }
 
     /// Whether [`memory_attention_forward`](Self::memory_attention_forward) keeps the weights, rather than what they can be

@@ -31,6 +31,8 @@ pub enum Event<'a> {
         /// Seconds until the run reaches its end or its first limit; `None` before it can be told.
         remaining_seconds: Option<f64>,
     },
+    /// What the backend has to say of its device, such as that a kernel could not be used and another one takes its place.
+    Notice(&'a str),
     /// A step was skipped, because its loss or its gradient was not finite.
     Skipped {
         /// The step, from 1.

@@ -88,6 +88,7 @@ impl Observer for Progress {
             Event::Train { record, smoothed_bpc, epoch_done, remaining_seconds } => {
                 self.update(train_line(record, smoothed_bpc, epoch_done, remaining_seconds), true);
             }
+            Event::Notice(line) => self.line(line),
             Event::Skipped { step, in_a_row } => {
                 let text = "loss or gradient was not finite; nothing was changed";
                 self.line(&format!("step {step} was skipped ({in_a_row} in a row): {text}"));
@@ -183,6 +184,7 @@ mod tests {
             remaining_seconds: Some(7200.0),
         });
         progress.on(Event::Evaluating { split: "valid", done: 1, total: 2 });
+        progress.on(Event::Notice("the device has something to say"));
         progress.on(Event::Skipped { step: 121, in_a_row: 2 });
         let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
         let lines: Vec<_> = text.lines().collect();
@@ -190,7 +192,8 @@ mod tests {
             lines[0],
             "step 120 | epoch 3 25.6 % | 50.00 KiB/s | train 2.3457 bpc | lr 2.00e-3 | grad 0.123 | ETA 2 hours"
         );
-        assert!(lines.len() == 2 && lines[1].starts_with("step 121 was skipped (2 in a row)"), "{text}");
+        assert_eq!(lines[1], "the device has something to say");
+        assert!(lines.len() == 3 && lines[2].starts_with("step 121 was skipped (2 in a row)"), "{text}");
     }
 
     #[test]

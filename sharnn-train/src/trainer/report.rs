@@ -29,7 +29,10 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// # Errors
     /// [`TrainError::Diverged`] where too many in a row were skipped.
     pub(super) fn read_steps(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
-        for result in self.pending.read() {
+        let results = self.pending.read();
+        // Before what they may explain: a step that is skipped.
+        B::notices(&self.device).iter().for_each(|line| observer.on(Event::Notice(line)));
+        for result in results {
             let in_a_row = if result.finite { 0 } else { self.position.skipped_in_a_row + 1 };
             self.position.skipped_in_a_row = in_a_row;
             if !result.finite {

@@ -186,6 +186,10 @@ fn take_attention<B: Backend>(queue: &mut Queue<B>, rest: Attention) -> Attentio
 impl<B: FusionBackend + Backend> Backend for Fusion<B> {
     const HALVES_ATTENTION_WEIGHTS: bool = B::HALVES_ATTENTION_WEIGHTS;
 
+    fn notices(device: &Self::Device) -> Vec<String> {
+        B::notices(device)
+    }
+
     fn affine(
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 2>,

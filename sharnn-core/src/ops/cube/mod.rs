@@ -14,6 +14,8 @@ mod lamb;
 mod layer_norm;
 mod linear;
 mod lstm;
+#[cfg(feature = "cuda")]
+mod persistent;
 mod product;
 mod reduce;
 
@@ -28,6 +30,8 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 use product::{operand_values, product};
 
+#[cfg(feature = "cuda")]
+pub use self::persistent::{CUDA_LSTM_VARIABLE, CudaLstm, UnknownCudaLstm};
 use super::{
     AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomInputs, BoomSaved, DecoderLossInputs,
     DecoderLossSaved, Dropout, LambParam, LambRatios, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs,
@@ -117,6 +121,11 @@ where
     Self: burn::tensor::backend::Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
 {
     const HALVES_ATTENTION_WEIGHTS: bool = true;
+
+    #[cfg(feature = "cuda")]
+    fn notices(device: &Self::Device) -> Vec<String> {
+        persistent::notices(device)
+    }
 
     fn affine(
         x: Tensor<Self, 2>,
