@@ -1,17 +1,33 @@
 //! The model and its modules against golden tensors of the published model: outputs, losses, states, memories and every
 //! gradient. `fixtures/README.md` says how the files were made and what they hold.
 
-use crate::support::{Fixture, Place, WHOLE, fixtures, swap};
+use crate::support::{Fixture, Place, WHOLE, fixtures, swap, unit_roundoff};
 use burn::tensor::{Bool, Tensor};
 use sharnn_core::{
     Attend, AutodiffBackend, Block, BlockState, LstmState, Pass, Precision, ShaRnn, ShaRnnConfig, ShaRnnState, gelu,
     overparam,
 };
 
-on_backends!(whole_models, single_modules);
+on_backends!(whole_models, whole_models_bf16, single_modules);
 
 fn whole_models<B: AutodiffBackend>() {
+    models_in::<B>(Precision::F32);
+}
+
+/// Where the device has bf16: its products of rounded operands, all else in f32.
+fn whole_models_bf16<B: AutodiffBackend>() {
+    let device = B::Device::default();
+    if Precision::Bf16.is_supported::<B::InnerBackend>(&device) {
+        models_in::<B>(Precision::Bf16);
+    } else {
+        eprintln!("{} has no bf16 on this device", B::name(&device));
+    }
+}
+
+fn models_in<B: AutodiffBackend>(precision: Precision) {
+    let pass = Pass { precision, ..Pass::default() };
     for fixture in fixtures("sha_") {
+        let fixture = fixture.within(unit_roundoff::<B>(precision));
         let device = B::Device::default();
         let model: ShaRnn<B> = fixture.load(fixture.config().init_seeded(0, &device), "param.", WHOLE);
         let mut state: ShaRnnState<B> = model.empty_state();
@@ -30,11 +46,10 @@ fn whole_models<B: AutodiffBackend>() {
             let state_in = state.detach();
             let (input, target) =
                 (fixture.ids::<B>(&name("input")).swap_dims(0, 1), fixture.ids::<B>(&name("target")).swap_dims(0, 1));
-            let (h, _) = model.hidden(input.clone(), state_in.clone(), &Pass::default());
-            fixture.check(&name("h"), swap(h));
-            let (logits, _) = model.forward(input.clone(), state_in.clone());
-            fixture.check(&name("logits"), swap(logits));
-            let (loss, state_out) = model.loss(input, target, state_in, &Pass::default());
+            let (h, _) = model.hidden(input.clone(), state_in.clone(), &pass);
+            fixture.check(&name("h"), swap(h.clone()));
+            fixture.check(&name("logits"), swap(model.decode(h, &pass)));
+            let (loss, state_out) = model.loss(input, target, state_in, &pass);
             fixture.check(&name("loss"), loss.clone());
 
             let grads = loss.backward();
@@ -58,6 +73,7 @@ fn whole_models<B: AutodiffBackend>() {
 
 fn single_modules<B: AutodiffBackend>() {
     for fixture in fixtures("mod_") {
+        let fixture = fixture.within(unit_roundoff::<B>(Precision::F32));
         let name = fixture.name.clone();
         match name.trim_start_matches("mod_") {
             "attention_vqcollapse" => collapsed_attention::<B>(&fixture),

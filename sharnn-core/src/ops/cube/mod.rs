@@ -16,6 +16,7 @@ mod linear;
 mod lstm;
 mod reduce;
 
+use burn::tensor::backend::ExecutionError;
 use burn::tensor::{DType, Shape, Tensor, TensorPrimitive};
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::calculate_cube_count_elemwise;
@@ -132,6 +133,11 @@ where
     Self: burn::tensor::backend::Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
 {
     const HALVES_ATTENTION_WEIGHTS: bool = true;
+
+    fn flush(device: &Self::Device) -> Result<(), ExecutionError> {
+        let failed = |error| ExecutionError::WithContext { reason: format!("{error}") };
+        R::client(device).flush().map_err(failed)
+    }
 
     fn affine(
         x: Tensor<Self, 2>,

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor, TensorData, backend::AutodiffBackend, backend::Backend as BurnBackend};
-use sharnn_core::{Attend, ShaRnnConfig, pytorch_name};
+use sharnn_core::{Attend, Precision, ShaRnnConfig, pytorch_name};
 
 /// Runs generic tests on `Autodiff` of every backend that is compiled in. Those of CUDA need a GPU, those of wgpu a device that
 /// may be one in software.
@@ -24,19 +24,19 @@ macro_rules! on_backends {
         }
         #[cfg(feature = "cuda")]
         mod cuda {
-            $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<crate::support::Cuda>>(); })*
+            $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<sharnn_core::UnfusedCuda>>(); })*
         }
         #[cfg(feature = "cuda")]
         mod cuda_fusion {
-            $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<burn_fusion::Fusion<crate::support::Cuda>>>(); })*
+            $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<burn_fusion::Fusion<sharnn_core::UnfusedCuda>>>(); })*
         }
         #[cfg(feature = "wgpu")]
         mod wgpu {
-            $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<crate::support::Wgpu>>(); })*
+            $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<sharnn_core::UnfusedWgpu>>(); })*
         }
         #[cfg(feature = "wgpu")]
         mod fusion {
-            $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<burn_fusion::Fusion<crate::support::Wgpu>>>(); })*
+            $(#[test] fn $test() { super::$test::<burn::backend::Autodiff<burn_fusion::Fusion<sharnn_core::UnfusedWgpu>>>(); })*
         }
         #[cfg(feature = "tch")]
         mod tch {
@@ -45,17 +45,23 @@ macro_rules! on_backends {
     };
 }
 
-/// Without fusion, whatever Burn's features say.
-#[cfg(feature = "wgpu")]
-pub type Wgpu = burn_cubecl::CubeBackend<burn_cubecl::cubecl::wgpu::WgpuRuntime, f32, i32, u32>;
-
-/// Without fusion too.
-#[cfg(feature = "cuda")]
-pub type Cuda = burn_cubecl::CubeBackend<burn_cubecl::cubecl::cuda::CudaRuntime, f32, i32, u8>;
+/// The most that an operand of a matrix product is moved by, relative to itself, before it is multiplied.
+///
+/// bf16 has 8 significant bits: 2⁻⁸. On CUDA, CubeCL's products of f32 use tensor cores, which round to TF32 of 11 bits: 2⁻¹¹. Elsewhere an
+/// f32 is multiplied as it is.
+pub fn unit_roundoff<B: BurnBackend>(precision: Precision) -> f64 {
+    match precision {
+        Precision::Bf16 => 2f64.powi(-8),
+        Precision::F32 if B::name(&B::Device::default()).contains("cuda") => 2f64.powi(-11),
+        Precision::F32 => 0.0,
+    }
+}
 
 /// One fixture file.
 pub struct Fixture {
     pub name: String,
+    /// Of values, and of the largest one of their tensor.
+    tolerance: f64,
     bytes: Vec<u8>,
     metadata: BTreeMap<String, serde_json::Value>,
 }
@@ -87,9 +93,21 @@ impl Fixture {
         let metadata = header.metadata().clone().unwrap_or_default();
         Self {
             name: path.file_stem().unwrap().to_string_lossy().into_owned(),
+            tolerance: 1e-4,
             bytes,
             metadata: metadata.into_iter().map(|(k, v)| (k, serde_json::from_str(&v).unwrap())).collect(),
         }
+    }
+
+    /// Compared as a model may be whose products round their operands by at most `unit_roundoff` u.
+    ///
+    /// A sum of n products of independent terms has a spread of √n; with both operands rounded evenly it moves by √(2/3) u of that, so
+    /// every product moves its result by about u of its largest value, whatever n is. Errors of products that follow each other add as
+    /// independent ones: a block has eight in a row (the LSTM's input and the recurrence, whose gates forget, four of the attention, Boom), four blocks
+    /// 32, back again twice as many: √96 u, 10 u. Twice that leaves room for the largest of thousands of values.
+    pub fn within(mut self, unit_roundoff: f64) -> Self {
+        self.tolerance = self.tolerance.max(20.0 * unit_roundoff);
+        self
     }
 
     pub fn get(&self, key: &str) -> &serde_json::Value {
@@ -165,7 +183,7 @@ impl Fixture {
         Tensor::from_data(TensorData::new(ids, view.shape().to_vec()), &B::Device::default())
     }
 
-    /// rtol 1e-4 and atol 1e-4 times the tensor's largest value: the fixtures' measured f32 noise is below 1e-5 of it.
+    /// In f32 rtol 1e-4 and atol 1e-4 times the tensor's largest value: the fixtures' measured f32 noise is below 1e-5 of it.
     pub fn check<B: BurnBackend, const D: usize>(&self, name: &str, got: Tensor<B, D>) {
         self.check_values(name, &got.into_data().convert::<f32>().to_vec::<f32>().unwrap());
     }
@@ -175,8 +193,12 @@ impl Fixture {
         assert_eq!(got.len(), want.len(), "{} {name}: got {} values for {shape:?}", self.name, got.len());
         let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-            let tolerance = 1e-4 * w.abs() + 1e-4 * largest;
-            assert!((g - w).abs() <= tolerance, "{} {name}[{i}]: got {g}, want {w} (largest {largest})", self.name);
+            let tolerance = self.tolerance * f64::from(w.abs() + largest);
+            assert!(
+                f64::from((g - w).abs()) <= tolerance,
+                "{} {name}[{i}]: got {g}, want {w} (largest {largest})",
+                self.name
+            );
         }
     }
 
