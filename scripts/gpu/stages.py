@@ -62,7 +62,7 @@ def stages(bundle):
         ("step", 120, 60, step),
         ("peer", 90, 60, peer),
         ("lstm", 30, 20, lstm),
-        ("sanitizer", 50, 10, sanitizer),
+        ("sanitizer", 60, 10, sanitizer),
         ("training", 10_000, 60, training),
     ]
     least = {"training": LEAST_TRAINING if bundle.cuda else 10}
@@ -94,11 +94,10 @@ def machine(runner, bundle):
     runner.found("machine", torch=done.output.strip() if done.ok else done.last_line())
     tools = {name: shutil.which(name) for name in ["ncu", "nsys", "compute-sanitizer", "nvcc"]}
     runner.found("machine", tools=tools)
-    # The smallest of trainings: which libraries it opens, and what it says if it can't.
-    argv = [bundle.program("sharnn"), *small_bench(bundle), "--mode", "forward", "--runs", "1", "--warmup", "0"]
+    # The smallest of passes: which libraries it opens, and what it says if it can't.
+    argv = [bundle.program("sharnn-plain" if bundle.cuda else "sharnn"), *small_bench(bundle), "--mode", "forward", "--runs", "1", "--warmup", "0"]
     done = runner.command("libraries", argv, 15, bundle.env(LD_DEBUG="files"))
     opened = sorted(set(re.findall(r"calling init: (\S+)", done.errors)))
-    # What the linker says is not needed any more.
     runner.found("machine", libraries=opened, starts=done.ok, says=without_linker(done.errors))
     return {"failed": not done.ok}
 
@@ -189,13 +188,14 @@ def smoke(runner, bundle):
     wanted = names_of(runner, bundle, "core-suite", filters)
     if not wanted:
         return {"failed": True, "why": f"no tests of {' or '.join(filters)} in the program: it was built without that backend or without flex"}
-    done, tests = run_tests(runner, bundle, "smoke", "core-suite", filters, limit=runner.left() * 0.6)
+    stepwise = {"SHARNN_CUDA_LSTM": "stepwise"} if bundle.cuda else {}
+    done, tests = run_tests(runner, bundle, "smoke", "core-suite", filters, stepwise, runner.left() * 0.6)
     runner.found("smoke", **tests.summary(), exit=done.code)
     alone = {}
     missing = [name for name in wanted if tests.results.get(name) != "ok"]
     for name in missing:
         try:
-            done, test = run_tests(runner, bundle, f"smoke-{name.replace('::', '-')}", "core-suite", [name, "--exact"], limit=20)
+            done, test = run_tests(runner, bundle, f"smoke-{name.replace('::', '-')}", "core-suite", [name, "--exact"], stepwise, 20)
         except OutOfTime:
             break
         alone[name] = test.results.get(name, f"exit {done.code}")
@@ -267,18 +267,10 @@ class Way:
 
 
 def ways(bundle):
-    """Those that tell most first."""
+    """In bf16 first, and what needs nothing tuned before what does."""
     if not bundle.cuda:
         return [Way("flex", "sharnn", dtype, {}) for dtype in ["f32", "bf16"]]
-    both = Way("autotune+fusion", "sharnn", "bf16", {})
-    kinds = [
-        ("autotune+fusion", "sharnn", {}),
-        ("plain", "sharnn-plain", {"SHARNN_FUSION": "off"}),
-        ("fusion", "sharnn-plain", {}),
-        ("autotune", "sharnn", {"SHARNN_FUSION": "off"}),
-    ]
-    rest = [Way(name, program, dtype, env) for name, program, env in kinds for dtype in ["bf16", "f32"]]
-    return [both] + [way for way in rest if way != both]
+    return [Way(name, program, dtype, env) for dtype in ["bf16", "f32"] for name, program, env in kinds]
 
 
 def measure(runner, bundle, way, mode, limit):
@@ -289,19 +281,22 @@ def measure(runner, bundle, way, mode, limit):
         name = f"{mode}-{way.name}-{way.dtype}".replace("+", "-")
         done = runner.command(name, [*argv, *sizes(bundle, mode), *dropout], limit, bundle.env(**way.env))
     if not done.ok:
-        return {"error": f"exit {done.code}: {done.last_line()}", "seconds": round(done.seconds, 1)}
+        return {"error": f"exit {done.code}: {done.last_line()}", "exit": done.code, "seconds": round(done.seconds, 1)}
     line = json.loads(done.output.strip().splitlines()[-1])
     return {**line, "device_mb": memory.mb(), "seconds": round(done.seconds, 1)}
 
 
 def step(runner, bundle):
     rows = {}
-    for way in ways(bundle):
-        # Enough is left for where the time goes.
-        if runner.left() < 25 and rows:
-            break
-        rows[way.label()] = measure(runner, bundle, way, "train", min(50, runner.left() - 20) if bundle.cuda else None)
-        runner.found("step", rows=rows)
+    # Kernels that were compiled and chosen stay: what ran out of time in that is tried once more.
+    for attempt in ["first", "again"]:
+        for way in ways(bundle):
+            # Enough is left for where the time goes.
+            if runner.left() < 25 and rows:
+                break
+            if attempt == "first" or rows.get(way.label(), {}).get("exit") == "timeout":
+                rows[way.label()] = measure(runner, bundle, way, "train", min(50, runner.left() - 20) if bundle.cuda else None)
+                runner.found("step", rows=rows)
     found = {"rows": rows, "failed": all("error" in row for row in rows.values())}
     if bundle.cuda:
         runner.found("step", kernels=by_kernel(runner, bundle))
@@ -358,6 +353,7 @@ def counters(runner, bundle):
     found = {}
     argv = [bundle.program("sharnn-plain"), "bench", "--json", "--backend", "cuda", "--dtype", "bf16", "--mode", "train", "--size", "L"]
     options = ["--batch", "16", "--seq-len", "64", "--memory", "0", "--mem-len", "5000", "--warmup", "0", "--runs", "1"]
+    # Of 64 launches in a row are only those of the LSTM's steps: after 20 of the name it is one of them.
     for kernel, skip in [("forward_kernel", 20), ("backward_kernel", 20), ("softmax_kernel", 0)]:
         if runner.left() < 5:
             break
@@ -389,7 +385,6 @@ def peer(runner, bundle):
                 continue
             configurations.append([*sizes(bundle, mode), "--mode", mode, "--dtype", dtype, "--device", bundle.device, *attention])
             labels.append((mode, f"PyTorch {dtype}{' fused attention' if attention else ''}"))
-    # Decoding has no shape of its own there.
     argv = [bundle.python, HERE / "peer.py", bundle.statement, json.dumps(configurations)]
     # cuBLAS may use TF32, as CubeCL's products of f32 do; cuDNN may anyway.
     done = runner.command("peer", argv, runner.left() * 0.6, {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"})
@@ -401,7 +396,7 @@ def peer(runner, bundle):
     failed = answered == 0
     if answered < len(labels):
         runner.found("peer", unanswered=[" ".join(label) for label in labels[answered:]], why_unanswered=f"exit {done.code}: {done.last_line()}")
-    for way in [way for way in ways(bundle) if way.name in ("autotune+fusion", "flex")]:
+    for way in [way for way in ways(bundle) if way.name in ("plain", "autotune+fusion", "flex")]:
         for mode in ["forward", "decode"]:
             take(mode, way.label(), measure(runner, bundle, way, mode, 30))
     # Training was measured in the stage before.

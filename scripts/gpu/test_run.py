@@ -1,9 +1,14 @@
 #!/usr/bin/env python3
-"""The logic of `run` without a GPU or a program: python3 scripts/gpu/test_run.py"""
+"""The logic of `run` and of `bundle` without a GPU, a program or a build: python3 scripts/gpu/test_run.py"""
 
+import contextlib
+import importlib.machinery
+import importlib.util
+import io
 import json
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -13,6 +18,8 @@ import textwrap
 import time
 import unittest
 
+# Nothing is left beside the scripts.
+sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import weights
@@ -219,6 +226,41 @@ class Weights(InDirectory):
         step = abs(rows).max(axis=1, keepdims=True) / 127
         self.assertTrue((abs(values["w"] - rows) <= 0.501 * step).all())
         self.assertTrue((values["b"] == bias).all())
+
+
+class Bundling(InDirectory):
+    @classmethod
+    def setUpClass(cls):
+        loader = importlib.machinery.SourceFileLoader("bundle", str(pathlib.Path(__file__).resolve().parent / "bundle"))
+        cls.bundle = importlib.util.module_from_spec(importlib.util.spec_from_loader("bundle", loader))
+        loader.exec_module(cls.bundle)
+
+    def test_a_newer_glibc_is_refused(self):
+        self.assertEqual(self.bundle.check_glibc("old", b"..GLIBC_2.9\0GLIBC_2.34\0"), "2.34")
+        with self.assertRaisesRegex(SystemExit, "new asks for glibc 2.38"):
+            self.bundle.check_glibc("new", b"GLIBC_2.2.5\0GLIBC_2.38\0")
+
+    def test_the_dictionary_spans_the_programs(self):
+        program = random.Random(1).randbytes(300_000)
+        packed = self.bundle.archive({"programs/a": program, "programs/b": bytes(200_000) + program})
+        self.assertEqual(packed, self.bundle.archive({"programs/a": program, "programs/b": bytes(200_000) + program}))
+        path = self.path / "binaries.tar.xz"
+        key = self.bundle.compress(path, packed, True, {})
+        self.assertLess(path.stat().st_size, 1.1 * len(program))
+        with tarfile.open(path) as unpacked:
+            self.assertEqual(unpacked.extractfile("programs/a").read(), program)
+        # The same bytes are not compressed again.
+        known = {path.name: {"of": key, "sha256": self.bundle.sha256(path.read_bytes())}}
+        before = path.stat().st_mtime_ns
+        self.bundle.compress(path, packed, True, known)
+        self.assertEqual(path.stat().st_mtime_ns, before)
+
+    def test_a_bundle_above_the_limit_is_none(self):
+        (self.path / "MANIFEST.json").write_text("{}")
+        (self.path / "data").write_bytes(bytes(1000))
+        with contextlib.redirect_stdout(io.StringIO()), self.assertRaisesRegex(SystemExit, "1,002 bytes are more than 1,000"):
+            self.bundle.check_size(self.path, 1000)
+        self.assertFalse((self.path / "MANIFEST.json").exists())
 
 
 def alive(pid):
