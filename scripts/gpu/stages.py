@@ -7,7 +7,6 @@ import pathlib
 import platform
 import re
 import shutil
-import struct
 import sys
 from dataclasses import dataclass, field
 
@@ -102,9 +101,14 @@ def machine(runner, bundle):
     return {"failed": not done.ok}
 
 
+def toolkit_home():
+    """The CUDA toolkit, where CubeCL looks for it."""
+    return pathlib.Path(os.environ.get("CUDA_PATH", "/usr/local/cuda"))
+
+
 def toolkit():
-    """The CUDA toolkit as CubeCL looks for it, and whether NVRTC and its headers are there."""
-    home = pathlib.Path(os.environ.get("CUDA_PATH", "/usr/local/cuda"))
+    """Whether NVRTC and its headers are there."""
+    home = toolkit_home()
     headers = ["cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h", "cuda_fp8.h", "mma.h", "cooperative_groups.h", "cccl"]
     found = {"home": str(home), "headers": {name: (home / "include" / name).exists() for name in headers}}
     for name in ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"]:
@@ -170,7 +174,10 @@ class Tests:
 def run_tests(runner, bundle, name, program, filters, env=None, limit=None, prefix=()):
     """One thread: a line for each test in its order, and one kernel at a time. The messages of all threads stand where they were said."""
     argv = [*prefix, bundle.program(program), *filters, "--test-threads=1", "--nocapture"]
-    done = runner.command(name, argv, limit, bundle.env(**(env or {})), merge=True)
+    # The program looks for NVRTC in the toolkit's directory itself, the tests leave that to the linker.
+    libraries = ":".join(filter(None, [str(toolkit_home() / "lib64"), os.environ.get("LD_LIBRARY_PATH")])) if bundle.cuda else None
+    env = {**(env or {}), **({"LD_LIBRARY_PATH": libraries} if libraries else {})}
+    done = runner.command(name, argv, limit, bundle.env(**env), merge=True)
     return done, Tests.parse(done.output)
 
 
