@@ -50,9 +50,10 @@ class Done:
         return self.code == 0
 
     def last_line(self):
-        """What was said last, for a table."""
+        """What an error says, or what was said last, for a table."""
         lines = (self.errors.strip() or self.output.strip()).splitlines()
-        return lines[-1] if lines else "nothing was said"
+        named = [line for line in lines if line.lower().startswith("error")]
+        return (named or lines or ["nothing was said"])[-1]
 
 
 class PeakMemory:

@@ -55,14 +55,14 @@ class Bundle:
 def stages(bundle):
     """All of them, with their limits in seconds."""
     questions = [
-        ("machine", 20, 20, machine),
+        ("machine", 30, 60, machine),
         ("smoke", 75, 30, smoke),
         ("suite", 100, 60, suite),
         ("step", 120, 60, step),
-        ("peer", 90, 60, peer),
-        ("lstm", 30, 20, lstm),
+        ("peer", 90, 150, peer),
+        ("lstm", 30, 30, lstm),
         ("sanitizer", 60, 10, sanitizer),
-        ("training", 10_000, 60, training),
+        ("training", 10_000, 120, training),
     ]
     least = {"training": LEAST_TRAINING if bundle.cuda else 10}
     return [
@@ -89,16 +89,17 @@ def machine(runner, bundle):
         values = dict(zip(fields.split(","), done.output.strip().split(", "))) if done.ok else {"error": done.last_line()}
         runner.found("machine", card=values)
         runner.found("machine", toolkit=toolkit())
-    done = runner.command("torch", [bundle.python, "-c", "import torch; print(torch.__version__, torch.version.cuda, torch.backends.cudnn.version())"], 30)
-    runner.found("machine", torch=done.output.strip() if done.ok else done.last_line())
     tools = {name: shutil.which(name) for name in ["ncu", "nsys", "compute-sanitizer", "nvcc"]}
     runner.found("machine", tools=tools)
     # The smallest of passes: which libraries it opens, and what it says if it can't.
     argv = [bundle.program("sharnn-plain" if bundle.cuda else "sharnn"), *small_bench(bundle), "--mode", "forward", "--runs", "1", "--warmup", "0"]
-    done = runner.command("libraries", argv, 15, bundle.env(LD_DEBUG="files"))
+    done = runner.command("libraries", argv, 20, bundle.env(LD_DEBUG="files"))
     opened = sorted(set(re.findall(r"calling init: (\S+)", done.errors)))
     runner.found("machine", libraries=opened, starts=done.ok, says=without_linker(done.errors))
-    return {"failed": not done.ok}
+    starts = done.ok
+    done = runner.command("torch", [bundle.python, "-c", "import torch; print(torch.__version__, torch.version.cuda, torch.backends.cudnn.version())"], 30)
+    runner.found("machine", torch=done.output.strip() if done.ok else done.last_line())
+    return {"failed": not starts}
 
 
 def toolkit_home():
@@ -468,7 +469,7 @@ def training(runner, bundle):
     runs = [(size, side) for size in sizes_of for side in ["sharnn", "peer"]]
     for number, (size, side) in enumerate(runs):
         # Evaluation, export and the end of each come on top.
-        spare = 8.0 if bundle.cuda else 2.0
+        spare = 8.0 if bundle.cuda else 15.0
         share = (runner.left() - spare) / (len(runs) - number) - spare
         if not bundle.cuda:
             share = min(share, 8.0)

@@ -134,7 +134,7 @@ where
 {
     const HALVES_ATTENTION_WEIGHTS: bool = true;
 
-    fn flush(device: &Self::Device) -> Result<(), ExecutionError> {
+    fn flush(device: &R::CubeDevice) -> Result<(), ExecutionError> {
         let failed = |error| ExecutionError::WithContext { reason: format!("{error}") };
         R::client(device).flush().map_err(failed)
     }
