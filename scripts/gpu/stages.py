@@ -49,7 +49,11 @@ class Bundle:
         return self.programs / name
 
     def env(self, **more):
-        return {"SHARNN_FIXTURES": str(self.fixtures), "RUST_BACKTRACE": "0", **more}
+        return {"SHARNN_FIXTURES": str(self.fixtures), "RUST_BACKTRACE": "0", **self.threads(), **more}
+
+    def threads(self):
+        """A rehearsal takes one: it may be on a machine that is busy, and its figures mean nothing."""
+        return {} if self.cuda else {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def stages(bundle):
@@ -395,7 +399,7 @@ def peer(runner, bundle):
             labels.append((mode, f"PyTorch {dtype}{' fused attention' if attention else ''}"))
     argv = [bundle.python, HERE / "peer.py", bundle.statement, json.dumps(configurations)]
     # cuBLAS may use TF32, as CubeCL's products of f32 do; cuDNN may anyway.
-    done = runner.command("peer", argv, runner.left() * 0.6, {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"})
+    done = runner.command("peer", argv, runner.left() * 0.6, {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", **bundle.threads()})
     lines = [json.loads(line) for line in done.output.splitlines() if line.startswith("{")]
     for (mode, label), line in zip(labels, lines):
         take(mode, label, {"error": line["error"].strip().splitlines()[-1]} if "error" in line else line)
@@ -514,7 +518,7 @@ def train_peer(runner, bundle, size, seconds, spare):
     dtype = ["--dtype", "bf16", "--sdpa"] if bundle.cuda else []
     data = ["--data", bundle.data, "--train-bytes", bundle.train_bytes, "--valid-bytes", "200000" if bundle.cuda else "4000"]
     argv = [bundle.python, bundle.statement, "train", "--device", bundle.device, *options, *dtype, *data, "--steps", "1000000"]
-    done = runner.command(f"train-{size}-peer", [*argv, "--minutes", f"{seconds / 60:.4f}"], seconds + 2 * spare)
+    done = runner.command(f"train-{size}-peer", [*argv, "--minutes", f"{seconds / 60:.4f}"], seconds + 2 * spare, bundle.threads())
     lines = [json.loads(line) for line in done.output.splitlines() if line.startswith("{")]
     found = {"curve": thinned([line for line in lines if "train_bpc" in line]), "seconds": round(done.seconds, 1)}
     if done.ok and lines:
