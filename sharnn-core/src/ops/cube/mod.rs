@@ -130,11 +130,15 @@ where
     F: FloatElement,
     I: IntElement,
     BT: BoolElement,
-    Self: burn::tensor::backend::Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
+    Self: burn::tensor::backend::Backend<
+            FloatTensorPrimitive = CubeTensor<R>,
+            IntTensorPrimitive = CubeTensor<R>,
+            Device = R::CubeDevice,
+        >,
 {
     const HALVES_ATTENTION_WEIGHTS: bool = true;
 
-    fn flush(device: &R::CubeDevice) -> Result<(), ExecutionError> {
+    fn flush(device: &Self::Device) -> Result<(), ExecutionError> {
         let failed = |error| ExecutionError::WithContext { reason: format!("{error}") };
         R::client(device).flush().map_err(failed)
     }
