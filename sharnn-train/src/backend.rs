@@ -1,8 +1,18 @@
 //! Choosing a backend by name, at run time, among those that were compiled in.
+//!
+//! Here lives all that knows backends by name; everything else is generic over them.
+//! It uses no other room; it is for programs, and no room needs it.
+
+#[cfg(feature = "cuda")]
+mod cuda_probe;
+mod missing;
+#[cfg(feature = "wgpu")]
+mod wgpu_probe;
 
 use std::fmt;
 use std::str::FromStr;
 
+pub use missing::MissingPiece;
 use sharnn_core::{AutodiffBackend, Backend, ModelStreams, ShaRnn, Streams};
 
 /// A Burn backend. Which ones a program has is decided by its cargo features.
@@ -46,6 +56,14 @@ pub enum BackendError {
         value: String,
         /// What would do.
         hint: &'static str,
+    },
+    /// The backend is in this program, but something that it needs is not on this machine.
+    #[error("backend {kind} cannot be used on this machine: {missing}")]
+    Missing {
+        /// The backend.
+        kind: BackendKind,
+        /// What it needs.
+        missing: MissingPiece,
     },
     /// The number of threads cannot be set, or not to this.
     #[error("{threads} threads cannot be set for backend {kind}: {hint}")]
@@ -157,7 +175,7 @@ impl BackendKind {
     /// Runs a job on this backend's default device, under autodiff.
     ///
     /// # Errors
-    /// [`BackendError::NotCompiledIn`] and [`BackendError::Fusion`], and then the job is not run.
+    /// [`BackendError::NotCompiledIn`], [`BackendError::Missing`] and [`BackendError::Fusion`], and then the job is not run.
     pub fn dispatch<J: BackendJob>(self, job: J) -> Result<J::Output, BackendError> {
         self.dispatch_on(0, job)
     }
@@ -171,6 +189,7 @@ impl BackendKind {
         #[allow(unused_imports)] // Which names there are is up to the features.
         use burn::backend::*;
         let _ = (&job, gpu); // Used by no arm where no such backend is compiled in.
+        self.check(gpu).map_err(|missing| BackendError::Missing { kind: self, missing })?;
         match self {
             #[cfg(feature = "flex")]
             Self::Flex => Ok(job.run::<Autodiff<Flex>>(Default::default())),
@@ -205,6 +224,20 @@ impl BackendKind {
             Self::Tch => Ok(job.run::<Autodiff<LibTorch<f32>>>(sharnn_core::libtorch_device(gpu))),
             #[allow(unreachable_patterns)]
             kind => Err(BackendError::NotCompiledIn { kind, available: Self::available() }),
+        }
+    }
+}
+
+impl BackendKind {
+    /// Whether all that the backend needs is on this machine.
+    fn check(self, gpu: usize) -> Result<(), MissingPiece> {
+        let _ = gpu;
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda => cuda_probe::check(gpu),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu => wgpu_probe::check(),
+            _ => Ok(()),
         }
     }
 }
@@ -348,6 +381,32 @@ mod tests {
             match kind.dispatch(Sum) {
                 Ok(sum) => assert_eq!(sum, 6.5),
                 Err(error) => assert!(!kind.is_available(), "{error}"),
+            }
+        }
+    }
+
+    /// Neither a panic nor a job that is run without a device.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    #[test]
+    fn a_gpu_that_is_not_there_is_one_line() {
+        struct Zero;
+        impl BackendJob for Zero {
+            type Output = ();
+            fn run<B: AutodiffBackend>(self, device: B::Device) {
+                burn::tensor::Tensor::<B, 1>::zeros([1], &device).into_data();
+            }
+        }
+        for kind in [BackendKind::Cuda, BackendKind::Wgpu] {
+            match kind.dispatch(Zero) {
+                Ok(()) => assert!(kind.is_available()),
+                Err(error) => {
+                    let message = error.to_string();
+                    assert!(
+                        message.starts_with(&format!("backend {kind} ")) && message.lines().count() == 1,
+                        "{message}"
+                    );
+                    assert_eq!(matches!(error, BackendError::Missing { .. }), kind.is_available(), "{message}");
+                }
             }
         }
     }

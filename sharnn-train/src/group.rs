@@ -3,6 +3,13 @@
 //! Every process holds all of the model and some lanes of the batch. After the backward the gradients are averaged, so all
 //! of them make the same step; the first one writes what is kept. [`Alone`] is a group of one; `MpiGroup` (feature
 //! `mpi`) is one of many.
+//!
+//! Here lives what processes say to each other, and MPI, over which they say it; what a process does with it is elsewhere.
+//! It uses no other room; optim, eval, run and trainer may use it.
+
+mod json_difference;
+#[cfg(feature = "mpi")]
+mod mpi;
 
 use std::fmt;
 use std::ops::Range;
@@ -12,7 +19,9 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::json_difference::json_difference;
+#[cfg(feature = "mpi")]
+pub use self::mpi::MpiGroup;
+pub(crate) use json_difference::json_difference;
 
 /// A group of processes, numbered from 0; the first is the one that speaks and writes.
 ///

@@ -1,4 +1,7 @@
 //! Stopping a run from outside: Ctrl-C, a termination signal, or another thread.
+//!
+//! Here lives what hears signals; what is saved then, whoever was interrupted decides.
+//! It uses no other room; all may use it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

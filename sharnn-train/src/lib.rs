@@ -1,58 +1,48 @@
 #![doc = include_str!("../README.md")]
 
-mod backend;
-mod checkpoint;
-mod evaluate;
-mod group;
-mod interrupt;
-mod json_difference;
-mod lane_state;
-mod metrics;
-#[cfg(feature = "mpi")]
-mod mpi_group;
-mod muon;
-mod observer;
-mod optimizer;
-mod optimizer_config;
-mod params;
-mod progress;
-mod recipe;
-mod run_dir;
-mod select_state;
-mod step_log;
-mod stream_file;
-mod tensor_file;
-mod trainer;
-mod weights;
+// The rooms, each below those that it may use. What a room offers to others stands in its top file, and they take it by the
+// room's name. Where the order matters, blank lines keep it from being sorted.
 
-pub use backend::{BackendError, BackendJob, BackendKind};
-pub use checkpoint::{
-    BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, FORMAT, FileDigest, Manifest, Moved, Position,
-    latest_manifest, load_best, load_newest,
-};
+mod backend;
+mod interrupt;
+mod params;
+
+mod files; // uses params
+mod group;
+
+mod eval; // uses params, group, interrupt
+mod optim; // uses params, files, group
+
+mod recipe; // uses eval, optim
+
+mod run; // uses params, files, group, optim, recipe
+
+mod report; // uses run
+
+mod trainer; // uses all but backend
+
+pub use backend::{BackendError, BackendJob, BackendKind, MissingPiece};
 #[cfg(feature = "flex")]
-pub use evaluate::evaluate_packed;
-pub use evaluate::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluate_dynamic};
+pub use eval::evaluate_packed;
+pub use eval::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluate_dynamic};
+pub use files::{
+    CONFIG_KEY, FloatType, HostTensor, ImportOptions, Mismatch, SaveOptions, StateFileError, TensorMismatch,
+    UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError, WeightsError, import_weights, import_weights_from_bytes,
+    load_metadata, load_state, load_tensors, load_weights, read_config, save_state, save_tensors, save_weights,
+    save_weights_as,
+};
+#[cfg(feature = "mpi")]
+pub use group::MpiGroup;
 pub use group::{Alone, Group, GroupError, SharedGroup, launched_by_mpi};
 pub use interrupt::{EXIT_STATUS, Interrupt, InterruptError};
-pub use metrics::{EvalRecord, METRICS_FILE, Metrics, MetricsError, Record, TrainRecord};
-#[cfg(feature = "mpi")]
-pub use mpi_group::MpiGroup;
-pub use observer::{Event, Observer};
-pub use optimizer::{FIRST_MOMENT, Optimizer, SECOND_MOMENT, StepReport};
-pub use optimizer_config::{LambConfig, MuonConfig, OptimizerConfigError};
+pub use optim::{FIRST_MOMENT, LambConfig, MuonConfig, Optimizer, OptimizerConfigError, SECOND_MOMENT, StepReport};
 pub use params::{MapFloat, NamedTensor, ParamInfo, VisitFloat, collect_params, map_params, param_infos, visit_params};
-pub use progress::Progress;
 pub use recipe::{LATE_FALL, Phase, Recipe, RecipeError, Schedule};
-pub use select_state::select_state;
+pub use report::{Event, Observer, Progress};
+pub use run::{
+    BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, EvalRecord, FORMAT, FileDigest, METRICS_FILE,
+    Manifest, Metrics, MetricsError, Moved, Position, Record, Smoothed, TrainRecord, Window, latest_manifest,
+    load_best, load_newest,
+};
 pub use sharnn_core::{GenerateError, Generator, Sampling, SamplingError, Scorer};
-pub use step_log::{Smoothed, Window};
-pub use stream_file::{StateFileError, load_state, save_state};
-pub use tensor_file::{
-    FloatType, HostTensor, Mismatch, TensorMismatch, WeightsError, load_metadata, load_tensors, save_tensors,
-};
-pub use trainer::{Finished, Limits, Stop, TrainError, TrainOptions, Trainer};
-pub use weights::{
-    CONFIG_KEY, ImportOptions, SaveOptions, UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError, import_weights,
-    import_weights_from_bytes, load_weights, read_config, save_weights, save_weights_as,
-};
+pub use trainer::{Finished, Limits, Stop, TrainError, TrainOptions, Trainer, select_state};

@@ -2,6 +2,9 @@
 //!
 //! A path joins the names of the fields that lead to a parameter, as in `blocks.2.attending.attention.query.weight`. The
 //! order is that of the fields, so it is the same in every run; Burn's own parameter ids are not, and loading renews them.
+//!
+//! Here lives what goes through parameters, whatever for: weights, moments and gradients are told apart elsewhere.
+//! It uses no other room; all may use it.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};

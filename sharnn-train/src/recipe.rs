@@ -1,11 +1,15 @@
 //! The recipe as data: batches, learning rates, optimizer, evaluation. [`Recipe::paper`] is that of Merity 2019,
 //! [`Recipe::budget`] what scored best for little data or time.
+//!
+//! Here lives what decides the mathematics of a run, and what of it can be used; nothing here computes.
+//! It may use the options of optim and eval; run and trainer may use it.
 
 use serde::{Deserialize, Serialize};
 use sharnn_core::{Precision, ShaRnnConfig};
 use sharnn_data::{DataError, SegmentLengths};
 
-use crate::{EvalConfig, LambConfig, MuonConfig, OptimizerConfigError};
+use crate::eval::EvalConfig;
+use crate::optim::{LambConfig, MuonConfig, OptimizerConfigError};
 
 /// Everything that decides what a training run computes, but for the model and the data.
 ///

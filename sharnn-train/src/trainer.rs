@@ -3,12 +3,17 @@
 //! One step: the next segment of every lane, the mean loss over it, one step of the optimizer, and the state carried on,
 //! detached. A step whose loss or gradient is not finite changes nothing; that is decided on the device. Weights of the
 //! best validation are kept; a phase after the first starts from them.
+//!
+//! Here lives what a run does, from its start to its last score; what it does it with is in the other rooms.
+//! It may use all of them, and none of them may use it.
 
 mod clock;
 mod error;
+mod lane_state;
 mod open;
 mod options;
 mod report;
+mod select_state;
 
 use burn::tensor::{Int, Tensor, TensorData};
 use sharnn_core::{AutodiffBackend, DropoutStream, Pass, ShaRnn, ShaRnnConfig, ShaRnnState};
@@ -17,14 +22,17 @@ use sharnn_data::{Segment, Segments, Splits};
 use clock::Clock;
 pub use error::TrainError;
 pub use options::{Limits, Stop, TrainOptions};
+pub use select_state::select_state;
 
-use crate::group::{agree, same_weights};
+use crate::eval::Evaluation;
+use crate::group::{SharedGroup, agree, same_weights};
+use crate::interrupt::Interrupt;
+use crate::optim::Optimizer;
 use crate::params::weights_checksum;
-use crate::run_dir::RunDir;
-use crate::step_log::{PendingStep, StepLog};
-use crate::{
-    Best, CorpusIdentity, Evaluation, Event, FileDigest, Interrupt, Metrics, Moved, Observer, Optimizer, Phase,
-    Position, Recipe, SharedGroup, Smoothed, Window, select_state,
+use crate::recipe::{Phase, Recipe};
+use crate::report::{Event, Observer};
+use crate::run::{
+    Best, CorpusIdentity, FileDigest, Metrics, Moved, PendingStep, Position, RunDir, Smoothed, StepLog, Window,
 };
 
 /// Steps between two comparisons of the weights of many processes.

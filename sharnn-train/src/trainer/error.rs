@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use sharnn_core::Precision;
 use sharnn_data::DataError;
 
-use crate::{CheckpointError, EvalError, GroupError, MetricsError, RecipeError, WeightsError};
+use crate::eval::EvalError;
+use crate::files::WeightsError;
+use crate::group::GroupError;
+use crate::recipe::RecipeError;
+use crate::run::{CheckpointError, MetricsError};
 
 /// An error about a training run.
 #[derive(Debug, thiserror::Error)]

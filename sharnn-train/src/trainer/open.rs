@@ -9,13 +9,13 @@ use sharnn_data::{Lanes, Segments, Splits};
 
 use super::clock::Clock;
 use super::{Asked, Limits, TrainError, TrainOptions, Trainer};
-use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::group::{agree, all_ok};
-use crate::run_dir::{RunDir, checkpoints};
-use crate::step_log::StepLog;
-use crate::{
-    Alone, BEST_DIR, CorpusIdentity, GroupError, Metrics, Optimizer, Position, Recipe, RecipeError, SharedGroup,
-    Smoothed, Window, load_weights,
+use crate::files::load_weights;
+use crate::group::{Alone, GroupError, SharedGroup, agree, all_ok};
+use crate::optim::Optimizer;
+use crate::recipe::{Recipe, RecipeError};
+use crate::run::{
+    BEST_DIR, Checkpoint, CheckpointError, CorpusIdentity, Metrics, Position, RunDir, Smoothed, StepLog, Window,
+    checkpoints,
 };
 
 impl<B: AutodiffBackend> Trainer<B> {

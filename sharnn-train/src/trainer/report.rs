@@ -6,14 +6,13 @@ use burn::module::AutodiffModule;
 use sharnn_core::{AutodiffBackend, Backend, ShaRnn, ShaRnnState};
 use sharnn_data::Split;
 
+use super::lane_state::gather_state;
 use super::{Finished, TrainError, Trainer};
-use crate::checkpoint::{self, Manifest, Tensors, load_best};
-use crate::evaluate::evaluate_in;
-use crate::lane_state::gather_state;
-use crate::run_dir::{checkpoints, step_name};
-use crate::{
-    Best, EvalConfig, EvalError, EvalRecord, Evaluation, Event, FileDigest, Observer, Position, Record, TrainRecord,
-    Window,
+use crate::eval::{EvalConfig, EvalError, Evaluation, evaluate_in};
+use crate::report::{Event, Observer};
+use crate::run::checkpoint::{self, Tensors, load_best};
+use crate::run::{
+    Best, EvalRecord, FORMAT, FileDigest, Manifest, Position, Record, TrainRecord, Window, checkpoints, step_name,
 };
 
 impl<B: AutodiffBackend> Trainer<B> {
@@ -199,7 +198,7 @@ impl<B: AutodiffBackend> Trainer<B> {
             metrics.sync()?;
         }
         let manifest = Manifest {
-            format: checkpoint::FORMAT,
+            format: FORMAT,
             config: self.config.clone(),
             recipe: self.recipe.clone(),
             corpus: self.corpus.clone(),

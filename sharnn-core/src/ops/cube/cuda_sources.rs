@@ -70,7 +70,9 @@ fn source(name: &str, body: impl FnOnce(Builder)) -> String {
         ExecutionMode::Checked,
         address,
     );
-    kernel.unwrap_or_else(|error| panic!("{name}: {error:?}")).to_string()
+    let kernel = kernel.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    // All of a kernel's shared memory is given to it at its launch: its source does not say how much that is.
+    format!("// dynamic shared memory: {}\n{kernel}", kernel.shared_memory_size())
 }
 
 /// One kernel: its name, what it is called with, in this order, and what is known when it is compiled.

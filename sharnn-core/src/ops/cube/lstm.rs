@@ -15,7 +15,7 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 use half::bf16;
 
-use super::{OnCube, UNITS, arg, is_f32, linear, operand, product, room, sigmoid, tensor, values};
+use super::{OnCube, UNITS, arg, is_f32, linear, operand_values, product, room, sigmoid, tensor, values};
 use crate::ops::{LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted, Precision, lstm as generic};
 
 /// Lanes of a cube: the rows of a tensor core's tile.
@@ -449,7 +449,7 @@ fn run<B: OnCube>(inputs: LstmInputs<B>, precision: Precision, keeps: Keeps) -> 
     let ([seq_len, lanes, d_in], [_, d]) = (inputs.x.dims(), inputs.h0.dims());
     let LstmInputs { x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, .. } = inputs;
     let projected = values(product(x.reshape([seq_len * lanes, d_in]), weight_ih.transpose(), precision));
-    let weight = operand(values(weight_hh), precision);
+    let weight = operand_values(weight_hh, precision);
     let rest = [values(bias_ih), values(bias_hh), values(h0), values(c0)];
     match precision {
         Precision::F32 => steps::<_, f32>(&projected, &weight, &rest, [seq_len, lanes, d], keeps),
@@ -566,7 +566,7 @@ pub(super) fn backward<B: OnCube>(saved: LstmSaved<B>, grad: Tensor<B, 3>, wante
     let gates = gates.unwrap_or_else(|| generic::gates_again(&inputs, output.clone(), precision));
     let LstmInputs { x, weight_ih, weight_hh, h0, c0, .. } = inputs;
     let shape = [seq_len, lanes, d];
-    let weight = operand(values(weight_hh.clone().transpose()), precision);
+    let weight = operand_values(weight_hh.clone().transpose(), precision);
     let (kept, grad) = ([values(gates), values(cells), values(c0)], values(grad));
     let [dgates, c0] = match precision {
         Precision::F32 => steps_back::<_, f32>(&weight, &kept, &grad, shape),

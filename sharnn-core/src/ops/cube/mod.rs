@@ -14,6 +14,7 @@ mod lamb;
 mod layer_norm;
 mod linear;
 mod lstm;
+mod product;
 mod reduce;
 
 use burn::tensor::backend::ExecutionError;
@@ -22,11 +23,11 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::calculate_cube_count_elemwise;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::element::BoolElement;
-use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
-use burn_cubecl::kernel::{cast, into_contiguous};
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
+use product::{operand_values, product};
 
 use super::{
     AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomInputs, BoomSaved, DecoderLossInputs,
@@ -79,26 +80,6 @@ fn is_f32<B: OnCube, const D: usize>(x: &Tensor<B, D>) -> bool {
     x.dtype() == DType::F32
 }
 
-/// A matrix product of f32 whose operands are taken in `precision`.
-fn product<B: OnCube, const D: usize>(a: Tensor<B, D>, b: Tensor<B, D>, precision: Precision) -> Tensor<B, D> {
-    match precision {
-        Precision::F32 => a.matmul(b),
-        Precision::Bf16 => {
-            let [a, b] = [a, b].map(|x| operand(x.into_primitive().tensor(), precision));
-            let product = matmul(a, b, None, MatmulStrategy::default(), DType::F32);
-            tensor(product.expect("a product of checked shapes"))
-        }
-    }
-}
-
-/// The operand of a product.
-fn operand<R: CubeRuntime>(x: CubeTensor<R>, precision: Precision) -> CubeTensor<R> {
-    match precision {
-        Precision::Bf16 if x.dtype != DType::BF16 => cast(x, DType::BF16),
-        Precision::Bf16 | Precision::F32 => x,
-    }
-}
-
 /// Room for a result of f32, on the device of `like`.
 fn room<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>) -> CubeTensor<R> {
     room_of(like, shape, DType::F32)
@@ -109,7 +90,11 @@ fn room_of<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>, dtype:
 }
 
 /// An argument of a kernel.
+///
+/// # Panics
+/// If it is not contiguous, as what Burn's own kernels return may not be: the kernel would take its rows from wrong places.
 fn arg<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
+    assert!(x.is_contiguous(), "a kernel is given contiguous tensors, not {x:?}");
     x.clone().into_array_arg()
 }
 

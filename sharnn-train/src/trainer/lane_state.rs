@@ -3,7 +3,7 @@
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use sharnn_core::{BlockState, LstmState, ShaRnnState};
 
-use crate::Group;
+use crate::group::Group;
 use crate::params::host_values;
 
 /// The state of all lanes, for the first process of a group; each brings those of its own. `None` in the others.

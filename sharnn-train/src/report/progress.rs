@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::{EvalRecord, Event, Moved, Observer, TrainRecord};
+use super::{Event, Observer};
+use crate::run::{EvalRecord, Moved, TrainRecord};
 
 /// Writes a run's progress to standard error.
 ///

@@ -7,8 +7,8 @@ use sharnn_core::{Backend, ShaRnn, pytorch_name};
 
 use super::layout::published_shape;
 use super::{DECODER, ENCODER};
+use crate::files::tensors::{FloatType, WeightsError, write_tensors};
 use crate::params::collect_params;
-use crate::tensor_file::{FloatType, WeightsError, write_tensors};
 
 /// The key of a file's metadata under which the model's configuration stands, as JSON.
 pub const CONFIG_KEY: &str = "sharnn.config";

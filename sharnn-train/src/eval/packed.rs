@@ -5,7 +5,7 @@ use std::ops::Range;
 use sharnn_core::{BatchScorer, DecodeEngine, StreamError};
 
 use super::{EvalError, Evaluation, LossSum, cut};
-use crate::Interrupt;
+use crate::interrupt::Interrupt;
 
 /// Bytes of every lane between two calls of `progress`.
 const PROGRESS_EVERY: usize = 1024;

@@ -20,7 +20,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use sharnn_data::whole_file;
 
-use crate::CheckpointError;
+use super::CheckpointError;
 
 /// Begins the name of what is not whole, or not needed any more.
 const ASIDE: &str = ".tmp-";

@@ -7,7 +7,7 @@ use sharnn_core::{Attend, ConfigError, ShaRnnConfig};
 
 use super::layout::{in_block, is_unused, tensors};
 use super::{CONFIG_KEY, DECODER, ENCODER};
-use crate::tensor_file::{Mismatch, TensorFile, WeightsError, shown};
+use crate::files::tensors::{Mismatch, TensorFile, WeightsError, shown};
 
 /// What the tensors of a block's attention say of it.
 pub(super) struct AttentionInFile {

@@ -5,7 +5,7 @@ use std::io;
 
 use sharnn_core::ConfigError;
 
-use crate::VocabularyError;
+use crate::files::VocabularyError;
 
 /// Why tensors could not be written, read or used.
 #[derive(Debug, thiserror::Error)]

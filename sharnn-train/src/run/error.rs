@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sharnn_data::whole_file::is_full;
 
-use crate::WeightsError;
+use crate::files::WeightsError;
 
 /// An error about a run directory or a checkpoint in it.
 #[derive(Debug, thiserror::Error)]

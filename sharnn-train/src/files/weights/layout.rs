@@ -88,7 +88,7 @@ mod tests {
     use sharnn_core::{Attend, pytorch_name};
 
     use super::*;
-    use crate::param_infos;
+    use crate::params::param_infos;
 
     #[test]
     fn the_layout_is_that_of_the_model() {

@@ -6,7 +6,7 @@ use mpi::environment::Universe;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 
-use crate::Group;
+use super::Group;
 
 /// The exit status of a Rust program that panicked.
 const PANICKED: i32 = 101;
@@ -164,7 +164,7 @@ mod tests {
 
     /// The group, in a process that [`launch`] started; `None` in the test's own.
     fn group() -> Option<MpiGroup> {
-        crate::launched_by_mpi().then(|| MpiGroup::join().unwrap())
+        crate::group::launched_by_mpi().then(|| MpiGroup::join().unwrap())
     }
 
     fn launch(test: &str) -> Output {
@@ -174,7 +174,7 @@ mod tests {
         for allow in ["OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] {
             mpirun.env(allow, "1");
         }
-        let test = format!("mpi_group::tests::{test}");
+        let test = format!("group::mpi::tests::{test}");
         mpirun.arg(std::env::current_exe().unwrap()).args(["--exact", &test, "--nocapture"]).output().unwrap()
     }
 

@@ -11,9 +11,9 @@ use sha2::{Digest, Sha256};
 use sharnn_core::{Backend, ShaRnnConfig};
 use sharnn_data::{SegmentsState, Split, Splits, whole_file};
 
-use super::CheckpointError;
-use crate::json_difference::json_difference;
-use crate::{Recipe, Smoothed, Window};
+use super::{CheckpointError, Smoothed, Window};
+use crate::group::json_difference;
+use crate::recipe::Recipe;
 
 /// Version of the checkpoint's layout.
 pub const FORMAT: u64 = 1;

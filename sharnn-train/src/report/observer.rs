@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::{Best, EvalRecord, Moved, TrainRecord};
+use crate::run::{Best, EvalRecord, Moved, TrainRecord};
 
 /// Something that happened in a run.
 #[derive(Clone, Debug)]

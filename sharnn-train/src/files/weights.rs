@@ -20,8 +20,8 @@ pub(crate) use model_file::validate;
 pub use save::{CONFIG_KEY, SaveOptions, save_weights, save_weights_as};
 pub use vocabulary::{UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError};
 
+use crate::files::tensors::WeightsError;
 use crate::params::{MapFloat, map_params};
-use crate::tensor_file::WeightsError;
 
 const ENCODER: &str = "encoder.weight";
 const DECODER: &str = "decoder.weight";

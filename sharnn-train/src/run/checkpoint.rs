@@ -13,9 +13,6 @@
 //!
 //! `best/` holds `weights.safetensors` and `best.json` (with its checksum), for whoever uses the model.
 
-mod error;
-mod manifest;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,14 +21,13 @@ use burn::tensor::{Bool, Tensor, TensorData, backend::Backend as BurnBackend};
 use serde::{Deserialize, Serialize};
 use sharnn_core::{AutodiffBackend, BlockState, LstmState, ShaRnn, ShaRnnConfig, ShaRnnState};
 
-pub use error::CheckpointError;
-pub use manifest::{Best, CorpusIdentity, FORMAT, FileDigest, Manifest, Moved, Position};
-use manifest::{MANIFEST, read_json, verify, write_json};
-
+use super::directory::{RunDir, checkpoints, step_name};
+use super::manifest::{MANIFEST, read_json, verify, write_json};
+use super::{Best, CheckpointError, FORMAT, FileDigest, Manifest};
+use crate::files::weights::{load_config, validate};
+use crate::files::{HostTensor, WeightsError, load_tensors, save_tensors, save_weights};
+use crate::optim::Optimizer;
 use crate::params::{VisitFloat, host_values, visit_params};
-use crate::run_dir::{RunDir, checkpoints, step_name};
-use crate::weights::{load_config, validate};
-use crate::{HostTensor, Optimizer, WeightsError, load_tensors, save_tensors, save_weights};
 
 const WEIGHTS: &str = "weights.safetensors";
 const MOMENTS: &str = "moments.safetensors";

@@ -6,7 +6,7 @@ use sharnn_core::{Attend, Backend, ShaRnn, ShaRnnConfig};
 
 use super::model_file::ModelFile;
 use super::{DECODER, ENCODER, Vocabulary, place};
-use crate::tensor_file::WeightsError;
+use crate::files::tensors::WeightsError;
 
 /// What the tensors of a file do not tell.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -3,6 +3,9 @@
 //! The bytes are cut into contiguous lanes of equal length and the remainder is left out. Every lane starts cold, its first
 //! byte is never scored, and state and memory are carried through to its end. What a byte can see depends on the segment
 //! length, since the memory is cut so that a segment fits in: results state theirs.
+//!
+//! Here lives every way of scoring bytes in lanes: with the model, with packed weights, and with weights that follow.
+//! It may use params, group and interrupt; recipe and trainer may use it.
 
 mod dynamic;
 #[cfg(feature = "flex")]

@@ -9,10 +9,10 @@ use burn::tensor::{Bool, Shape, Tensor, TensorData};
 use sharnn_core::ops::{LambOptions, LambParam, LambStep, LambUpdate};
 use sharnn_core::{AutodiffBackend, Backend};
 
+use super::{LambConfig, MuonConfig};
+use crate::files::{HostTensor, WeightsError};
 use crate::group::{Alone, Group};
-use crate::optimizer_config::{LambConfig, MuonConfig};
 use crate::params::{MapFloat, VisitFloat, host_values, map_params, param_infos, take_grads, visit_params};
-use crate::tensor_file::{HostTensor, WeightsError};
 
 /// Begins the paths of parameters inside blocks.
 const BLOCKS: &str = "blocks.";

@@ -11,7 +11,7 @@
 use burn::tensor::{Bool, Tensor};
 use sharnn_core::Backend;
 
-use crate::MuonConfig;
+use super::MuonConfig;
 
 impl MuonConfig {
     /// A step of some matrices of one size, and their momentum after it. Where `skip` is set both stay as they are.

@@ -1,0 +1,17 @@
+//! Files of tensors: named tensors, the weights of a model, the state of a stream.
+//!
+//! Here lives what writes them whole and reads them with every value checked; what a run makes of them is in run.
+//! It may use params; optim, run and trainer may use it.
+
+mod stream_state;
+mod tensors;
+pub(crate) mod weights;
+
+pub use stream_state::{StateFileError, load_state, save_state};
+pub use tensors::{
+    FloatType, HostTensor, Mismatch, TensorMismatch, WeightsError, load_metadata, load_tensors, save_tensors,
+};
+pub use weights::{
+    CONFIG_KEY, ImportOptions, SaveOptions, UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError, import_weights,
+    import_weights_from_bytes, load_weights, read_config, save_weights, save_weights_as,
+};

@@ -1,0 +1,11 @@
+//! The optimizer: its options, its step over all parameters, and Muon for the matrices inside blocks.
+//!
+//! Here lives what turns gradients into a step; rates over time are the recipe's.
+//! It may use params, files and group; recipe, run and trainer may use it.
+
+mod config;
+mod muon;
+mod optimizer;
+
+pub use config::{LambConfig, MuonConfig, OptimizerConfigError};
+pub use optimizer::{FIRST_MOMENT, Optimizer, SECOND_MOMENT, StepReport};
