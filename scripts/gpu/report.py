@@ -126,9 +126,8 @@ def training(stages):
         if "error" in found:
             lines.append(f"| {name} | {found['error'].replace('|', '/')[:200]} | | | |")
         trained = [record for record in found["curve"] if record.get("train_bpc") is not None]
-        if trained:
-            end, reached = trained[-1], found.get("reached", {})
-            lines.append(
-                f"| {name} | {number(end.get('bytes', end.get('tokens')))} | {number(end['seconds'], 1)} | {end['train_bpc']:.3f} | {number(reached.get('valid_bpc'), 3)} |"
-            )
+        end, reached = trained[-1] if trained else {}, found.get("reached", {})
+        if trained or reached:
+            columns = [number(end.get("bytes", end.get("tokens"))), number(end.get("seconds"), 1), number(end.get("train_bpc"), 3)]
+            lines.append(f"| {name} | {' | '.join(columns)} | {number(reached.get('valid_bpc'), 3)} |")
     return lines if curves else [f"training: {stages['training'].get('why', stages['training'].get('state'))}"]

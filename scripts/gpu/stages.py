@@ -24,7 +24,7 @@ PART = 15 * 2**20
 class Bundle:
     """What there is to run, and where."""
 
-    # Directory of the programs: `sharnn` (autotune and fusion), `sharnn-plain` (neither unless asked), `core-suite`, `train-suite`.
+    # Directory of the programs: `sharnn` (autotune and fusion), `sharnn-plain` (fusion), `core-suite`, `train-suite`.
     programs: pathlib.Path
     fixtures: pathlib.Path
     statement: pathlib.Path
@@ -271,18 +271,25 @@ class Way:
 
     name: str
     program: str
-    dtype: str
+    # bf16, f32, or tf32, which is f32 whose products may be made by tensor cores.
+    precision: str
     env: dict
 
+    @property
+    def dtype(self):
+        return "f32" if self.precision == "tf32" else self.precision
+
     def label(self):
-        return f"sharnn {self.name} {self.dtype}"
+        return f"sharnn {self.name} {self.precision}"
 
 
 def ways(bundle):
     """In bf16 first, and what needs nothing tuned before what does."""
     if not bundle.cuda:
-        return [Way("flex", "sharnn", dtype, {}) for dtype in ["f32", "bf16"]]
-    return [Way(name, program, dtype, env) for dtype in ["bf16", "f32"] for name, program, env in kinds]
+        return [Way("flex", "sharnn", precision, {}) for precision in ["f32", "bf16"]]
+    tf32 = {"SHARNN_CUDA_TF32": "1"}
+    bf16 = [Way(name, program, "bf16", env) for name, program, env in kinds]
+    return [*bf16[:2], *(Way(name, program, "tf32", {**env, **tf32}) for name, program, env in kinds[:2]), *bf16[2:], Way(*kinds[0][:2], "f32", kinds[0][2])]
 
 
 def measure(runner, bundle, way, mode, limit):
@@ -290,7 +297,7 @@ def measure(runner, bundle, way, mode, limit):
     dropout = [] if mode == "train" else ["--dropout", "0"]
     argv = [bundle.program(way.program), "bench", "--json", "--backend", bundle.backend, "--dtype", way.dtype, "--mode", mode]
     with PeakMemory() as memory:
-        name = f"{mode}-{way.name}-{way.dtype}".replace("+", "-")
+        name = f"{mode}-{way.name}-{way.precision}".replace("+", "-")
         done = runner.command(name, [*argv, *sizes(bundle, mode), *dropout], limit, bundle.env(**way.env))
     if not done.ok:
         return {"error": f"exit {done.code}: {done.last_line()}", "exit": done.code, "seconds": round(done.seconds, 1)}
@@ -396,9 +403,10 @@ def peer(runner, bundle):
             if not bundle.cuda and dtype == "fp16":
                 continue
             configurations.append([*sizes(bundle, mode), "--mode", mode, "--dtype", dtype, "--device", bundle.device, *attention])
-            labels.append((mode, f"PyTorch {dtype}{' fused attention' if attention else ''}"))
+            precision = "tf32" if bundle.cuda and dtype == "f32" else dtype
+            labels.append((mode, f"PyTorch {precision}{' fused attention' if attention else ''}"))
     argv = [bundle.python, HERE / "peer.py", bundle.statement, json.dumps(configurations)]
-    # cuBLAS may use TF32, as CubeCL's products of f32 do; cuDNN may anyway.
+    # cuBLAS may use TF32, as sharnn does where it is asked to; cuDNN may anyway.
     done = runner.command("peer", argv, runner.left() * 0.6, {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1", **bundle.threads()})
     lines = [json.loads(line) for line in done.output.splitlines() if line.startswith("{")]
     for (mode, label), line in zip(labels, lines):
@@ -408,7 +416,7 @@ def peer(runner, bundle):
     failed = answered == 0
     if answered < len(labels):
         runner.found("peer", unanswered=[" ".join(label) for label in labels[answered:]], why_unanswered=f"exit {done.code}: {done.last_line()}")
-    for way in [way for way in ways(bundle) if way.name in ("plain", "autotune+fusion", "flex")]:
+    for way in [way for way in ways(bundle) if way.name in ("plain", "autotune+fusion", "flex") and (not bundle.cuda or way.precision != "f32")]:
         for mode in ["forward", "decode"]:
             take(mode, way.label(), measure(runner, bundle, way, mode, 30))
     # Training was measured in the stage before.
@@ -491,7 +499,7 @@ def training(runner, bundle):
 def train_sharnn(runner, bundle, size, seconds, spare):
     run = runner.work / f"run-{size}"
     shutil.rmtree(run, ignore_errors=True)
-    options = ["--preset", size, "--recipe", "budget", "--minutes", f"{seconds / 60:.4f}", "--log-every", "10", "--out", run]
+    options = ["--preset", size, "--recipe", "budget", "--minutes", f"{seconds / 60:.4f}", "--log-every", "10" if bundle.cuda else "1", "--out", run]
     precision = ["--precision", "bf16"] if bundle.cuda else []
     scored = ["--valid-bytes", "200000" if bundle.cuda else "4000"]
     argv = [bundle.program("sharnn"), "train", "--json", "--backend", bundle.backend, *options, *precision, *scored]
@@ -514,7 +522,7 @@ def train_sharnn(runner, bundle, size, seconds, spare):
 
 def train_peer(runner, bundle, size, seconds, spare):
     """The same lanes, segments and memory, with the paper's optimizer, which is what the statement has."""
-    options = ["--size", size.upper(), "--batch", "64", "--seq-len", "32", "--mem-len", "512", "--dropout", "0", "--warmup-steps", "50", "--log-every", "10"]
+    options = ["--size", size.upper(), "--batch", "64", "--seq-len", "32", "--mem-len", "512", "--dropout", "0", "--warmup-steps", "50", "--log-every", "10" if bundle.cuda else "1"]
     dtype = ["--dtype", "bf16", "--sdpa"] if bundle.cuda else []
     data = ["--data", bundle.data, "--train-bytes", bundle.train_bytes, "--valid-bytes", "200000" if bundle.cuda else "4000"]
     argv = [bundle.python, bundle.statement, "train", "--device", bundle.device, *options, *dtype, *data, "--steps", "1000000"]

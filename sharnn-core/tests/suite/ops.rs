@@ -12,7 +12,7 @@ use sharnn_core::ops::{
 };
 use sharnn_core::{AutodiffBackend, Backend, Dropout, DropoutSite, DropoutStream, Precision};
 
-use crate::support::unit_roundoff;
+use crate::support::burn_roundoff;
 
 #[cfg(feature = "flex")]
 mod smoke;
@@ -58,17 +58,17 @@ fn assert_near(what: &str, got: &[f64], want: &[f64], tolerance: f64) {
     }
 }
 
-/// Of the largest value: sums of up to a few hundred f32 terms in another order. Where products round their operands by u, each moves its
-/// result by about u, and a handful of them follow each other in an operation and its gradient (see `Fixture::within`): 8 u.
-fn f32_tolerance<B: Backend>() -> f64 {
-    (8.0 * unit_roundoff::<B>(Precision::F32)).max(2e-5)
+/// Of the largest value: sums of up to a few hundred f32 terms in another order. Where products round their operands by `unit_roundoff` u, each
+/// moves its result by about u, and a handful of them follow each other in an operation and its gradient (see `Fixture::within`): 8 u.
+fn f32_tolerance(unit_roundoff: f64) -> f64 {
+    (8.0 * unit_roundoff).max(2e-5)
 }
 
 /// Both forms on the same inputs.
 fn compare<B: AutodiffBackend>(what: &str, fused: Op<B>, plain: Op<B>, inputs: &[Vec<f64>]) {
     let (out, grads) = differentiate(fused, inputs);
     let (plain_out, plain_grads) = differentiate(plain, inputs);
-    let tolerance = f32_tolerance::<B>();
+    let tolerance = f32_tolerance(burn_roundoff::<B>());
     assert_near(&format!("{what}: output"), &out, &plain_out, tolerance);
     for (i, (grad, plain_grad)) in grads.iter().zip(&plain_grads).enumerate() {
         assert_near(&format!("{what}: gradient {i}"), grad, plain_grad, tolerance);
@@ -640,7 +640,7 @@ fn lamb<B: AutodiffBackend>() {
 /// Against the generic body, and close to orthonormal rows or columns; zeros stay zeros.
 fn orthogonalize<B: AutodiffBackend>() {
     // Five rounds of three products each.
-    let tolerance = (60.0 * unit_roundoff::<B>(Precision::F32)).max(1e-4);
+    let tolerance = (60.0 * burn_roundoff::<B>()).max(1e-4);
     for [n, rows, cols] in [[1, 1, 1], [2, 5, 5], [3, 4, 21], [3, 21, 4], [2, 64, 100]] {
         let what = format!("{n} of {rows} x {cols}");
         let x = || upload::<B::InnerBackend>(&inputs(&[n * rows * cols])[0]).reshape([n, rows, cols]);

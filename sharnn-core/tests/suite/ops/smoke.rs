@@ -4,6 +4,7 @@
 use burn::backend::Flex;
 
 use super::*;
+use crate::support::unit_roundoff;
 
 on_backends!(
     affine,
@@ -31,6 +32,10 @@ const BF16: How = How::Fused { recompute: false, precision: Precision::Bf16 };
 /// itself away, before the next product takes it: 5 times the unit roundoff of 2⁻⁸ has room for one forward and one backward.
 const TOLERANCE_BF16: f64 = 2e-2;
 
+fn tolerance<B: AutodiffBackend>() -> f64 {
+    f32_tolerance(unit_roundoff::<B>(Precision::F32))
+}
+
 /// The same operation on the same inputs, here and on flex.
 fn beside_flex<B: AutodiffBackend>(tolerance: f64, here: Op<B>, flex: Op<Reference>, inputs: &[Vec<f64>]) {
     let ((out, grads), (flex_out, flex_grads)) = (differentiate(here, inputs), differentiate(flex, inputs));
@@ -51,7 +56,7 @@ fn has_bf16<B: AutodiffBackend>() -> bool {
 }
 
 fn affine<B: AutodiffBackend>() {
-    affine_in::<B>(FUSED, f32_tolerance::<B>());
+    affine_in::<B>(FUSED, tolerance::<B>());
 }
 
 fn affine_bf16<B: AutodiffBackend>() {
@@ -68,7 +73,7 @@ fn affine_in<B: AutodiffBackend>(how: How, tolerance: f64) {
 fn layer_norm<B: AutodiffBackend>() {
     let (rows, d) = (40, 64);
     beside_flex::<B>(
-        f32_tolerance::<B>(),
+        tolerance::<B>(),
         &layer_norm_op(rows, d, true),
         &layer_norm_op(rows, d, true),
         &inputs(&[rows * d, d, d]),
@@ -79,13 +84,13 @@ fn dropped<B: AutodiffBackend>() {
     fn op<B: Backend>(x: &[Flat<B>]) -> Flat<B> {
         B::dropout(x[0].clone().reshape([5, 16, 24]), dropout(DropoutSite::Lstm)).reshape([5 * 16 * 24])
     }
-    beside_flex::<B>(f32_tolerance::<B>(), &op, &op, &inputs(&[5 * 16 * 24]));
+    beside_flex::<B>(tolerance::<B>(), &op, &op, &inputs(&[5 * 16 * 24]));
 }
 
 fn norm_residual<B: AutodiffBackend>() {
     let dims = [5, 16, 24];
     beside_flex::<B>(
-        f32_tolerance::<B>(),
+        tolerance::<B>(),
         &residual_op(dims, true, true),
         &residual_op(dims, true, true),
         &inputs(&residual_sizes(dims)),
@@ -93,7 +98,7 @@ fn norm_residual<B: AutodiffBackend>() {
 }
 
 fn lstm<B: AutodiffBackend>() {
-    lstm_in::<B>(FUSED, f32_tolerance::<B>());
+    lstm_in::<B>(FUSED, tolerance::<B>());
 }
 
 fn lstm_bf16<B: AutodiffBackend>() {
@@ -109,7 +114,7 @@ fn lstm_in<B: AutodiffBackend>(how: How, tolerance: f64) {
 }
 
 fn attention<B: AutodiffBackend>() {
-    attention_in::<B>(FUSED, f32_tolerance::<B>());
+    attention_in::<B>(FUSED, tolerance::<B>());
 }
 
 fn attention_bf16<B: AutodiffBackend>() {
@@ -124,7 +129,7 @@ fn attention_in<B: AutodiffBackend>(how: How, tolerance: f64) {
 }
 
 fn boom<B: AutodiffBackend>() {
-    boom_in::<B>(FUSED, f32_tolerance::<B>());
+    boom_in::<B>(FUSED, tolerance::<B>());
 }
 
 fn boom_bf16<B: AutodiffBackend>() {
@@ -144,7 +149,7 @@ fn boom_in<B: AutodiffBackend>(how: How, tolerance: f64) {
 }
 
 fn decoder_loss<B: AutodiffBackend>() {
-    decoder_loss_in::<B>(FUSED, f32_tolerance::<B>());
+    decoder_loss_in::<B>(FUSED, tolerance::<B>());
 }
 
 fn decoder_loss_bf16<B: AutodiffBackend>() {
@@ -184,7 +189,7 @@ fn lamb<B: AutodiffBackend>() {
         updated.chain(norms).map(values).collect()
     }
     for (i, (got, want)) in step::<B::InnerBackend>().iter().zip(&step::<Flex>()).enumerate() {
-        assert_near(&format!("tensor {i}"), got, want, f32_tolerance::<B>());
+        assert_near(&format!("tensor {i}"), got, want, tolerance::<B>());
     }
 }
 
@@ -193,6 +198,11 @@ fn orthogonalize<B: AutodiffBackend>() {
         let x = upload::<B>(&inputs(&[2 * 16 * 24])[0]).reshape([2, 16, 24]);
         values(B::orthogonalize(x).flatten(0, 2))
     }
-    // Five rounds of products, each of what the one before it made: ten times the tolerance of one.
-    assert_near("factor", &factors::<B::InnerBackend>(), &factors::<Flex>(), 10.0 * f32_tolerance::<B>());
+    // Five rounds of Burn's own products, each of what the one before it made: ten times the tolerance of one.
+    assert_near(
+        "factor",
+        &factors::<B::InnerBackend>(),
+        &factors::<Flex>(),
+        10.0 * f32_tolerance(burn_roundoff::<B>()),
+    );
 }

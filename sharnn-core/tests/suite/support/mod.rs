@@ -46,16 +46,20 @@ macro_rules! on_backends {
     };
 }
 
-/// The most that an operand of a matrix product is moved by, relative to itself, before it is multiplied.
+/// The most that an operand of a matrix product of the fused operations is moved by, relative to itself, before it is multiplied.
 ///
-/// bf16 has 8 significant bits: 2⁻⁸. On CUDA, CubeCL's products of f32 use tensor cores, which round to TF32 of 11 bits: 2⁻¹¹. Elsewhere an
-/// f32 is multiplied as it is.
+/// bf16 has 8 significant bits: 2⁻⁸. An f32 is multiplied as it is, unless TF32 was asked for.
 pub fn unit_roundoff<B: BurnBackend>(precision: Precision) -> f64 {
     match precision {
         Precision::Bf16 => 2f64.powi(-8),
-        Precision::F32 if B::name(&B::Device::default()).contains("cuda") => 2f64.powi(-11),
+        Precision::F32 if std::env::var("SHARNN_CUDA_TF32").is_ok_and(|value| value == "1") => burn_roundoff::<B>(),
         Precision::F32 => 0.0,
     }
+}
+
+/// The same of Burn's own products of f32, which plain statements are made of: on CUDA tensor cores round to TF32, which has 11 bits.
+pub fn burn_roundoff<B: BurnBackend>() -> f64 {
+    if B::name(&B::Device::default()).contains("cuda") { 2f64.powi(-11) } else { 0.0 }
 }
 
 /// One fixture file.
