@@ -287,6 +287,12 @@ def ways(bundle):
     """In bf16 first, and what needs nothing tuned before what does."""
     if not bundle.cuda:
         return [Way("flex", "sharnn", precision, {}) for precision in ["f32", "bf16"]]
+    kinds = [
+        ("plain", "sharnn-plain", {"SHARNN_FUSION": "off"}),
+        ("autotune+fusion", "sharnn", {}),
+        ("fusion", "sharnn-plain", {}),
+        ("autotune", "sharnn", {"SHARNN_FUSION": "off"}),
+    ]
     tf32 = {"SHARNN_CUDA_TF32": "1"}
     bf16 = [Way(name, program, "bf16", env) for name, program, env in kinds]
     return [*bf16[:2], *(Way(name, program, "tf32", {**env, **tf32}) for name, program, env in kinds[:2]), *bf16[2:], Way(*kinds[0][:2], "f32", kinds[0][2])]

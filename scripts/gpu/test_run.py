@@ -17,6 +17,7 @@ import tempfile
 import textwrap
 import time
 import unittest
+import unittest.mock
 
 # Nothing is left beside the scripts.
 sys.dont_write_bytecode = True
@@ -25,7 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import weights
 from report import report
 from runner import OutOfTime, Runner, Stage, shorten
-from stages import Tests, profile_table, thinned, without_linker
+from stages import Bundle, Tests, profile_table, stages, thinned, without_linker
 
 PRINTED = """\
 running 4 tests
@@ -168,6 +169,87 @@ class Killed(InDirectory):
     def test_an_interrupted_run_says_so(self):
         self.kill(signal.SIGTERM)
         self.assertEqual(self.results()["stages"]["second"]["state"], "interrupted")
+
+
+class OnACard(InDirectory):
+    """All stages as on a card, where every program, tool and interpreter is a stand-in that prints what the real one would."""
+
+    STAND_IN = r"""
+        import json, os, pathlib, subprocess, sys, time
+        name, args = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
+        after = lambda option: args[args.index(option) + 1]
+        line = lambda **more: print(json.dumps({"tokens_per_s": 1000.0, "median_s": 0.01, "min_s": 0.009, **more}), flush=True)
+        if name == "nvidia-smi":
+            if "--loop-ms=100" in args:
+                for used in [100, *[900] * 10000]: print(used, flush=True); time.sleep(0.001)
+            print("H100, 580, 9.0, 80 GiB, 0, 80 GiB, 1980, 2619, 700, Disabled")
+        elif name == "ncu":
+            print('"0","7","sharnn","host","lstm_forward","x","gpu__time_duration.sum","us","7.5"')
+        elif name == "compute-sanitizer":
+            print("========= ERROR SUMMARY: 0 errors", flush=True)
+            sys.exit(subprocess.run(args[6:]).returncode if args[4] == "--print-limit" else 1)
+        elif name.endswith("-suite"):
+            tests = [test if "--exact" in args else test + "x" for test in args if "::" in test]
+            if "--list" in args:
+                print("".join(f"{test}: test\n" for test in tests))
+            for test in [] if "--list" in args else tests:
+                # One fails in company and not alone, as after another's failure.
+                fails = "cuda_fusion" in test and "smoke" in test and "--exact" not in args
+                print(f"test {test} ... " + ("panicked\nNVRTC: no such header\nFAILED" if fails else "ok"))
+        elif name == "python":
+            if args[0] == "-c": print("2.11.0 13.0 91000")
+            elif args[0].endswith("peer.py"):
+                for _ in json.loads(args[2]): line(device_mb=5000)
+            elif args[0].endswith("weights.py"): os.link(args[2], args[3])
+            else: print(json.dumps({"train_bpc": 4.0, "seconds": 1.0, "tokens": 9})); print(json.dumps({"valid_bpc": 4.1}))
+        elif args[0] == "bench":
+            print("        12:\tcalling init: /lib/libcuda.so.1", file=sys.stderr)
+            if after("--mode") == "lstm": print(json.dumps({"pass": "forward", "d": 256, "lanes": 1, "median_us": 3.5, "notices": ["a note"]}))
+            elif pathlib.Path.cwd().name == "profile":
+                row = "| {} | {} | {} | 9 % |\n".format
+                pathlib.Path("profile.log").write_text("|\u23ba| \n" + row("Lstm", "9ms", 8192) + row("Total", "9ms", 8192))
+                line()
+            else: line(enqueue_s=0.004)
+        elif args[0] == "train":
+            run = pathlib.Path(after("--out")); run.mkdir()
+            (run / "metrics.jsonl").write_text(json.dumps({"event": "train", "step": 10, "seconds": 1.0, "bytes": 5, "train_bpc": 3.0}))
+            print(json.dumps({"valid_bpc": 3.1}))
+        elif args[0] == "export":
+            # Of M's and L's sizes, in which nothing is written.
+            with open(after("--to"), "wb") as file: file.truncate(28 * 2**20 if "run-m" in after("--model") else 54 * 2**20)
+    """
+
+    def test_every_stage_finds_what_it_asks_for(self):
+        tools = self.path / "tools"
+        tools.mkdir()
+        for name in ["sharnn", "sharnn-plain", "core-suite", "train-suite", "python", "nvidia-smi", "ncu", "compute-sanitizer"]:
+            (tools / name).write_text(f"#!{sys.executable}\n" + textwrap.dedent(self.STAND_IN))
+            (tools / name).chmod(0o755)
+        here = pathlib.Path(__file__).resolve().parent
+        (self.path / "enwik8").write_bytes(b"")
+        bundle = Bundle(tools, self.path, here.parent / "sharnn_torch.py", self.path / "enwik8", 1000, "cuda", str(tools / "python"))
+        runner = self.runner(budget=120)
+        with unittest.mock.patch.dict(os.environ, PATH=f"{tools}:{os.environ['PATH']}"), unittest.mock.patch("shutil.which", lambda name: str(tools / name) if (tools / name).exists() else None):
+            runner.run(stages(bundle))
+        results = self.results()["stages"]
+        self.assertEqual({name: stage["state"] for name, stage in results.items() if stage["state"] != "done"}, {"smoke": "failed"})
+        # What failed in company, and what it does alone.
+        self.assertEqual(results["smoke"]["first_failure"]["test"], "ops::smoke::cuda_fusion::x")
+        self.assertEqual(results["smoke"]["alone"], {"ops::smoke::cuda_fusion::x": "ok"})
+        self.assertIn("/lib/libcuda.so.1", results["machine"]["libraries"])
+        self.assertEqual(len(results["step"]["rows"]), 7)
+        self.assertEqual(results["step"]["rows"]["sharnn plain bf16"]["device_mb"], 800)
+        self.assertEqual(results["step"]["kernels"]["rows"][0], {"kernel": "Lstm", "ms": 9.0, "launches": 8192})
+        self.assertEqual(results["step"]["counters"]["forward_kernel"], {"gpu__time_duration.sum": "7.5 us"})
+        self.assertEqual(len(results["peer"]["rows"]["decode"]), 6 + 4)
+        self.assertEqual(set(results["sanitizer"]["checks"]), {"memcheck", "racecheck", "memcheck-persistent", "racecheck-persistent"})
+        self.assertEqual(set(results["training"]["curves"]), {"m sharnn", "m peer", "l sharnn", "l peer"})
+        files = {path.name: path.stat().st_size for path in (self.path / "out").iterdir()}
+        self.assertEqual(len(files), 8, files)
+        self.assertLessEqual(max(files.values()), 15 * 2**20)
+        table = report(self.results())
+        for row in ["NVRTC: no such header", "| train | sharnn plain tf32 | 1,000 | 1.00 | 10.00 | 4.00 | 800 |", "| stepwise bf16 | forward | 256 | 1 | 3.50 |", "| m sharnn | 5 | 1.0 | 3.000 | 3.100 |"]:
+            self.assertIn(row, table)
 
 
 class Reading(unittest.TestCase):

@@ -60,7 +60,11 @@ where
     F: FloatElement,
     I: IntElement,
     BT: BoolElement,
-    Self: burn::tensor::backend::Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
+    Self: burn::tensor::backend::Backend<
+            FloatTensorPrimitive = CubeTensor<R>,
+            IntTensorPrimitive = CubeTensor<R>,
+            Device = R::CubeDevice,
+        >,
 {
     type Runtime = R;
 }
