@@ -111,21 +111,39 @@ def toolkit_home():
     return pathlib.Path(os.environ.get("CUDA_PATH", "/usr/local/cuda"))
 
 
+def nvrtc_files():
+    """What the toolkit has of NVRTC."""
+    directories = [toolkit_home() / name for name in ["lib64", "lib"]]
+    return [file for directory in directories for file in sorted(directory.glob("libnvrtc.so*"))]
+
+
+def libraries(runner):
+    """The program looks for NVRTC in the toolkit's directory itself; the tests leave that to the linker, by the name without a version."""
+    links, paths = runner.work / "libraries", []
+    if files := nvrtc_files():
+        links.mkdir(exist_ok=True)
+        link = links / "libnvrtc.so"
+        link.unlink(missing_ok=True)
+        link.symlink_to(files[0])
+        # Beside it is what it opens by name.
+        paths = [str(links), str(files[0].parent)]
+    return {"LD_LIBRARY_PATH": ":".join(filter(None, [*paths, os.environ.get("LD_LIBRARY_PATH")]))}
+
+
 def toolkit():
     """Whether NVRTC and its headers are there."""
     home = toolkit_home()
     headers = ["cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h", "cuda_fp8.h", "mma.h", "cooperative_groups.h", "cccl"]
     found = {"home": str(home), "headers": {name: (home / "include" / name).exists() for name in headers}}
-    for name in ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"]:
-        for directory in ["", str(home / "lib64") + "/"]:
-            try:
-                library = ctypes.CDLL(directory + name)
-            except OSError:
-                continue
-            major, minor = ctypes.c_int(), ctypes.c_int()
-            library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
-            found["nvrtc"] = f"{directory}{name}: {major.value}.{minor.value}"
-            return found
+    for file in [*map(str, nvrtc_files()), "libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"]:
+        try:
+            library = ctypes.CDLL(file)
+        except OSError:
+            continue
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+        found["nvrtc"] = f"{file}: {major.value}.{minor.value}"
+        return found
     found["nvrtc"] = "not found"
     return found
 
@@ -179,9 +197,7 @@ class Tests:
 def run_tests(runner, bundle, name, program, filters, env=None, limit=None, prefix=()):
     """One thread: a line for each test in its order, and one kernel at a time. The messages of all threads stand where they were said."""
     argv = [*prefix, bundle.program(program), *filters, "--test-threads=1", "--nocapture"]
-    # The program looks for NVRTC in the toolkit's directory itself, the tests leave that to the linker.
-    libraries = ":".join(filter(None, [str(toolkit_home() / "lib64"), os.environ.get("LD_LIBRARY_PATH")])) if bundle.cuda else None
-    env = {**(env or {}), **({"LD_LIBRARY_PATH": libraries} if libraries else {})}
+    env = {**(env or {}), **(libraries(runner) if bundle.cuda else {})}
     done = runner.command(name, argv, limit, bundle.env(**env), merge=True)
     return done, Tests.parse(done.output)
 
