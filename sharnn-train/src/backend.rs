@@ -13,6 +13,10 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use missing::MissingPiece;
+#[cfg(feature = "cuda")]
+use sharnn_core::UnfusedCuda;
+#[cfg(feature = "wgpu")]
+use sharnn_core::UnfusedWgpu;
 use sharnn_core::{AutodiffBackend, Backend, ModelStreams, ShaRnn, Streams};
 
 /// A Burn backend. Which ones a program has is decided by its cargo features.
@@ -49,7 +53,7 @@ pub enum BackendError {
         /// The backends of this program.
         available: Vec<BackendKind>,
     },
-    /// [`FUSION`] says what cannot be done.
+    /// The environment variable `SHARNN_FUSION` says what cannot be done.
     #[error("{FUSION}={value:?} cannot be used: {hint}")]
     Fusion {
         /// What it says.
@@ -79,7 +83,7 @@ pub enum BackendError {
 
 /// The environment variable that turns Burn's fusion off, with `off`, in a program with the feature `fusion`: for backends `cuda` and
 /// `wgpu`, to measure what it brings, or to do without it.
-pub const FUSION: &str = "SHARNN_FUSION";
+const FUSION: &str = "SHARNN_FUSION";
 
 /// More threads than this are taken for a mistake.
 const MAX_THREADS: usize = 1024;
@@ -172,7 +176,8 @@ impl BackendKind {
         }
     }
 
-    /// Runs a job on this backend's default device, under autodiff.
+    /// Runs a job on this backend's default device, under autodiff. Backends `cuda` and `wgpu` do without Burn's fusion where
+    /// the environment variable `SHARNN_FUSION` is `off`.
     ///
     /// # Errors
     /// [`BackendError::NotCompiledIn`], [`BackendError::Missing`] and [`BackendError::Fusion`], and then the job is not run.
@@ -197,28 +202,17 @@ impl BackendKind {
             Self::NdArray => Ok(job.run::<Autodiff<NdArray<f32>>>(Default::default())),
             #[cfg(feature = "cuda")]
             Self::Cuda => {
-                let fuses = fuses()?;
                 let device = cuda::CudaDevice::new(wrapped::<Cuda>(gpu));
-                #[cfg(feature = "fusion")]
-                if !fuses {
-                    return Ok(job.run::<Autodiff<sharnn_core::UnfusedCuda>>(device));
-                }
-                let _ = fuses;
-                Ok(job.run::<Autodiff<Cuda>>(device))
+                // Where fusion is not compiled in, both are the same backend.
+                Ok(if fuses()? { job.run::<Autodiff<Cuda>>(device) } else { job.run::<Autodiff<UnfusedCuda>>(device) })
             }
             #[cfg(feature = "wgpu")]
             Self::Wgpu => {
-                let fuses = fuses()?;
                 let device = match wrapped::<Wgpu>(gpu) {
                     0 => Default::default(),
                     gpu => wgpu::WgpuDevice::DiscreteGpu(gpu),
                 };
-                #[cfg(feature = "fusion")]
-                if !fuses {
-                    return Ok(job.run::<Autodiff<sharnn_core::UnfusedWgpu>>(device));
-                }
-                let _ = fuses;
-                Ok(job.run::<Autodiff<Wgpu>>(device))
+                Ok(if fuses()? { job.run::<Autodiff<Wgpu>>(device) } else { job.run::<Autodiff<UnfusedWgpu>>(device) })
             }
             #[cfg(feature = "tch")]
             Self::Tch => Ok(job.run::<Autodiff<LibTorch<f32>>>(sharnn_core::libtorch_device(gpu))),
