@@ -394,8 +394,9 @@ def counters(runner, bundle):
     found = {}
     argv = [bundle.program("sharnn-plain"), "bench", "--json", "--backend", "cuda", "--dtype", "bf16", "--mode", "train", "--size", "L"]
     options = ["--batch", "16", "--seq-len", "64", "--memory", "0", "--mem-len", "5000", "--warmup", "0", "--runs", "1"]
-    # Of 64 launches in a row are only those of the LSTM's steps: after 20 of the name it is one of them.
-    for kernel, skip in [("forward_kernel", 20), ("backward_kernel", 20), ("softmax_kernel", 0)]:
+    # A kernel's name has its types: the LSTM's and the attention's are of operands. Of 64 launches in a row are only those of the LSTM's
+    # steps: after 20 of the name it is one of them.
+    for kernel, skip in [("forward_kernel_e_", 20), ("backward_kernel_e_", 20), ("softmax_kernel", 0)]:
         if runner.left() < 5:
             break
         ncu = ["ncu", "--csv", "--metrics", ",".join(metrics), "--kernel-name", f"regex:{kernel}", "--launch-skip", skip, "--launch-count", 3, "--kill", "yes"]

@@ -240,7 +240,7 @@ class OnACard(InDirectory):
         self.assertEqual(len(results["step"]["rows"]), 7)
         self.assertEqual(results["step"]["rows"]["sharnn plain bf16"]["device_mb"], 800)
         self.assertEqual(results["step"]["kernels"]["rows"][0], {"kernel": "Lstm", "ms": 9.0, "launches": 8192})
-        self.assertEqual(results["step"]["counters"]["forward_kernel"], {"gpu__time_duration.sum": "7.5 us"})
+        self.assertEqual(results["step"]["counters"]["forward_kernel_e_"], {"gpu__time_duration.sum": "7.5 us"})
         self.assertEqual(len(results["peer"]["rows"]["decode"]), 6 + 4)
         self.assertEqual(set(results["sanitizer"]["checks"]), {"memcheck", "racecheck", "memcheck-persistent", "racecheck-persistent"})
         self.assertEqual(set(results["training"]["curves"]), {"m sharnn", "m peer", "l sharnn", "l peer"})
