@@ -13,6 +13,10 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use missing::MissingPiece;
+#[cfg(feature = "cuda")]
+use sharnn_core::UnfusedCuda;
+#[cfg(feature = "wgpu")]
+use sharnn_core::UnfusedWgpu;
 use sharnn_core::{AutodiffBackend, Backend, ModelStreams, ShaRnn, Streams};
 
 /// A Burn backend. Which ones a program has is decided by its cargo features.
@@ -49,6 +53,14 @@ pub enum BackendError {
         /// The backends of this program.
         available: Vec<BackendKind>,
     },
+    /// The environment variable `SHARNN_FUSION` says what cannot be done.
+    #[error("{FUSION}={value:?} cannot be used: {hint}")]
+    Fusion {
+        /// What it says.
+        value: String,
+        /// What would do.
+        hint: &'static str,
+    },
     /// The backend is in this program, but something that it needs is not on this machine.
     #[error("backend {kind} cannot be used on this machine: {missing}")]
     Missing {
@@ -72,6 +84,10 @@ pub enum BackendError {
     #[error(transparent)]
     CudaLstm(#[from] sharnn_core::ops::UnknownCudaLstm),
 }
+
+/// The environment variable that turns Burn's fusion off, with `off`, in a program with the feature `fusion`: for backends `cuda` and
+/// `wgpu`, to measure what it brings, or to do without it.
+const FUSION: &str = "SHARNN_FUSION";
 
 /// More threads than this are taken for a mistake.
 const MAX_THREADS: usize = 1024;
@@ -164,10 +180,11 @@ impl BackendKind {
         }
     }
 
-    /// Runs a job on this backend's default device, under autodiff.
+    /// Runs a job on this backend's default device, under autodiff. Backends `cuda` and `wgpu` do without Burn's fusion where
+    /// the environment variable `SHARNN_FUSION` is `off`.
     ///
     /// # Errors
-    /// [`BackendError::NotCompiledIn`] and [`BackendError::Missing`], and then the job is not run.
+    /// [`BackendError::NotCompiledIn`], [`BackendError::Missing`] and [`BackendError::Fusion`], and then the job is not run.
     pub fn dispatch<J: BackendJob>(self, job: J) -> Result<J::Output, BackendError> {
         self.dispatch_on(0, job)
     }
@@ -190,13 +207,18 @@ impl BackendKind {
             #[cfg(feature = "cuda")]
             Self::Cuda => {
                 sharnn_core::ops::CudaLstm::current()?;
-                Ok(job.run::<Autodiff<Cuda>>(cuda::CudaDevice::new(wrapped::<Cuda>(gpu))))
+                let device = cuda::CudaDevice::new(wrapped::<Cuda>(gpu));
+                // Where fusion is not compiled in, both are the same backend.
+                Ok(if fuses()? { job.run::<Autodiff<Cuda>>(device) } else { job.run::<Autodiff<UnfusedCuda>>(device) })
             }
             #[cfg(feature = "wgpu")]
-            Self::Wgpu => Ok(job.run::<Autodiff<Wgpu>>(match wrapped::<Wgpu>(gpu) {
-                0 => Default::default(),
-                gpu => wgpu::WgpuDevice::DiscreteGpu(gpu),
-            })),
+            Self::Wgpu => {
+                let device = match wrapped::<Wgpu>(gpu) {
+                    0 => Default::default(),
+                    gpu => wgpu::WgpuDevice::DiscreteGpu(gpu),
+                };
+                Ok(if fuses()? { job.run::<Autodiff<Wgpu>>(device) } else { job.run::<Autodiff<UnfusedWgpu>>(device) })
+            }
             #[cfg(feature = "tch")]
             Self::Tch => Ok(job.run::<Autodiff<LibTorch<f32>>>(sharnn_core::libtorch_device(gpu))),
             #[allow(unreachable_patterns)]
@@ -224,6 +246,28 @@ impl BackendKind {
 fn wrapped<B: burn::tensor::backend::Backend>(gpu: usize) -> usize {
     // Nobody is asked for the first one.
     if gpu == 0 { 0 } else { gpu % B::device_count(0).max(1) }
+}
+
+/// Whether a GPU's element-wise operations are joined by Burn.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn fuses() -> Result<bool, BackendError> {
+    fuses_as_said(std::env::var_os(FUSION).map(|value| value.to_string_lossy().into_owned()))
+}
+
+/// [`fuses`] where [`FUSION`] has this value.
+#[cfg(any(feature = "cuda", feature = "wgpu", test))]
+fn fuses_as_said(value: Option<String>) -> Result<bool, BackendError> {
+    let compiled_in = cfg!(feature = "fusion");
+    match value.as_deref() {
+        None => Ok(compiled_in),
+        Some("off") => Ok(false),
+        Some("on") if compiled_in => Ok(true),
+        Some("on") => Err(BackendError::Fusion {
+            value: "on".into(),
+            hint: "rebuild with --features fusion, or leave the variable out",
+        }),
+        Some(value) => Err(BackendError::Fusion { value: value.into(), hint: "use on or off" }),
+    }
 }
 
 /// The first backend that is compiled in, in the order of [`BackendKind::ALL`]; `Flex` where there is none.
@@ -311,6 +355,15 @@ mod tests {
             let error = kind.set_threads(threads).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{threads} threads")) && error.contains(hint), "{error}");
         }
+    }
+
+    #[test]
+    fn fusion_is_as_it_was_compiled_unless_it_is_turned_off() {
+        let said = |value: &str| fuses_as_said(Some(value.into()));
+        assert_eq!(fuses_as_said(None), Ok(cfg!(feature = "fusion")));
+        assert_eq!(said("off"), Ok(false));
+        assert_eq!(said("on").is_ok(), cfg!(feature = "fusion"));
+        assert_eq!(said("no").unwrap_err().to_string(), "SHARNN_FUSION=\"no\" cannot be used: use on or off");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! `bench`: what this machine does, as a table or as lines of JSON.
 //!
 //! Options, defaults, work and keys of the JSON are those of a PyTorch statement of the same model, so that the two can be run
-//! in turn and their medians divided. `device` is the backend's name here, and `peak_gpu_mb` is always null.
+//! in turn and their medians divided. `device` is the backend's name here, `peak_gpu_mb` is always null, and `enqueue_s` is added: of
+//! `median_s`, the part until all work had been handed to the device's driver.
 //!
 //! The device has finished all work before the clock is read.
 
@@ -152,8 +153,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     for (i, plan) in plans.into_iter().enumerate() {
-        let Measured { params, mut seconds } = dispatch(plan.backend, plan.clone())??;
+        let Measured { params, times: Times { mut seconds, mut enqueued } } = dispatch(plan.backend, plan.clone())??;
         seconds.sort_by(f64::total_cmp);
+        enqueued.sort_by(f64::total_cmp);
         let median_s = median(&seconds);
         let line = Line {
             size: args.size,
@@ -167,6 +169,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             params,
             median_s: round(median_s, 5),
             min_s: round(seconds[0], 5),
+            enqueue_s: round(median(&enqueued), 5),
             tokens_per_s: round((plan.batch * plan.seq_len) as f64 / median_s, 1),
             peak_rss_mb: peak_rss_mb(),
             peak_gpu_mb: None,
@@ -223,6 +226,8 @@ struct Line {
     params: usize,
     median_s: f64,
     min_s: f64,
+    /// Of these, until all work had been handed to the device's driver: the host's share, which the device may hide.
+    enqueue_s: f64,
     tokens_per_s: f64,
     peak_rss_mb: Option<u64>,
     peak_gpu_mb: Option<u64>,
@@ -349,8 +354,24 @@ struct Plan {
 
 struct Measured {
     params: usize,
-    /// Of one segment, or of one byte when decoding; one a run that counts.
+    times: Times,
+}
+
+/// Of one segment, or of one byte when decoding; one a run that counts.
+#[derive(Default)]
+struct Times {
+    /// Seconds until the device had finished.
     seconds: Vec<f64>,
+    /// Seconds until it had been given all of its work.
+    enqueued: Vec<f64>,
+}
+
+impl Times {
+    /// Of one of the `n` bytes that each was taken over.
+    fn per_byte(mut self, n: usize) -> Self {
+        self.seconds.iter_mut().chain(&mut self.enqueued).for_each(|seconds| *seconds /= n as f64);
+        self
+    }
 }
 
 impl BackendJob for Plan {
@@ -364,18 +385,18 @@ impl BackendJob for Plan {
         );
         let model = self.config.init_seeded::<B>(self.seed, &device);
         let params = model.num_params();
-        let seconds = match self.mode {
+        let times = match self.mode {
             Mode::Train => self.train::<B>(model, &device)?,
             Mode::Forward => self.forward(&model.valid(), &device)?,
             Mode::Decode => self.decode(&model.valid(), &device)?,
             Mode::Ceilings | Mode::Ops | Mode::Lstm => unreachable!("they have no model and came to their end before"),
         };
-        Ok(Measured { params, seconds })
+        Ok(Measured { params, times })
     }
 }
 
 impl Plan {
-    fn train<B: AutodiffBackend>(&self, model: ShaRnn<B>, device: &B::Device) -> Result<Vec<f64>> {
+    fn train<B: AutodiffBackend>(&self, model: ShaRnn<B>, device: &B::Device) -> Result<Times> {
         let mut bytes = Bytes::new(self, device);
         let mut step = 0;
         let mut pass = || {
@@ -401,13 +422,13 @@ impl Plan {
             finite = Some(report.finite);
             black_box(state.detach());
         };
-        let seconds = self.time::<B, _>(device, prepare, job)?;
+        let times = self.time::<B, _>(device, prepare, job)?;
         let finite = finite.is_some_and(|finite| finite.into_data().iter::<bool>().all(|finite| finite));
         ensure!(finite, "the loss or a gradient of the last step is not finite: the times mean nothing");
-        Ok(seconds)
+        Ok(times)
     }
 
-    fn forward<B: Backend>(&self, model: &ShaRnn<B>, device: &B::Device) -> Result<Vec<f64>> {
+    fn forward<B: Backend>(&self, model: &ShaRnn<B>, device: &B::Device) -> Result<Times> {
         let mut bytes = Bytes::new(self, device);
         let pass = Pass { precision: self.precision, ..Pass::default() };
         let state = self.fill(model, self.seq_len, &mut bytes, || pass);
@@ -418,12 +439,12 @@ impl Plan {
             logits = Some(model.decode(h, &pass));
             black_box(state);
         };
-        let seconds = self.time::<B, _>(device, prepare, job)?;
+        let times = self.time::<B, _>(device, prepare, job)?;
         check(logits, [self.batch, self.seq_len, model.vocab_size()])?;
-        Ok(seconds)
+        Ok(times)
     }
 
-    fn decode<B: Backend>(&self, model: &ShaRnn<B>, device: &B::Device) -> Result<Vec<f64>> {
+    fn decode<B: Backend>(&self, model: &ShaRnn<B>, device: &B::Device) -> Result<Times> {
         let mut bytes = Bytes::new(self, device);
         let pass = Pass { precision: self.precision, ..Pass::default() };
         let longest = match model.mem_len {
@@ -444,19 +465,14 @@ impl Plan {
                 state = Some(new);
             }
         };
-        let seconds = self.time::<B, _>(device, || bytes.segment(1), job)?;
+        let times = self.time::<B, _>(device, || bytes.segment(1), job)?;
         check(logits, [1, 1, model.vocab_size()])?;
-        Ok(seconds.into_iter().map(|seconds| seconds / DECODED as f64).collect())
+        Ok(times.per_byte(DECODED))
     }
 
     /// Decodes with packed weights, as a CPU does best.
     #[cfg(feature = "flex")]
-    fn decode_packed<B: Backend>(
-        &self,
-        model: &ShaRnn<B>,
-        bytes: &mut Bytes<B>,
-        device: &B::Device,
-    ) -> Result<Vec<f64>> {
+    fn decode_packed<B: Backend>(&self, model: &ShaRnn<B>, bytes: &mut Bytes<B>, device: &B::Device) -> Result<Times> {
         let format = match self.dtype {
             Dtype::F32 => WeightFormat::F32,
             Dtype::Bf16 => WeightFormat::Bf16,
@@ -466,7 +482,7 @@ impl Plan {
         let text = |bytes: &mut Bytes<B>, len| bytes.segment(len).into_data().iter::<u8>().collect::<Vec<_>>();
         // Older bytes would leave nothing in the memory, and no other cost.
         streams.read(&[&text(bytes, self.memory.min(model.mem_len))], &mut |_, _, _| {});
-        let seconds = self.time::<B, _>(
+        let times = self.time::<B, _>(
             device,
             || text(bytes, 1),
             |token| {
@@ -477,7 +493,7 @@ impl Plan {
         )?;
         let finite = streams.logits(0).is_some_and(|logits| logits.iter().all(|x| x.is_finite()));
         ensure!(finite, "the logits are not finite: the times mean nothing");
-        Ok(seconds.into_iter().map(|seconds| seconds / DECODED as f64).collect())
+        Ok(times.per_byte(DECODED))
     }
 
     /// The state after `memory` bytes in segments of `longest`; the last one is whole too unless decoding.
@@ -496,25 +512,28 @@ impl Plan {
         state
     }
 
-    /// Seconds that `job` takes in the runs that count; `prepare` makes its input off the clock.
+    /// What `job` takes in the runs that count; `prepare` makes its input off the clock.
     fn time<B: Backend, I>(
         &self,
         device: &B::Device,
         mut prepare: impl FnMut() -> I,
         mut job: impl FnMut(I),
-    ) -> Result<Vec<f64>> {
-        let mut seconds = Vec::with_capacity(self.runs);
+    ) -> Result<Times> {
+        let mut times = Times::default();
         for run in 0..self.warmup.saturating_add(self.runs) {
             let input = prepare();
             B::sync(device).context("the device failed")?;
             let start = Instant::now();
             job(input);
+            B::flush(device).context("the device failed")?;
+            let enqueued = start.elapsed();
             B::sync(device).context("the device failed")?;
             if run >= self.warmup {
-                seconds.push(start.elapsed().as_secs_f64());
+                times.enqueued.push(enqueued.as_secs_f64());
+                times.seconds.push(start.elapsed().as_secs_f64());
             }
         }
-        Ok(seconds)
+        Ok(times)
     }
 }
 

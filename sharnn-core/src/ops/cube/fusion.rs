@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
 
+use burn::tensor::backend::ExecutionError;
 use burn::tensor::{DType, Int, Shape, Tensor, TensorPrimitive};
+use burn_fusion::client::GlobalFusionClient;
 use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
@@ -188,6 +190,12 @@ impl<B: FusionBackend + Backend> Backend for Fusion<B> {
 
     fn notices(device: &Self::Device) -> Vec<String> {
         B::notices(device)
+    }
+
+    fn flush(device: &Self::Device) -> Result<(), ExecutionError> {
+        let inner = device.clone();
+        // Its stream is run to its end before the inner backend is asked.
+        GlobalFusionClient::<B::FusionRuntime>::load(device).sync(move || B::flush(&inner))
     }
 
     fn affine(

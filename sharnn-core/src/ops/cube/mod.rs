@@ -19,6 +19,7 @@ mod persistent;
 mod product;
 mod reduce;
 
+use burn::tensor::backend::ExecutionError;
 use burn::tensor::{DType, Shape, Tensor, TensorPrimitive};
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::calculate_cube_count_elemwise;
@@ -63,7 +64,11 @@ where
     F: FloatElement,
     I: IntElement,
     BT: BoolElement,
-    Self: burn::tensor::backend::Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
+    Self: burn::tensor::backend::Backend<
+            FloatTensorPrimitive = CubeTensor<R>,
+            IntTensorPrimitive = CubeTensor<R>,
+            Device = R::CubeDevice,
+        >,
 {
     type Runtime = R;
 }
@@ -118,13 +123,22 @@ where
     F: FloatElement,
     I: IntElement,
     BT: BoolElement,
-    Self: burn::tensor::backend::Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
+    Self: burn::tensor::backend::Backend<
+            FloatTensorPrimitive = CubeTensor<R>,
+            IntTensorPrimitive = CubeTensor<R>,
+            Device = R::CubeDevice,
+        >,
 {
     const HALVES_ATTENTION_WEIGHTS: bool = true;
 
     #[cfg(feature = "cuda")]
     fn notices(device: &Self::Device) -> Vec<String> {
         persistent::notices(device)
+    }
+
+    fn flush(device: &Self::Device) -> Result<(), ExecutionError> {
+        let failed = |error| ExecutionError::WithContext { reason: format!("{error}") };
+        R::client(device).flush().map_err(failed)
     }
 
     fn affine(
