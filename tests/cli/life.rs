@@ -137,7 +137,7 @@ fn a_line_is_answered_as_soon_as_no_more_is_waiting() {
         let (status, said) = end(program);
         assert_eq!(status.code(), Some(130), "{more:?}: {said}");
         assert!(said.starts_with("stopped after "), "{said}");
-        assert_eq!(at.path("state").is_file(), true, "{more:?}");
+        assert!(at.path("state").is_file(), "{more:?}");
     }
 }
 
