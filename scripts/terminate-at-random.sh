@@ -25,7 +25,7 @@ in_validation=0 slowest=0 i=0
 while [ "$i" -lt "$times" ]; do
     i=$((i + 1))
     # Not before it hears signals: the run's directory is there.
-    while [ ! -e stopped/ends.json ] || ! grep -q "starting\|resuming" ./*.err; do sleep 0.01; done
+    while [ ! -e stopped/ends.json ] || ! grep -qs "starting\|resuming" ./*.err; do sleep 0.01; done
     sleep "$(awk -v seed="$i" 'BEGIN { srand(seed * 7919); printf "%.3f", rand() * 2 }')"
     began=$(now)
     kill -TERM "$pid"
