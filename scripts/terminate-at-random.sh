@@ -42,12 +42,12 @@ while [ "$i" -lt "$times" ]; do
     [ "$((${saved:-1} % 25))" != 0 ] || grep -q "\"event\":\"valid\",\"step\":$saved," stopped/metrics.jsonl || in_validation=$((in_validation + 1))
     rm -f ./*.err
     if [ "$i" -lt "$times" ]; then
-        (exec "$program" train --resume --out stopped --threads 1 >/dev/null 2>again.err) &
+        (exec "$program" train --resume --log-every 1 --out stopped --threads 1 >/dev/null 2>again.err) &
         pid=$!
     fi
 done
 last=$saved
-"$program" train --resume --out stopped --threads 1 --steps "$((last + 5))" --quiet >/dev/null
+"$program" train --resume --log-every 1 --out stopped --threads 1 --steps "$((last + 5))" --quiet >/dev/null
 (train whole --steps "$((last + 5))" --quiet >/dev/null)
 # What depends on the time is left out.
 for run in stopped whole; do
