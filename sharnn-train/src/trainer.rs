@@ -76,6 +76,8 @@ pub struct Trainer<B: AutodiffBackend> {
     group: SharedGroup,
     /// What the processes asked for in the last step.
     asked: Asked,
+    /// Who may ask.
+    interrupt: Interrupt,
     device: B::Device,
     /// `None` only inside a step.
     model: Option<ShaRnn<B>>,
@@ -134,7 +136,10 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// Trains until the recipe is done, a limit is reached or somebody interrupts, and leaves a checkpoint. A run that is
     /// done comes back at once.
     ///
-    /// An interruption is seen between two steps; an evaluation is not broken off.
+    /// A new run leaves a checkpoint before its first step, so that it can be resumed from then on. An interruption is seen between
+    /// two steps, and between two segments of an evaluation, which whoever resumes begins anew. Where somebody
+    /// [presses](Interrupt::is_pressing), and one process trains alone, the step under way is given up: what is kept is the run before
+    /// it.
     ///
     /// # Errors
     /// If too many steps in a row are not finite, or if the disk or the data fails. Checkpoints written before stay intact.
@@ -145,16 +150,20 @@ impl<B: AutodiffBackend> Trainer<B> {
         interrupt: &Interrupt,
     ) -> Result<Stop, TrainError> {
         self.limits = *limits;
+        self.interrupt = interrupt.clone();
         agree(self.group.as_ref(), &limits.of_position())?;
         self.clock.start();
         self.announce(observer);
+        if self.saved.is_none() {
+            self.checkpoint(observer)?;
+        }
         // Later it is told with the gradients.
-        let mut flags = self.asks(interrupt).flags();
+        let mut flags = self.asks().flags();
         self.group.sum(&mut flags);
         self.asked = Asked::from_flags(flags);
         loop {
             if self.group.size() == 1 {
-                self.asked = self.asks(interrupt);
+                self.asked = self.asks();
             }
             if let Some(stop) = self.stop() {
                 self.checkpoint(observer)?;
@@ -162,7 +171,14 @@ impl<B: AutodiffBackend> Trainer<B> {
                 return Ok(stop);
             }
             if self.validation_is_due() {
-                self.validate(observer)?;
+                self.checkpoint_before_evaluation(observer)?;
+                match self.validate(observer) {
+                    Err(error) if error.is_interrupted() => {
+                        self.asked.interrupt = true;
+                        continue;
+                    }
+                    validated => validated?,
+                }
             }
             if self.epoch_has_ended() {
                 self.next_epoch(observer)?;
@@ -171,8 +187,12 @@ impl<B: AutodiffBackend> Trainer<B> {
             if self.checkpoint_is_due() {
                 self.checkpoint(observer)?;
             }
+            let before = self.segments.clone();
             let segment = self.segments.next_segment().expect("the epoch has not ended");
-            self.step(&segment, interrupt);
+            if !self.step(&segment) {
+                self.segments = before;
+                continue;
+            }
             if self.position.step.is_multiple_of(WEIGHTS_COMPARED_EVERY) {
                 self.compare_weights()?;
             }
@@ -185,8 +205,8 @@ impl<B: AutodiffBackend> Trainer<B> {
     }
 
     /// One step of the recipe. The host does not wait for the device, unless it has to share the gradients with other
-    /// processes.
-    fn step(&mut self, segment: &Segment, interrupt: &Interrupt) {
+    /// processes. Returns whether it was made: where somebody presses it is given up, and nothing is changed.
+    fn step(&mut self, segment: &Segment) -> bool {
         let lr = self.lr(segment);
         let (precision, recompute) = (self.recipe.precision, self.options.recompute);
         let pass = Pass { precision, dropout: self.dropout(segment), recompute };
@@ -195,8 +215,12 @@ impl<B: AutodiffBackend> Trainer<B> {
 
         let [tokens, targets] = [&segment.inputs, &segment.targets].map(|bytes| self.upload(segment, bytes));
         let (loss, new) = model.loss(tokens, targets, old.clone(), &pass);
-        let grads = loss.backward();
-        let mut flags = self.asks(interrupt).flags();
+        let grads = (!self.gives_up()).then(|| loss.backward()).filter(|_| !self.gives_up());
+        let Some(grads) = grads else {
+            self.model = Some(model);
+            return false;
+        };
+        let mut flags = self.asks().flags();
         let (model, report) = self.optimizer.step_in(self.group.as_ref(), &mut flags, model, loss.inner(), grads, lr);
         self.asked = Asked::from_flags(flags);
         self.state = select_state(Tensor::from_inner(report.finite.clone()), new.detach(), old).detach();
@@ -208,6 +232,12 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.position.bytes += bytes;
         let (step, loss, grad_norm, finite) = (self.position.step, report.loss, report.grad_norm, report.finite);
         self.pending.push(PendingStep { step, bytes, lr, loss, grad_norm, finite });
+        true
+    }
+
+    /// Whether the step under way is given up. The processes of a group make it together or wait for each other.
+    fn gives_up(&self) -> bool {
+        self.group.size() == 1 && self.interrupt.is_pressing()
     }
 
     fn upload(&self, segment: &Segment, bytes: &[u8]) -> Tensor<B, 2, Int> {
@@ -238,10 +268,10 @@ impl<B: AutodiffBackend> Trainer<B> {
     }
 
     /// What this process asks for.
-    fn asks(&self, interrupt: &Interrupt) -> Asked {
+    fn asks(&self) -> Asked {
         let is_first = self.group.is_first();
         Asked {
-            interrupt: interrupt.is_raised(),
+            interrupt: self.interrupt.is_raised(),
             time_is_up: is_first && self.limits.max_time.is_some_and(|max| self.clock.running() >= max),
             checkpoint: is_first && self.checkpoint_time_is_over(),
         }

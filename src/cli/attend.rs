@@ -10,9 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::module::AutodiffModule;
 use burn::tensor::{Int, Tensor, TensorData};
 
+use super::life;
 use super::machine::{MachineArgs, dispatch};
 use super::model::ModelArgs;
 use crate::core::Looked;
+use crate::data::whole_file;
 use crate::{AutodiffBackend, BackendJob};
 
 /// Draw where the attention heads look in a text, and how much every character surprised the model
@@ -59,7 +61,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         "the text has {} characters, and an SVG has room for {MOST_IN_SVG}: write .html, or read fewer with --bytes",
         seen.units.len()
     );
-    std::fs::write(&args.out, draw(&seen)).with_context(|| format!("cannot write {}", args.out.display()))?;
+    let picture = draw(&seen);
+    life::whole(|| whole_file::write(&args.out, |out| out.write_all(picture.as_bytes())))
+        .with_context(|| format!("cannot write {}", args.out.display()))?;
     say!("{:.3} bits per byte over {} bytes; {}", seen.bits_per_byte(), seen.n_bytes, args.out.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -13,7 +13,6 @@ mod lstm;
 mod ops;
 
 use std::hint::black_box;
-use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -26,6 +25,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use super::machine::{MachineArgs, dispatch};
+use super::printable::json;
 use crate::core::{BlockState, LstmState};
 #[cfg(feature = "flex")]
 use crate::core::{DecodeEngine, Streams, WeightFormat};
@@ -207,7 +207,7 @@ fn print_kernels(_plan: &Plan) -> Result<()> {
 
 /// As one line of JSON.
 fn print(line: &impl Serialize) -> Result<()> {
-    writeln!(stdout(), "{}", serde_json::to_string(line)?)?;
+    say!("{}", json(line)?);
     Ok(())
 }
 

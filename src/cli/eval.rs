@@ -10,14 +10,14 @@ use serde::Serialize;
 use super::data::{DataArgs, DataChoice};
 use super::machine::{MachineArgs, dispatch, fastest};
 use super::model::{FormatArgs, Loaded, ModelArgs};
-use super::{report, values};
-use crate::train::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluate_dynamic};
+use super::printable::json;
+use super::{life, report, values};
+use crate::train::{
+    DynamicEval, EvalConfig, EvalError, Evaluation, Interrupt, draws_live_lines, evaluate, evaluate_dynamic,
+};
 use crate::{AutodiffBackend, BackendJob, ShaRnn, Splits};
 #[cfg(feature = "flex")]
-use crate::{
-    DecodeEngine,
-    train::{Interrupt, evaluate_packed},
-};
+use crate::{DecodeEngine, train::evaluate_packed};
 
 /// Score a model in bits per byte on the validation and the test split of a file
 ///
@@ -101,8 +101,8 @@ enum How {
     Segments,
     Dynamic(DynamicEval),
     #[cfg(feature = "flex")]
-    /// With its name, and what stops it: a pass over a long file byte by byte.
-    Packed(DecodeEngine, String, Interrupt),
+    /// With its name.
+    Packed(DecodeEngine, String),
 }
 
 impl How {
@@ -111,7 +111,7 @@ impl How {
             Self::Segments => "segments",
             Self::Dynamic(_) => "dynamic",
             #[cfg(feature = "flex")]
-            Self::Packed(_, name, _) => name,
+            Self::Packed(_, name) => name,
         }
     }
 
@@ -129,7 +129,7 @@ impl How {
                 )
             }
             #[cfg(feature = "flex")]
-            Self::Packed(_, name, _) => {
+            Self::Packed(_, name) => {
                 format!("{lanes} lane{plural}, byte by byte with {name} weights packed for decoding")
             }
         }
@@ -158,8 +158,9 @@ impl BackendJob for Job {
         let loaded = args.model.load::<B>(&device)?;
         let how = args.how(&loaded)?;
         let model = loaded.model.valid();
-        let scorer = Scorer { how, tracked: &loaded.model, model, train: &splits.train, device };
-        let mut scored = Vec::new();
+        let interrupt = life::heed(1);
+        let scorer = Scorer { how, tracked: &loaded.model, model, train: &splits.train, device, interrupt };
+        let (mut scored, mut stopped) = (Vec::new(), false);
         for (split, bytes) in [("valid", &splits.valid), ("test", &splits.test)] {
             if args.split.as_deref().is_some_and(|only| only != split) {
                 continue;
@@ -170,22 +171,24 @@ impl BackendJob for Job {
             }
             let evaluation = match scorer.score(bytes, &config) {
                 Err(error @ EvalError::Interrupted { .. }) => {
-                    tell!("{error}");
-                    return Ok(ExitCode::from(130));
+                    tell!("the {split} split: {error}");
+                    stopped = true;
+                    break;
                 }
                 result => result.with_context(|| format!("cannot score the {split} split"))?,
             };
             if args.json {
                 let line = scorer.line(split, &evaluation, &config);
-                say!("{}", serde_json::to_string(&line)?);
+                say!("{}", json(&line)?);
             }
             scored.push((if split == "test" { "test" } else { "validation" }, evaluation.bpc()));
         }
-        if !args.json {
+        // Of what was scored nothing is lost.
+        if !args.json && !(stopped && scored.is_empty()) {
             let heading = if matches!(scorer.how, How::Dynamic(_)) { "dynamic" } else { "SHA-RNN" };
             report::scores(&splits, scored, heading, whole)?;
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(if stopped { life::stopped() } else { ExitCode::SUCCESS })
     }
 }
 
@@ -198,27 +201,29 @@ struct Scorer<'a, B: AutodiffBackend> {
     /// Where dynamic evaluation learns the sizes of gradients.
     train: &'a [u8],
     device: B::Device,
+    interrupt: &'a Interrupt,
 }
 
 impl<B: AutodiffBackend> Scorer<'_, B> {
     /// Scores a split, and shows on a terminal how far it is.
     fn score(&self, bytes: &[u8], config: &EvalConfig) -> Result<Evaluation, EvalError> {
-        let Self { how, tracked, model, train, device, .. } = self;
+        let Self { how, tracked, model, train, device, interrupt } = self;
         let style =
             ProgressStyle::with_template("{percent:>3} % of {total_bytes}, {eta} left").expect("a valid template");
-        let bar = ProgressBar::new(bytes.len() as u64).with_style(style);
+        let bar = if draws_live_lines() { ProgressBar::new(bytes.len() as u64) } else { ProgressBar::hidden() };
+        let bar = bar.with_style(style);
         let show = |done, total| {
             bar.set_length(total);
             bar.set_position(done);
         };
         let evaluation = match how {
-            How::Segments => evaluate(model, bytes, config, device, show),
+            How::Segments => evaluate(model, bytes, config, device, interrupt, show),
             How::Dynamic(dynamic) => {
                 let tracked = ShaRnn::clone(tracked);
-                evaluate_dynamic(tracked, train, bytes, config, dynamic, device, show)
+                evaluate_dynamic(tracked, train, bytes, config, dynamic, device, interrupt, show)
             }
             #[cfg(feature = "flex")]
-            How::Packed(engine, _, interrupt) => evaluate_packed(engine, bytes, config.lanes, interrupt, show),
+            How::Packed(engine, _) => evaluate_packed(engine, bytes, config.lanes, interrupt, show),
         };
         bar.finish_and_clear();
         evaluation
@@ -285,7 +290,7 @@ impl Args {
             #[cfg(feature = "flex")]
             Some(name) => {
                 let engine = self.format.engine(&self.machine, &loaded.model)?;
-                Ok(How::Packed(engine, name.clone(), Interrupt::on_ctrl_c()?))
+                Ok(How::Packed(engine, name.clone()))
             }
             #[cfg(not(feature = "flex"))]
             Some(name) => anyhow::bail!(

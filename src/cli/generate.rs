@@ -1,7 +1,5 @@
 //! `generate`: text from a model, byte by byte.
 
-mod printable;
-
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -9,11 +7,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use burn::module::AutodiffModule;
 
+use super::life::{self, UntilStopped};
 use super::machine::{MachineArgs, dispatch};
 use super::model::{FormatArgs, ModelArgs};
+use super::printable::Printable;
 use crate::train::GenerateError;
 use crate::{AutodiffBackend, BackendJob, Generator, Sampling};
-use printable::Printable;
 
 /// Write text with a model, byte by byte, to standard output
 ///
@@ -63,14 +62,18 @@ impl BackendJob for Args {
         let mut generator = Generator::new(self.format.streams(&self.machine, &model, 1)?, sampling)?;
         generator.feed(self.prompt.as_encoded_bytes())?;
 
+        life::heed(1);
         let stdout = io::stdout();
         let written = if stdout.is_terminal() {
             let mut text = Printable::new(stdout.lock());
-            generator.generate_to(&mut text, self.bytes).and_then(|()| Ok(text.finish()?))
+            let written = generator.generate_to(UntilStopped(&mut text), self.bytes);
+            // Also where a signal came: the next prompt begins a line.
+            text.finish().map_err(GenerateError::Io).and(written)
         } else {
-            generator.generate_to(stdout.lock(), self.bytes)
+            generator.generate_to(UntilStopped(stdout.lock()), self.bytes)
         };
         match written {
+            Err(GenerateError::Io(error)) if life::is_stopped_io(&error) => Ok(life::stopped()),
             Err(GenerateError::Io(error)) => Err(error).context("cannot write to standard output"),
             written => Ok(written.map(|()| ExitCode::SUCCESS)?),
         }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use burn::module::AutodiffModule;
 
+use super::life;
 use super::machine::MachineArgs;
 use crate::train::{ImportOptions, Vocabulary, import_weights, save_weights};
 use crate::{AutodiffBackend, BackendJob};
@@ -59,7 +60,7 @@ impl BackendJob for Args {
         };
         let options = ImportOptions { n_heads: self.n_heads, mem_len: self.mem_len, vocabulary };
         let model = import_weights::<B>(&self.file, &options, &device)?.valid();
-        save_weights(&model, &self.to)?;
+        life::whole(|| save_weights(&model, &self.to))?;
         say!("{}: sharnn inspect {0} says what is in it", self.to.display());
         Ok(ExitCode::SUCCESS)
     }

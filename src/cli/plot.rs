@@ -1,5 +1,6 @@
 //! `plot`: the loss curves of runs in one picture.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -7,6 +8,8 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use plotters::prelude::*;
 
+use super::life;
+use crate::data::whole_file;
 use crate::train::{METRICS_FILE, Metrics, Record};
 
 /// Draw the loss curves of runs into one SVG
@@ -48,7 +51,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         ensure!(max > 0.0 && max.is_finite(), "--max {max} cannot be used: use a number above 0");
     }
     let curves = args.runs.iter().map(|run| Curve::read(run, args.over)).collect::<Result<Vec<_>>>()?;
-    draw(&args.svg, &curves, args.over, args.max).with_context(|| format!("cannot draw {}", args.svg.display()))?;
+    life::whole(|| draw(&args.svg, &curves, args.over, args.max))
+        .with_context(|| format!("cannot draw {}", args.svg.display()))?;
     say!("{}", args.svg.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -140,6 +144,6 @@ pub fn draw(path: &Path, curves: &[Curve], over: Over, max: Option<f64>) -> Resu
             .draw()?;
         root.present()?;
     }
-    std::fs::write(path, svg)?;
-    Ok(())
+    let written: io::Result<()> = whole_file::write(path, |out| out.write_all(svg.as_bytes()));
+    Ok(written?)
 }

@@ -13,8 +13,9 @@ pub use args::Args;
 use args::Plan;
 
 use super::data::DataChoice;
-use super::{in_one_line, processes, report, runs};
-use crate::train::{Event, Interrupt, Observer, Progress, SharedGroup, Stop, Trainer};
+use super::printable::json;
+use super::{in_one_line, life, processes, report, runs};
+use crate::train::{Event, Observer, Progress, SharedGroup, Stop, TrainRecord, Trainer};
 use crate::{AutodiffBackend, BackendJob, Splits};
 
 /// Trains as the options say, in every process of the group.
@@ -66,13 +67,21 @@ impl BackendJob for Job {
             tell!("{}", plan.memory::<B>(group.size()));
         }
         let mut progress = speaks.then(Progress::new);
+        let interrupt = life::interrupt();
         let mut watch = |event: Event<'_>| {
+            if let (true, Event::Train { record, .. }) = (speaks, &event) {
+                interrupt.set_notice(&notice(record));
+            }
             if let Some(progress) = &mut progress {
                 progress.on(event);
             }
         };
-        // Before anything is kept, so that nothing is lost.
-        let interrupt = Interrupt::on_ctrl_c()?;
+        // Before anything is kept, so that nothing is lost: the first signal ends the run after the step under way, a second one
+        // gives that up, and only a third one ends the process at once.
+        life::heed(2);
+        if speaks {
+            interrupt.set_notice("stopping after the step under way; a second signal gives it up");
+        }
         let Plan { config, recipe, options, limits, ends, .. } = plan;
         let seed = recipe.seed;
         let mut trainer = Trainer::<B>::open_in(group, config, recipe, splits.clone(), options, &device)?;
@@ -81,49 +90,72 @@ impl BackendJob for Job {
             ends.keep(&run_dir)?;
         }
         let begun = trainer.position().step;
-        let stop = trainer.run(&limits, &mut watch, &interrupt)?;
+        let stop = trainer.run(&limits, &mut watch, interrupt)?;
         let steps = trainer.position().step;
-        if stop == Stop::Interrupted {
+        let stopped = |progress: Option<Progress>| {
             drop(progress);
             if first {
-                tell!("stopped after step {steps}; go on with: --resume --out {}", run_dir.display());
                 // What the run is to be resumed from is written.
                 if let Err(error) = page::write(&run_dir, &splits, None) {
                     tell!("{}", in_one_line(&error));
                 }
+                tell!("stopped after step {steps}; go on with: --resume --out {}", run_dir.display());
             }
-            return Ok(ExitCode::from(130));
+            Ok(life::stopped())
+        };
+        if stop == Stop::Interrupted {
+            return stopped(progress);
         }
         if speaks && args.resume && steps == begun {
             tell!("{}", Args::at_its_end(stop, trainer.recipe()));
         }
-        let finished = trainer.finish(&mut watch)?;
+        let finished = match trainer.finish(&mut watch) {
+            Err(error) if error.is_interrupted() => return stopped(progress),
+            finished => finished?,
+        };
         drop(progress);
         if !first {
             return Ok(ExitCode::SUCCESS);
         }
-        let (valid, test) = (finished.best.bpc, finished.test.bpc());
-        if args.json {
-            let reached = Reached {
-                run: &run_dir,
-                steps,
-                best_step: finished.best.step,
-                valid_bpc: valid,
-                valid_bytes: splits.valid.len(),
-                test_bpc: test,
-                test_bytes: splits.test.len(),
-            };
-            say!("{}", serde_json::to_string(&reached)?);
-        } else {
-            let best = finished.best.step;
-            say!("trained {steps} steps; best weights, after step {best}, are in {}", run_dir.display());
-            report::scores(&splits, [("validation", valid), ("test", test)], "SHA-RNN", choice.is_whole())?;
-        }
+        // What belongs in the directory is there before anything is said: whoever reads may have gone.
         let sample = report::sample(args.machine.backend.streams(&finished.model, 1), &splits, seed)?;
-        page::write(&run_dir, &splits, Some(&sample))?;
-        if !args.json {
-            report::print_sample(&sample)?;
-        }
-        Ok(ExitCode::SUCCESS)
+        let kept = page::write(&run_dir, &splits, Some(&sample));
+        life::heed(0);
+        let (valid, test) = (finished.best.bpc, finished.test.bpc());
+        let said = || -> Result<()> {
+            if args.json {
+                let reached = Reached {
+                    run: &run_dir,
+                    steps,
+                    best_step: finished.best.step,
+                    valid_bpc: valid,
+                    valid_bytes: splits.valid.len(),
+                    test_bpc: test,
+                    test_bytes: splits.test.len(),
+                };
+                say!("{}", json(&reached)?);
+            } else {
+                let best = finished.best.step;
+                say!("trained {steps} steps; best weights, after step {best}, are in {}", run_dir.display());
+                report::scores(&splits, [("validation", valid), ("test", test)], "SHA-RNN", choice.is_whole())?;
+                report::print_sample(&sample)?;
+            }
+            Ok(())
+        };
+        // All is said that can be; that something was not kept matters more than that it was not said.
+        let said = said();
+        kept.and(said).map(|()| ExitCode::SUCCESS)
     }
+}
+
+/// What is said when a signal comes: how long the step may take that is under way.
+fn notice(record: &TrainRecord) -> String {
+    let step_bytes = record.bytes as f64 / record.step.max(1) as f64;
+    let seconds = step_bytes / record.bytes_per_s.max(f64::MIN_POSITIVE);
+    let about = match seconds {
+        s if s < 1.0 => "less than a second".into(),
+        s if s < 100.0 => format!("about {s:.0} s"),
+        s => format!("about {:.0} minutes", s / 60.0),
+    };
+    format!("stopping after the step under way, which takes {about}; a second signal gives it up")
 }

@@ -1,5 +1,7 @@
 //! The program `sharnn`, run as a user runs it.
 
+#[cfg(unix)]
+mod life;
 mod program;
 
 use serde_json::Value;

@@ -41,15 +41,30 @@ impl Workplace {
         self.command(args).output().unwrap()
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sharnn"));
         command.args(args).current_dir(self.dir.path());
         command
     }
 
     /// Starts the program, with pipes for what it says.
-    fn start(&self, args: &[&str]) -> Child {
+    pub fn start(&self, args: &[&str]) -> Child {
         self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// As [`start`](Self::start), with a pipe to what it reads.
+    #[cfg(unix)]
+    pub fn start_with_stdin(&self, args: &[&str]) -> Child {
+        self.command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// A script for `sh`, in which `"$@"` is the program with these arguments; with pipes for what it says.
+    #[cfg(unix)]
+    pub fn shell(&self, script: &str, args: &[&str]) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_sharnn")]).args(args).current_dir(self.dir.path());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
     }
 
     /// Runs the program until it has written something, and reads no more of it.

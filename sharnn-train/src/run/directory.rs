@@ -166,10 +166,11 @@ impl RunDir {
         remove(&self.path.join(name))
     }
 
-    /// Removes all checkpoints but the newest `keep`.
+    /// Removes all checkpoints but the newest `keep`. That of the start, before any step, is for as long as there is no other.
     pub(crate) fn prune(&self, keep: usize) -> Result<(), CheckpointError> {
         let mut found = checkpoints(&self.path)?;
-        found.truncate(found.len().saturating_sub(keep));
+        let start = usize::from(found.len() > 1 && found[0].0 == 0);
+        found.truncate(found.len().saturating_sub(keep).max(start));
         for (step, path) in found {
             // Under a name that no resumed run mistakes for a checkpoint, should the removal be cut short.
             let aside = self.path.join(format!("{ASIDE}gone-{}", step_name(step)));

@@ -11,6 +11,7 @@ use super::clock::Clock;
 use super::{Asked, Limits, TrainError, TrainOptions, Trainer};
 use crate::files::load_weights;
 use crate::group::{Alone, GroupError, SharedGroup, agree, all_ok};
+use crate::interrupt::Interrupt;
 use crate::optim::Optimizer;
 use crate::recipe::{Recipe, RecipeError};
 use crate::run::{
@@ -237,6 +238,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
             clock: Clock::at(0.0),
             limits: Limits::default(),
             asked: Asked::default(),
+            interrupt: Interrupt::default(),
             moved: None,
             saved: None,
             save_due: false,
@@ -289,6 +291,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
             clock: Clock::at(manifest.seconds),
             limits: Limits::default(),
             asked: Asked::default(),
+            interrupt: Interrupt::default(),
             save_due: false,
             device: device.clone(),
             best: manifest.best.zip(digest),

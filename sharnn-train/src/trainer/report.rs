@@ -1,6 +1,7 @@
 //! Everything of a run that is not training: reading the device, records, validation, checkpoints, the final test.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use burn::module::AutodiffModule;
 use sharnn_core::{AutodiffBackend, Backend, ShaRnn, ShaRnnState};
@@ -51,8 +52,9 @@ impl<B: AutodiffBackend> Trainer<B> {
 
     fn diverged(&self, step: u64) -> TrainError {
         // That they cannot be listed must not hide why the run stops.
-        let names: Vec<_> =
-            checkpoints(self.run_dir.path()).unwrap_or_default().iter().map(|c| step_name(c.0)).collect();
+        let found = checkpoints(self.run_dir.path()).unwrap_or_default();
+        // That of the start, of step 0, holds nothing that was learned.
+        let names: Vec<_> = found.iter().filter(|(step, _)| *step > 0).map(|(step, _)| step_name(*step)).collect();
         let last_checkpoint = match &names[..] {
             [] => "no checkpoint had been written".into(),
             [newest] => format!("checkpoint {newest} from before is intact"),
@@ -157,7 +159,7 @@ impl<B: AutodiffBackend> Trainer<B> {
             _ => (&self.splits.test, &self.recipe.test),
         };
         let progress = |done, total| observer.on(Event::Evaluating { split, done, total });
-        evaluate_in(self.group.as_ref(), model, bytes, config, &self.device, progress)
+        evaluate_in(self.group.as_ref(), model, bytes, config, &self.device, &self.interrupt, progress)
             .map_err(|source| TrainError::Evaluate { split, source })
     }
 
@@ -171,12 +173,21 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.options.checkpoint_interval.is_some_and(|interval| self.clock.since_saved() >= interval)
     }
 
+    /// Before an evaluation, which may be long: what would be lost with the process is kept. A checkpoint of a moment ago will do, so
+    /// that a run of short epochs is not all checkpoints. Time is the first process's, as its decision is.
+    pub(super) fn checkpoint_before_evaluation(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let due = self.group.is_first() && self.clock.since_saved() >= Duration::from_secs(1);
+        let mut flag = [f32::from(u8::from(due))];
+        self.group.sum(&mut flag);
+        if flag[0] > 0.0 { self.checkpoint(observer) } else { Ok(()) }
+    }
+
     /// Writes a checkpoint, unless the run stands where the newest one does. While steps are being skipped it is put off: a
     /// checkpoint is only written after a step that counted, so a good one is never lost to a run that has gone wrong.
     pub(super) fn checkpoint(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         self.read_steps(observer)?;
         let step = self.position.step;
-        if step == 0 || self.saved.as_ref() == Some(&self.position) {
+        if self.saved.as_ref() == Some(&self.position) {
             return Ok(());
         }
         self.save_due = self.position.skipped_in_a_row > 0;
@@ -189,7 +200,10 @@ impl<B: AutodiffBackend> Trainer<B> {
         let state = gather_state(self.group.as_ref(), &self.state, &self.device);
         if let Some(state) = state {
             let path = self.write_checkpoint(&state)?;
-            observer.on(Event::Checkpoint { step, path: &path });
+            // That of the start is worth no word.
+            if step > 0 {
+                observer.on(Event::Checkpoint { step, path: &path });
+            }
         }
         self.saved = Some(self.position.clone());
         self.clock.saved();
@@ -256,10 +270,11 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// Ends the run here: scores the weights as they stand, unless that was done, and tests the best ones.
     ///
     /// Call it after [`run`](Self::run), whatever that stopped for. A run that was stopped by a limit may still be resumed:
-    /// its checkpoint does not know of this scoring.
+    /// its checkpoint does not know of this scoring. The [`Interrupt`](crate::Interrupt) of the last [`run`](Self::run) breaks it off
+    /// between two segments: the checkpoint is there, and who resumes comes back here.
     ///
     /// # Errors
-    /// If no validation gave a finite loss, or as [`run`](Self::run).
+    /// If no validation gave a finite loss, if it was interrupted ([`TrainError::is_interrupted`]), or as [`run`](Self::run).
     pub fn finish(mut self, observer: &mut dyn Observer) -> Result<Finished<B>, TrainError> {
         self.clock.start();
         self.read_steps(observer)?;

@@ -164,6 +164,85 @@ fn an_interrupt_saves_and_stops_at_the_next_step() {
     assert!(trace(&trainer, dir.path()) == reference);
 }
 
+#[test]
+fn an_evaluation_is_broken_off_and_begun_anew() {
+    let reference = uninterrupted(options);
+    let dir = tempfile::tempdir().unwrap();
+    // Each of the validations that come: resumed, the run is let through it.
+    for _ in 0..6 {
+        let mut trainer = open(options(dir.path())).unwrap();
+        let (interrupt, mut seen, at_first) = (Interrupt::default(), 0, trainer.position().step);
+        let mut raise = |event: Event<'_>| match event {
+            Event::Valid(_) => seen += 1,
+            Event::Evaluating { done, total, .. } if (seen > 0 || at_first == 0) && done < total => interrupt.raise(),
+            _ => {}
+        };
+        let stop = trainer.run(&Limits::default(), &mut raise, &interrupt).unwrap();
+        assert_eq!(stop, Stop::Interrupted);
+        assert!(trainer.position().validated < trainer.position().step, "{:?}", trainer.position());
+    }
+    let mut trainer = open(options(dir.path())).unwrap();
+    complete(&mut trainer);
+    assert!(trace(&trainer, dir.path()) == reference);
+
+    // The last test too.
+    let interrupt = Interrupt::default();
+    trainer.run(&Limits::default(), &mut silent, &interrupt).unwrap();
+    let mut raise = |event: Event<'_>| {
+        if matches!(event, Event::Evaluating { split: "test", .. }) {
+            interrupt.raise();
+        }
+    };
+    let error = trainer.finish(&mut raise).err().expect("it was interrupted");
+    assert!(error.is_interrupted(), "{error}");
+}
+
+#[test]
+fn who_presses_loses_no_more_than_the_step_under_way() {
+    let reference = uninterrupted(options);
+    let dir = tempfile::tempdir().unwrap();
+    for milliseconds in [1, 3, 5, 7, 9] {
+        let mut trainer = open(options(dir.path())).unwrap();
+        let (interrupt, begun) = (Interrupt::default(), trainer.position().step);
+        let presses = interrupt.clone();
+        let (started, starts) = std::sync::mpsc::channel();
+        let finger = std::thread::spawn(move || {
+            starts.recv().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+            presses.raise();
+            presses.raise();
+        });
+        let mut watch = |event: Event<'_>| {
+            if matches!(event, Event::Started { .. }) {
+                started.send(()).unwrap();
+            }
+        };
+        let stop = trainer.run(&Limits::default(), &mut watch, &interrupt).unwrap();
+        finger.join().unwrap();
+        assert!(matches!(stop, Stop::Interrupted | Stop::Finished), "{stop:?}");
+        assert!(trainer.position().step >= begun);
+    }
+    let mut trainer = open(options(dir.path())).unwrap();
+    complete(&mut trainer);
+    assert!(trace(&trainer, dir.path()) == reference);
+}
+
+/// A run can be resumed from its first moment on.
+#[test]
+fn a_run_has_a_checkpoint_before_its_first_step() {
+    let reference = uninterrupted(options);
+    let dir = tempfile::tempdir().unwrap();
+    let interrupt = Interrupt::default();
+    interrupt.raise();
+    let stop = open(options(dir.path())).unwrap().run(&Limits::default(), &mut silent, &interrupt).unwrap();
+    assert_eq!(stop, Stop::Interrupted);
+    let (_, manifest) = latest_manifest(dir.path()).unwrap().expect("a checkpoint");
+    assert_eq!(manifest.position.step, 0);
+    let mut trainer = open(options(dir.path())).unwrap();
+    complete(&mut trainer);
+    assert!(trace(&trainer, dir.path()) == reference);
+}
+
 /// Testing a run that a limit stopped scores weights that the run itself would not have scored; it must not notice.
 #[test]
 fn a_run_that_was_tested_early_goes_on_as_if_it_had_not_been() {

@@ -1,7 +1,7 @@
 //! What a run's directory says of itself to whoever opens it: a page, the loss curve, a sample of text.
 
 use std::fmt::Write;
-use std::fs;
+use std::io;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use super::super::plot::{Curve, Over, draw};
 use super::super::report::Reached;
 use crate::Splits;
+use crate::data::whole_file;
 use crate::train::{Manifest, latest_manifest};
 
 const PAGE: &str = "README.md";
@@ -20,7 +21,8 @@ const SAMPLE: &str = "sample.txt";
 pub fn write(run_dir: &Path, splits: &Splits, sample: Option<&[u8]>) -> Result<()> {
     let put = |name: &str, contents: &[u8]| {
         let path = run_dir.join(name);
-        fs::write(&path, contents).with_context(|| format!("cannot write {}", path.display()))
+        let written: io::Result<()> = whole_file::write(&path, |out| out.write_all(contents));
+        written.with_context(|| format!("cannot write {}", path.display()))
     };
     let picture = match Curve::read(run_dir, Over::Steps) {
         Ok(curve) => {
