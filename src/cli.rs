@@ -24,6 +24,7 @@ mod import;
 mod inspect;
 mod machine;
 mod model;
+mod outputs;
 mod plot;
 mod processes;
 mod report;

@@ -12,6 +12,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use super::machine::MachineArgs;
 use super::model::ModelArgs;
+use super::outputs;
 use crate::core::Looked;
 use crate::{AutodiffBackend, BackendJob};
 
@@ -52,6 +53,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Some("svg") => svg::picture,
         _ => bail!("--out {} cannot be used: name a file that ends in .html or .svg", args.out.display()),
     };
+    args.model.refuse_as_output("--out", &args.out, args.file.iter().map(|file| ("--file", file.as_path())))?;
     let seen = args.machine.backend.dispatch(Job { args, text: args.text()? })??;
     let in_svg = args.out.extension().is_some_and(|extension| extension == "svg");
     ensure!(
@@ -59,7 +61,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         "the text has {} characters, and an SVG has room for {MOST_IN_SVG}: write .html, or read fewer with --bytes",
         seen.units.len()
     );
-    std::fs::write(&args.out, draw(&seen)).with_context(|| format!("cannot write {}", args.out.display()))?;
+    outputs::write(&args.out, draw(&seen))?;
     say!("{:.3} bits per byte over {} bytes; {}", seen.bits_per_byte(), seen.n_bytes, args.out.display());
     Ok(ExitCode::SUCCESS)
 }

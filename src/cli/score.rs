@@ -9,11 +9,12 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::module::AutodiffModule;
 use serde::Serialize;
 
+use super::data::Recognized;
 use super::in_one_line;
 use super::machine::MachineArgs;
 use super::model::{FormatArgs, ModelArgs};
 use crate::core::{BatchScorer, Scorer, Streams};
-use crate::train::{load_state, save_state};
+use crate::train::{load_state_of, save_state, weights_digest};
 use crate::{AutodiffBackend, BackendJob};
 
 /// Print the bits per byte of each line of a file
@@ -60,6 +61,9 @@ const LONGEST_ALONE: usize = 1 << 20;
 
 pub fn run(args: Args) -> Result<ExitCode> {
     ensure!(args.top != Some(0), "--top 0 cannot be used: use at least 1, or --total for the sum alone");
+    if let Some(state) = &args.to_state {
+        args.model.refuse_as_output("--to-state", state, [("FILE", &*args.file)])?;
+    }
     args.machine.set_threads()?;
     args.machine.backend.dispatch(args)?
 }
@@ -71,6 +75,8 @@ impl BackendJob for Args {
         let input = open(&self.file)?;
         let model = self.model.load::<B>(&device)?.model.valid();
         let n = if self.alone { SIDE_BY_SIDE } else { 1 };
+        // Of weights that are not kept nothing need be known.
+        let weights = (self.from_state.is_some() || self.to_state.is_some()).then(|| weights_digest(&model));
         let streams = self.format.streams(&self.machine, &model, n)?;
         let mut out = Output::new(&self);
         let (scored, stream) = if self.alone {
@@ -78,19 +84,24 @@ impl BackendJob for Args {
         } else {
             let mut scorer = Scorer::new(streams)?;
             if let Some(path) = &self.from_state {
-                scorer.set_state(&load_state(path, scorer.streams().shape())?)?;
+                let weights = weights.as_ref().expect("they were asked for");
+                let state = load_state_of(path, scorer.streams().shape(), weights)?;
+                if state.weights().is_none() {
+                    tell!("{} does not say of which weights it is: it is taken for this model's", path.display());
+                }
+                scorer.set_state(&state)?;
             }
             (one_stream(input, &mut scorer, &mut out), Some(scorer))
         };
         // What was scored before an error is not lost.
         let printed = out.finish();
         let done = scored.and(printed).with_context(|| format!("cannot score {}", self.file.display()));
-        if let (Some(scorer), Some(path)) = (stream, &self.to_state) {
+        if let (Some(scorer), Some(path), Some(weights)) = (stream, &self.to_state, weights) {
             if let Err(error) = done {
                 // Not the error itself: a pipe that was closed would pass for success.
                 bail!("{}: {} was not written", in_one_line(&error), path.display());
             }
-            save_state(&scorer.state(), path)?;
+            save_state(&scorer.state().of_weights(weights), path)?;
         }
         done.map(|()| ExitCode::SUCCESS)
     }
@@ -98,11 +109,11 @@ impl BackendJob for Args {
 
 fn open(path: &Path) -> Result<Box<dyn BufRead>> {
     if path == Path::new("-") {
-        return Ok(Box::new(stdin().lock()));
+        return Ok(Box::new(Recognized::new(stdin().lock(), "standard input".into())));
     }
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     ensure!(!file.metadata()?.is_dir(), "{} is a directory: name a file", path.display());
-    Ok(Box::new(BufReader::with_capacity(1 << 16, file)))
+    Ok(Box::new(Recognized::new(BufReader::with_capacity(1 << 16, file), path.display().to_string())))
 }
 
 /// Scores a file of any size, with lines of any length, in constant memory.
