@@ -1,5 +1,7 @@
 //! The program `sharnn`, run as a user runs it.
 
+mod data;
+mod places;
 mod program;
 
 use serde_json::Value;
