@@ -28,6 +28,7 @@ mod inspect;
 mod life;
 mod machine;
 mod model;
+mod outputs;
 mod plot;
 mod printable;
 mod processes;

@@ -28,8 +28,8 @@ pub use eval::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluat
 pub use files::{
     CONFIG_KEY, FloatType, HostTensor, ImportOptions, Mismatch, SaveOptions, StateFileError, TensorMismatch,
     UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError, WeightsError, import_weights, import_weights_from_bytes,
-    load_metadata, load_state, load_tensors, load_weights, read_config, save_state, save_tensors, save_weights,
-    save_weights_as,
+    load_metadata, load_state, load_state_of, load_tensors, load_weights, read_config, save_state, save_tensors,
+    save_weights, save_weights_as, weights_digest,
 };
 #[cfg(feature = "mpi")]
 pub use group::MpiGroup;

@@ -35,6 +35,9 @@ use crate::run::{
     Best, CorpusIdentity, FileDigest, Metrics, Moved, PendingStep, Position, RunDir, Smoothed, StepLog, Window,
 };
 
+/// Steps between the validations at the ends of short epochs.
+const STEPS_PER_VALIDATION: u64 = 100;
+
 /// Steps between two comparisons of the weights of many processes.
 const WEIGHTS_COMPARED_EVERY: u64 = 100;
 
@@ -107,17 +110,20 @@ struct Asked {
     interrupt: bool,
     time_is_up: bool,
     checkpoint: bool,
+    /// A checkpoint, should the epoch end now.
+    checkpoint_at_end: bool,
 }
 
 impl Asked {
     /// As numbers that can be added up over a group.
-    fn flags(self) -> [f32; 3] {
-        [self.interrupt, self.time_is_up, self.checkpoint].map(|asked| f32::from(u8::from(asked)))
+    fn flags(self) -> [f32; 4] {
+        [self.interrupt, self.time_is_up, self.checkpoint, self.checkpoint_at_end]
+            .map(|asked| f32::from(u8::from(asked)))
     }
 
-    fn from_flags(flags: [f32; 3]) -> Self {
-        let [interrupt, time_is_up, checkpoint] = flags.map(|sum| sum > 0.0);
-        Self { interrupt, time_is_up, checkpoint }
+    fn from_flags(flags: [f32; 4]) -> Self {
+        let [interrupt, time_is_up, checkpoint, checkpoint_at_end] = flags.map(|sum| sum > 0.0);
+        Self { interrupt, time_is_up, checkpoint, checkpoint_at_end }
     }
 }
 
@@ -188,7 +194,7 @@ impl<B: AutodiffBackend> Trainer<B> {
                 self.checkpoint(observer)?;
             }
             let before = self.segments.clone();
-            let segment = self.segments.next_segment().expect("the epoch has not ended");
+            let segment = self.next_segment(observer)?;
             if !self.step(&segment) {
                 self.segments = before;
                 continue;
@@ -202,6 +208,19 @@ impl<B: AutodiffBackend> Trainer<B> {
                 self.read_steps(observer)?;
             }
         }
+    }
+
+    /// The next segment, unless the file has lost bytes meanwhile: then what was trained before is saved.
+    fn next_segment(&mut self, observer: &mut dyn Observer) -> Result<Segment, TrainError> {
+        let before = self.segments.clone();
+        let segment = self.segments.next_segment().expect("the epoch has not ended");
+        let Err(error) = self.splits.train.corpus().check() else { return Ok(segment) };
+        self.segments = before;
+        // The other processes of a group may not have seen it.
+        if self.group.size() == 1 {
+            self.checkpoint(observer)?;
+        }
+        Err(error.into())
     }
 
     /// One step of the recipe. The host does not wait for the device, unless it has to share the gradients with other
@@ -274,6 +293,7 @@ impl<B: AutodiffBackend> Trainer<B> {
             interrupt: self.interrupt.is_raised(),
             time_is_up: is_first && self.limits.max_time.is_some_and(|max| self.clock.running() >= max),
             checkpoint: is_first && self.checkpoint_time_is_over(),
+            checkpoint_at_end: is_first && self.clock.has_earned_a_checkpoint(),
         }
     }
 
@@ -303,10 +323,29 @@ impl<B: AutodiffBackend> Trainer<B> {
         steps_done || self.segments.position() == self.segments.epoch_len()
     }
 
+    /// Whether a validation was asked for at this step, or stands at the end of an epoch and is worth its cost, or of a phase, for
+    /// the next one begins with the best weights. All of it follows from the position: a run that was resumed does the same.
     fn validation_is_due(&self) -> bool {
         let Position { step, validated, .. } = self.position;
         let every = self.recipe.valid_every_steps.is_some_and(|every| step.is_multiple_of(every));
-        step > validated && (every || self.epoch_has_ended())
+        let at_end = || self.epoch_has_ended() && (self.phase_ends_with_epoch() || self.validation_is_worth_it());
+        step > validated && (every || at_end())
+    }
+
+    /// Whether the phase has no epoch after this one.
+    fn phase_ends_with_epoch(&self) -> bool {
+        let Position { phase_step, phase_epoch, .. } = self.position;
+        let ends = |p: &Phase| phase_epoch + 1 >= p.epochs || p.steps.is_some_and(|max| phase_step >= max);
+        self.phase().is_some_and(ends)
+    }
+
+    /// Whether enough was trained since the last validation: so many steps, since weights may have to be written, and as many
+    /// bytes as are scored. Epochs of small corpora may be as short as a step.
+    fn validation_is_worth_it(&self) -> bool {
+        let Position { step, validated, bytes, .. } = self.position;
+        let steps = step - validated;
+        let trained = u128::from(bytes) * u128::from(steps) / u128::from(step.max(1));
+        steps >= STEPS_PER_VALIDATION && trained >= self.splits.valid.len() as u128
     }
 
     /// Counts the epoch and starts the next one from an empty state; at the end of a phase the next phase.
@@ -319,10 +358,14 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.state = self.model().empty_state();
         let Position { phase_step, phase_epoch, .. } = self.position;
         let is_done = |p: &Phase| phase_epoch >= p.epochs || p.steps.is_some_and(|max| phase_step >= max);
-        if self.phase().is_some_and(is_done) {
+        let phase_ends = self.phase().is_some_and(is_done);
+        if phase_ends {
             self.next_phase(observer)?;
         }
-        self.checkpoint(observer)
+        if phase_ends || self.asked.checkpoint_at_end {
+            self.checkpoint(observer)?;
+        }
+        Ok(())
     }
 
     /// Starts the next phase from the best weights, with a fresh optimizer.

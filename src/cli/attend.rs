@@ -13,8 +13,8 @@ use burn::tensor::{Int, Tensor, TensorData};
 use super::life;
 use super::machine::{MachineArgs, dispatch};
 use super::model::ModelArgs;
+use super::outputs;
 use crate::core::Looked;
-use crate::data::whole_file;
 use crate::{AutodiffBackend, BackendJob};
 
 /// Draw where the attention heads look in a text, and how much every character surprised the model
@@ -54,6 +54,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Some("svg") => svg::picture,
         _ => bail!("--out {} cannot be used: name a file that ends in .html or .svg", args.out.display()),
     };
+    args.model.refuse_as_output("--out", &args.out, args.file.iter().map(|file| ("--file", file.as_path())))?;
     let seen = dispatch(args.machine.backend, Job { args, text: args.text()? })??;
     let in_svg = args.out.extension().is_some_and(|extension| extension == "svg");
     ensure!(
@@ -62,8 +63,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         seen.units.len()
     );
     let picture = draw(&seen);
-    life::whole(|| whole_file::write(&args.out, |out| out.write_all(picture.as_bytes())))
-        .with_context(|| format!("cannot write {}", args.out.display()))?;
+    life::whole(|| outputs::write(&args.out, picture))?;
     say!("{:.3} bits per byte over {} bytes; {}", seen.bits_per_byte(), seen.n_bytes, args.out.display());
     Ok(ExitCode::SUCCESS)
 }

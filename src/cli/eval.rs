@@ -76,7 +76,13 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode> {
     args.machine.set_threads()?;
     let stored = match args.model.run_dir()? {
-        Some(run_dir) => DataChoice::stored(&run_dir)?,
+        Some(run_dir) => {
+            let stored = DataChoice::stored(&run_dir)?;
+            if let (Some(stored), None, false) = (&stored, &args.data.data, args.data.download) {
+                stored.check(&run_dir)?;
+            }
+            stored
+        }
         None => None,
     };
     let choice = DataChoice::from_args(&args.data, None, stored, !args.json);

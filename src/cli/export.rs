@@ -52,6 +52,7 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     args.check()?;
+    args.model.refuse_as_output("--to", &args.to, [])?;
     args.machine.set_threads()?;
     args.machine.backend.dispatch(args)?
 }

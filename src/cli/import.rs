@@ -8,6 +8,7 @@ use burn::module::AutodiffModule;
 
 use super::life;
 use super::machine::MachineArgs;
+use super::outputs;
 use crate::train::{ImportOptions, Vocabulary, import_weights, save_weights};
 use crate::{AutodiffBackend, BackendJob};
 
@@ -42,6 +43,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         "--to {} cannot be used: name a file that ends in .safetensors",
         args.to.display()
     );
+    let vocabulary = args.vocabulary.iter().map(|path| ("--vocabulary", path.as_path()));
+    outputs::refuse_inputs("--to", &args.to, [("FILE", &*args.file)].into_iter().chain(vocabulary))?;
     args.machine.set_threads()?;
     args.machine.backend.dispatch(args)?
 }

@@ -6,54 +6,67 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::data::format;
 use crate::train::Interrupt;
 
 const BUFFER: usize = 1 << 16;
 /// Milliseconds between two looks at the interrupt while nothing comes.
 const PATIENCE: i32 = 100;
 
-/// A file or standard input.
-pub struct Input(BufReader<File>);
+/// A file or standard input. Where its bytes are evidently not text, that is said in one line.
+pub struct Input {
+    from: BufReader<File>,
+    /// What a reader calls it, until its first bytes were looked at.
+    name: Option<String>,
+}
 
 impl Input {
     /// Opens a file; `-` is standard input.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = if path == Path::new("-") { stdin() } else { File::open(path) };
+        let is_stdin = path == Path::new("-");
+        let file = if is_stdin { stdin() } else { File::open(path) };
         let file = file.with_context(|| format!("cannot read {}", path.display()))?;
         ensure!(!file.metadata().is_ok_and(|file| file.is_dir()), "{} is a directory: name a file", path.display());
-        Ok(Self(BufReader::with_capacity(BUFFER, file)))
+        let name = if is_stdin { "standard input".into() } else { path.display().to_string() };
+        Ok(Self { from: BufReader::with_capacity(BUFFER, file), name: Some(name) })
     }
 
     /// Waits for bytes and returns those that are there, none at the end; `None` if somebody asked to stop while none came.
     pub fn wait(&mut self, interrupt: &Interrupt) -> io::Result<Option<&[u8]>> {
-        while self.0.buffer().is_empty() && !self.has_more(PATIENCE) {
+        while self.from.buffer().is_empty() && !self.has_more(PATIENCE) {
             if interrupt.is_raised() {
                 return Ok(None);
             }
         }
-        while let Err(error) = self.0.fill_buf() {
+        while let Err(error) = self.from.fill_buf() {
             if error.kind() != io::ErrorKind::Interrupted {
                 return Err(error);
             }
         }
-        Ok(Some(self.0.buffer()))
+        let bytes = self.from.buffer();
+        if let Some(name) = self.name.take()
+            && let Some(format) = format::recognize(bytes)
+        {
+            tell!("{}", format.describe(&name));
+        }
+        Ok(Some(bytes))
     }
 
     /// Takes some of the bytes that [`wait`](Self::wait) returned.
     pub fn consume(&mut self, bytes: usize) {
-        self.0.consume(bytes);
+        self.from.consume(bytes);
     }
 
     /// Whether whoever writes has paused: nothing more is there to be read now.
     pub fn pauses(&self) -> bool {
-        self.0.buffer().is_empty() && !self.has_more(0)
+        self.from.buffer().is_empty() && !self.has_more(0)
     }
 
     /// Whether a read would return within so many milliseconds: with bytes, at the end, or with an error.
     #[cfg(unix)]
     fn has_more(&self, milliseconds: i32) -> bool {
         use std::os::fd::AsRawFd;
-        let mut asked = libc::pollfd { fd: self.0.get_ref().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut asked = libc::pollfd { fd: self.from.get_ref().as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: One struct, which lives as long as the call; the descriptor is open as long as the file.
         match unsafe { libc::poll(&mut asked, 1, milliseconds) } {
             0 => false,

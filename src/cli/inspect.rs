@@ -9,7 +9,7 @@ use indicatif::{HumanCount, HumanDuration};
 use serde::Serialize;
 
 use super::report::Reached;
-use super::runs;
+use super::runs::{self, Needs};
 use crate::core::StepShape;
 use crate::train::{Manifest, Position, latest_manifest, read_config};
 use crate::{Recipe, ShaRnnConfig};
@@ -17,7 +17,8 @@ use crate::{Recipe, ShaRnnConfig};
 /// Say what is in a run's directory or in a file of weights
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// A run's directory, a weights file (.safetensors), or `latest`, the run of the highest number under runs/
+    /// A run's directory, a weights file (.safetensors), or `latest`, the run of the highest number under runs/ that has a
+    /// checkpoint
     #[arg(value_name = "PATH")]
     path: PathBuf,
     /// Say it as JSON
@@ -55,7 +56,10 @@ struct RunReport {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let path = if args.path == Path::new("latest") { runs::latest()? } else { args.path.clone() };
+    let path = match args.path == Path::new("latest") && !args.path.exists() {
+        true => runs::latest(Needs::Checkpoint)?,
+        false => args.path.clone(),
+    };
     let report = Report::of(path)?;
     if args.json {
         say!("{}", serde_json::to_string_pretty(&report)?);

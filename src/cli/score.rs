@@ -14,7 +14,7 @@ use super::model::{FormatArgs, ModelArgs};
 use super::printable::json;
 use super::{in_one_line, life};
 use crate::core::{BatchScorer, Scorer, Streams};
-use crate::train::{Interrupt, load_state, printable, save_state};
+use crate::train::{Interrupt, load_state_of, printable, save_state, weights_digest};
 use crate::{AutodiffBackend, BackendJob};
 
 /// Print the bits per byte of each line of a file
@@ -63,6 +63,9 @@ const LONGEST_ALONE: usize = 1 << 20;
 
 pub fn run(args: Args) -> Result<ExitCode> {
     ensure!(args.top != Some(0), "--top 0 cannot be used: use at least 1, or --total for the sum alone");
+    if let Some(state) = &args.to_state {
+        args.model.refuse_as_output("--to-state", state, [("FILE", &*args.file)])?;
+    }
     args.machine.set_threads()?;
     dispatch(args.machine.backend, args)?
 }
@@ -74,6 +77,8 @@ impl BackendJob for Args {
         let input = Input::open(&self.file)?;
         let model = self.model.load::<B>(&device)?.model.valid();
         let n = if self.alone { SIDE_BY_SIDE } else { 1 };
+        // Of weights that are not kept nothing need be known.
+        let weights = (self.from_state.is_some() || self.to_state.is_some()).then(|| weights_digest(&model));
         let streams = self.format.streams(&self.machine, &model, n)?;
         let mut out = Output::new(&self);
         let interrupt = life::heed(1);
@@ -82,7 +87,12 @@ impl BackendJob for Args {
         } else {
             let mut scorer = Scorer::new(streams)?;
             if let Some(path) = &self.from_state {
-                scorer.set_state(&load_state(path, scorer.streams().shape())?)?;
+                let weights = weights.as_ref().expect("they were asked for");
+                let state = load_state_of(path, scorer.streams().shape(), weights)?;
+                if state.weights().is_none() {
+                    tell!("{} does not say of which weights it is: it is taken for this model's", path.display());
+                }
+                scorer.set_state(&state)?;
             }
             (one_stream(input, &mut scorer, &mut out, interrupt), Some(scorer))
         };
@@ -92,12 +102,12 @@ impl BackendJob for Args {
         let done = scored
             .and_then(|end| printed.map(|()| end))
             .with_context(|| format!("cannot score {}", self.file.display()));
-        if let (Some(scorer), Some(path)) = (stream, &self.to_state) {
+        if let (Some(scorer), Some(path), Some(weights)) = (stream, &self.to_state, weights) {
             if let Err(error) = done {
                 // Not the error itself: a pipe that was closed would pass for success.
                 bail!("{}: {} was not written", in_one_line(&error), path.display());
             }
-            save_state(&scorer.state(), path)?;
+            save_state(&scorer.state().of_weights(weights), path)?;
         }
         if done? == End::Input {
             return Ok(ExitCode::SUCCESS);

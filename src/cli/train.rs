@@ -14,7 +14,8 @@ use args::Plan;
 
 use super::data::DataChoice;
 use super::printable::json;
-use super::{in_one_line, life, processes, report, runs};
+use super::runs::Place;
+use super::{in_one_line, life, processes, report};
 use crate::train::{Event, Observer, Progress, SharedGroup, Stop, TrainRecord, Trainer};
 use crate::{AutodiffBackend, BackendJob, Splits};
 
@@ -22,21 +23,23 @@ use crate::{AutodiffBackend, BackendJob, Splits};
 pub fn run(args: Args, group: SharedGroup) -> Result<ExitCode> {
     let backend = args.machine.backend;
     processes::set_threads(group.as_ref(), &args.machine)?;
-    let run_dir = runs::choose(args.out.as_deref(), args.resume, group.as_ref())?;
-    let stored = if args.resume { DataChoice::stored(&run_dir)? } else { None };
+    let place = Place::choose(args.out.as_deref(), args.resume, group.as_ref())?;
+    let run_dir = place.path();
+    let stored = if args.resume { DataChoice::stored(run_dir)? } else { None };
     let speaks = group.is_first() && !args.quiet && !args.json;
     let choice = DataChoice::from_args(&args.data, args.train_bytes, stored, speaks);
     // Should it have to be downloaded, then once on each machine.
     let splits = processes::in_turns(group.as_ref(), || choice.open(&args.data, group.is_first()))?;
-    let plan = args.plan(&run_dir, &splits)?;
+    let plan = args.plan(run_dir, &splits)?;
     let device = group.local_rank();
-    backend.dispatch_on(device, Job { args, plan, choice, splits, group })?
+    backend.dispatch_on(device, Job { args, plan, place, choice, splits, group })?
 }
 
 /// The whole job, generic over the backend.
 struct Job {
     args: Args,
     plan: Plan,
+    place: Place,
     choice: DataChoice,
     splits: Splits,
     group: SharedGroup,
@@ -58,7 +61,7 @@ impl BackendJob for Job {
     type Output = Result<ExitCode>;
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
-        let Self { args, plan, choice, splits, group } = self;
+        let Self { args, plan, mut place, choice, splits, group } = self;
         let run_dir = plan.options.run_dir.clone();
         let first = group.is_first();
         let speaks = first && !args.quiet && !args.json;
@@ -89,6 +92,7 @@ impl BackendJob for Job {
             choice.store(&run_dir)?;
             ends.keep(&run_dir)?;
         }
+        place.keep();
         let begun = trainer.position().step;
         let stop = trainer.run(&limits, &mut watch, interrupt)?;
         let steps = trainer.position().step;

@@ -1,7 +1,9 @@
 //! The program `sharnn`, run as a user runs it.
 
+mod data;
 #[cfg(unix)]
 mod life;
+mod places;
 mod program;
 
 use serde_json::Value;

@@ -20,6 +20,11 @@ pub enum Event<'a> {
     /// A run goes on with another backend, or with other instructions, than what computed its checkpoint. It is then not
     /// bit for bit the run that never stopped.
     Moved(&'a Moved),
+    /// The file system of the run directory has no locks: nothing keeps a second process from training there.
+    NotLocked {
+        /// The run directory.
+        run_dir: &'a Path,
+    },
     /// Some steps were measured.
     Train {
         /// What was measured; it is in the metrics file too.

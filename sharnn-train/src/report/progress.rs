@@ -98,6 +98,12 @@ impl Observer for Progress {
                      {from} to {to}"
                 ));
             }
+            Event::NotLocked { run_dir } => {
+                self.line(&format!(
+                    "the file system of {} has no locks: see to it that no second process trains there",
+                    run_dir.display()
+                ));
+            }
             Event::Train { record, smoothed_bpc, epoch_done, remaining_seconds } => {
                 self.update(train_line(record, smoothed_bpc, epoch_done, remaining_seconds), true);
             }

@@ -1,11 +1,11 @@
 //! Everything of a run that is not training: reading the device, records, validation, checkpoints, the final test.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use burn::module::AutodiffModule;
 use sharnn_core::{AutodiffBackend, Backend, ShaRnn, ShaRnnState};
-use sharnn_data::Split;
+use sharnn_data::{DataError, Split};
 
 use super::lane_state::gather_state;
 use super::{Finished, TrainError, Trainer};
@@ -22,6 +22,9 @@ impl<B: AutodiffBackend> Trainer<B> {
         observer.on(Event::Started { step, parameters, backend: &backend });
         if let Some(moved) = self.moved.take() {
             observer.on(Event::Moved(&moved));
+        }
+        if !self.run_dir.is_protected() {
+            observer.on(Event::NotLocked { run_dir: self.run_dir.path() });
         }
     }
 
@@ -159,8 +162,10 @@ impl<B: AutodiffBackend> Trainer<B> {
             _ => (&self.splits.test, &self.recipe.test),
         };
         let progress = |done, total| observer.on(Event::Evaluating { split, done, total });
-        evaluate_in(self.group.as_ref(), model, bytes, config, &self.device, &self.interrupt, progress)
-            .map_err(|source| TrainError::Evaluate { split, source })
+        let scored = evaluate_in(self.group.as_ref(), model, bytes, config, &self.device, &self.interrupt, progress);
+        // Scored or not: of a file that has lost bytes meanwhile it was something else.
+        bytes.corpus().check()?;
+        scored.map_err(|source| TrainError::Evaluate { split, source })
     }
 
     pub(super) fn checkpoint_is_due(&self) -> bool {
@@ -195,6 +200,7 @@ impl<B: AutodiffBackend> Trainer<B> {
             observer.on(Event::NotSaved { step });
             return Ok(());
         }
+        let begun = Instant::now();
         self.compare_weights()?;
         // What the other processes hold; only the first one has it all.
         let state = gather_state(self.group.as_ref(), &self.state, &self.device);
@@ -206,11 +212,16 @@ impl<B: AutodiffBackend> Trainer<B> {
             }
         }
         self.saved = Some(self.position.clone());
-        self.clock.saved();
+        self.clock.saved(begun);
         Ok(())
     }
 
     fn write_checkpoint(&mut self, state: &ShaRnnState<B>) -> Result<PathBuf, TrainError> {
+        let corpus = self.splits.train.corpus();
+        // What was trained on since the checkpoint before may be neither.
+        if corpus.was_written() && corpus.check().is_ok() && self.corpus.difference(&self.splits).is_some() {
+            return Err(DataError::Changed { corpus: corpus.name().into() }.into());
+        }
         if let Some(metrics) = &mut self.metrics {
             metrics.sync()?;
         }

@@ -284,5 +284,5 @@ fn limits_stop_by_epochs_and_by_time() {
     let one_epoch = Limits { max_epochs: Some(1), ..Limits::default() };
     assert_eq!(trainer.run(&one_epoch, &mut silent, &Interrupt::default()).unwrap(), Stop::Epochs);
     let position = trainer.position();
-    assert!(position.epoch == 1 && position.validated == position.step, "{position:?}");
+    assert!(position.epoch == 1 && position.validated == position.step / 9 * 9, "{position:?}");
 }

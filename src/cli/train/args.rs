@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use indicatif::HumanCount;
 
 use crate::core::{MemoryEstimate, StepShape};
 use crate::train::{Limits, Schedule, Stop, latest_manifest};
@@ -300,6 +301,12 @@ impl Args {
                 recipe.segments = SegmentLengths::Fixed { len: seq_len };
             }
         }
+        // As many lanes as a tiny file has segments for, where so many were not asked for.
+        if let (None, Some(splits)) = (self.batch, splits)
+            && splits.train.len() / recipe.batch_size.max(1) < 2
+        {
+            recipe.batch_size = lanes(recipe.batch_size, splits.train.len(), recipe.segments.max());
+        }
         let first_lr = recipe.phases[0].lr;
         for phase in &mut recipe.phases {
             // The paper's second phase has half of the first one's rate, whatever that is. The same rate again changes no bit.
@@ -401,7 +408,7 @@ impl Plan {
             _ => "the whole recipe".into(),
         };
         format!(
-            "{} wide, {} blocks, memory {}; matrix products in {}; batches of {} x up to {} bytes of {} ({} bytes); {stop}; into {}",
+            "{} wide, {} blocks, memory {}; matrix products in {}; batches of {} x up to {} bytes of {} ({} bytes, some {} steps an epoch); {stop}; into {}",
             config.d_model,
             config.n_layers,
             config.mem_len,
@@ -410,8 +417,21 @@ impl Plan {
             recipe.segments.max(),
             splits.name,
             splits.train.len(),
+            HumanCount(self.epoch_steps(splits)),
             options.run_dir.display()
         )
+    }
+
+    /// About how many steps an epoch has: lengths of segments vary.
+    fn epoch_steps(&self, splits: &Splits) -> u64 {
+        let lane = splits.train.len() / self.recipe.batch_size.max(1);
+        let len = match self.recipe.segments {
+            SegmentLengths::Random { base, short_base, short_probability, .. } => {
+                base as f64 + short_probability * (short_base as f64 - base as f64)
+            }
+            SegmentLengths::Fixed { len } => len as f64,
+        };
+        (lane.saturating_sub(1) as f64 / len).ceil() as u64
     }
 
     /// An estimate of what training takes in each of so many processes.

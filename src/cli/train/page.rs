@@ -1,15 +1,14 @@
 //! What a run's directory says of itself to whoever opens it: a page, the loss curve, a sample of text.
 
 use std::fmt::Write;
-use std::io;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::super::outputs;
 use super::super::plot::{Curve, Over, draw};
 use super::super::report::Reached;
 use crate::Splits;
-use crate::data::whole_file;
 use crate::train::{Manifest, latest_manifest};
 
 const PAGE: &str = "README.md";
@@ -19,11 +18,7 @@ const SAMPLE: &str = "sample.txt";
 /// Writes the page and what belongs to it. A run that stopped before its first record has no picture yet, and one that goes on
 /// has no sample.
 pub fn write(run_dir: &Path, splits: &Splits, sample: Option<&[u8]>) -> Result<()> {
-    let put = |name: &str, contents: &[u8]| {
-        let path = run_dir.join(name);
-        let written: io::Result<()> = whole_file::write(&path, |out| out.write_all(contents));
-        written.with_context(|| format!("cannot write {}", path.display()))
-    };
+    let put = |name: &str, contents: &[u8]| outputs::write(&run_dir.join(name), contents);
     let picture = match Curve::read(run_dir, Over::Steps) {
         Ok(curve) => {
             draw(&run_dir.join(PICTURE), &[curve], Over::Steps, None)
