@@ -175,7 +175,10 @@ impl BackendJob for Job {
             if scored.is_empty() && !args.json {
                 tell!("{}: {}", loaded.name, scorer.how.describe(&config));
             }
-            let evaluation = match scorer.score(bytes, &config) {
+            let evaluation = scorer.score(bytes, &config);
+            // Scored or not: of a file that has lost bytes meanwhile it was something else.
+            bytes.corpus().check()?;
+            let evaluation = match evaluation {
                 Err(error @ EvalError::Interrupted { .. }) => {
                     tell!("the {split} split: {error}");
                     stopped = true;
