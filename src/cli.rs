@@ -24,6 +24,8 @@ mod import;
 mod inspect;
 mod machine;
 mod model;
+mod options;
+mod paths;
 mod plot;
 mod processes;
 mod report;

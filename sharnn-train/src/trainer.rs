@@ -21,7 +21,7 @@ use sharnn_data::{Segment, Segments, Splits};
 
 use clock::Clock;
 pub use error::TrainError;
-pub use options::{Limits, Stop, TrainOptions};
+pub use options::{InitialWeights, Limits, Stop, TrainOptions};
 pub use select_state::select_state;
 
 use crate::eval::Evaluation;
@@ -93,6 +93,8 @@ pub struct Trainer<B: AutodiffBackend> {
     metrics: Option<Metrics>,
     /// What to say of a checkpoint that was computed otherwise, until it was said.
     moved: Option<Moved>,
+    /// Whether the best weights were scored otherwise than the next ones will be.
+    rescore_best: bool,
     /// The position of the newest checkpoint.
     saved: Option<Position>,
     save_due: bool,
@@ -160,6 +162,9 @@ impl<B: AutodiffBackend> Trainer<B> {
                 self.checkpoint(observer)?;
                 self.clock.stop();
                 return Ok(stop);
+            }
+            if self.rescore_best {
+                self.score_best_anew(observer)?;
             }
             if self.validation_is_due() {
                 self.validate(observer)?;
@@ -276,7 +281,8 @@ impl<B: AutodiffBackend> Trainer<B> {
     fn validation_is_due(&self) -> bool {
         let Position { step, validated, .. } = self.position;
         let every = self.recipe.valid_every_steps.is_some_and(|every| step.is_multiple_of(every));
-        step > validated && (every || self.epoch_has_ended())
+        let start = step == 0 && self.options.score_start && self.best.is_none();
+        start || step > validated && (every || self.epoch_has_ended())
     }
 
     /// Counts the epoch and starts the next one from an empty state; at the end of a phase the next phase.

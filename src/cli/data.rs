@@ -39,6 +39,7 @@ const FILE: &str = "data.json";
 #[serde(deny_unknown_fields)]
 pub struct DataChoice {
     /// The file; `None` for the bundled slice.
+    #[serde(with = "super::paths::exact")]
     path: Option<PathBuf>,
     /// Bytes of the training split; `None` for all.
     train_bytes: Option<usize>,
@@ -72,6 +73,11 @@ impl DataChoice {
     /// Whether it is the slice that comes with the program.
     pub fn is_sample(&self) -> bool {
         self.path.is_none()
+    }
+
+    /// The file; `None` for the slice.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// Whether both splits that are scored are whole.

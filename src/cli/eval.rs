@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::data::{DataArgs, DataChoice};
 use super::machine::{MachineArgs, fastest};
 use super::model::{FormatArgs, Loaded, ModelArgs};
+use super::options::of_eval;
 use super::{report, values};
 use crate::train::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluate_dynamic};
 use crate::{AutodiffBackend, BackendJob, ShaRnn, Splits};
@@ -173,7 +174,7 @@ impl BackendJob for Job {
                     tell!("{error}");
                     return Ok(ExitCode::from(130));
                 }
-                result => result.with_context(|| format!("cannot score the {split} split"))?,
+                result => result.map_err(of_eval).with_context(|| format!("cannot score the {split} split"))?,
             };
             if args.json {
                 let line = scorer.line(split, &evaluation, &config);

@@ -55,8 +55,8 @@ pub struct Args {
 const SHOWN: usize = 1 << 16;
 /// Lines judged alone side by side.
 const SIDE_BY_SIDE: usize = 8;
-/// A longer line can't be judged alone.
-const LONGEST_ALONE: usize = 1 << 20;
+/// A longer line is not judged side by side with others, but in pieces of this length.
+const LONGEST_ALONE: usize = 1 << 16;
 
 pub fn run(args: Args) -> Result<ExitCode> {
     ensure!(args.top != Some(0), "--top 0 cannot be used: use at least 1, or --total for the sum alone");
@@ -96,7 +96,8 @@ impl BackendJob for Args {
     }
 }
 
-fn open(path: &Path) -> Result<Box<dyn BufRead>> {
+/// Opens a file, or standard input where `-` names it.
+pub fn open(path: &Path) -> Result<Box<dyn BufRead>> {
     if path == Path::new("-") {
         return Ok(Box::new(stdin().lock()));
     }
@@ -137,26 +138,25 @@ fn each_alone(
     out: &mut Output<'_>,
 ) -> Result<()> {
     let n = scorer.streams().n_streams();
-    let mut number = 0;
     loop {
         let mut lines = Vec::with_capacity(n);
+        let mut long = None;
         while lines.len() < n {
             let mut line = Vec::new();
             let read = io::Read::take(&mut input, LONGEST_ALONE as u64 + 1).read_until(b'\n', &mut line)?;
             if read == 0 {
                 break;
             }
-            number += 1;
-            ensure!(
-                read <= LONGEST_ALONE,
-                "line {number} is longer than {LONGEST_ALONE} bytes: cut it, or leave out --alone"
-            );
+            if read > LONGEST_ALONE {
+                long = Some(line);
+                break;
+            }
             lines.push(line);
         }
-        if lines.is_empty() {
+        if lines.is_empty() && long.is_none() {
             return Ok(());
         }
-        let last = lines.len() < n;
+        let last = lines.len() < n && long.is_none();
         lines.resize(n, Vec::new());
         (0..n).for_each(|stream| scorer.reset(stream));
         for (text, nats) in lines.iter().zip(scorer.score(&lines)?) {
@@ -166,8 +166,27 @@ fn each_alone(
                 out.line(line)?;
             }
         }
+        if let Some(beginning) = long {
+            out.line(long_alone(beginning, &mut input, &mut scorer)?)?;
+        }
         if last {
             return Ok(());
+        }
+    }
+}
+
+/// Scores a line of any length in a stream of its own, in constant memory.
+fn long_alone(beginning: Vec<u8>, input: &mut dyn BufRead, scorer: &mut BatchScorer<Box<dyn Streams>>) -> Result<Line> {
+    scorer.reset(0);
+    let mut texts = vec![Vec::new(); scorer.streams().n_streams()];
+    texts[0] = beginning;
+    let mut line = Line::default();
+    loop {
+        line.add(&texts[0], &scorer.score(&texts)?[0]);
+        let ended = texts[0].ends_with(b"\n");
+        texts[0].clear();
+        if ended || io::Read::take(&mut *input, LONGEST_ALONE as u64).read_until(b'\n', &mut texts[0])? == 0 {
+            return Ok(line);
         }
     }
 }

@@ -2,19 +2,22 @@
 
 pub mod args;
 mod ends;
+mod origin;
 mod page;
+mod refusal;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::Serialize;
 
 pub use args::Args;
 use args::Plan;
 
 use super::data::DataChoice;
-use super::{in_one_line, processes, report, runs};
-use crate::train::{Event, Interrupt, Observer, Progress, SharedGroup, Stop, Trainer};
+use super::{in_one_line, paths, processes, report, runs};
+use crate::data::order0_entropy;
+use crate::train::{Event, Interrupt, Observer, Progress, SharedGroup, Stop, TrainError, Trainer};
 use crate::{AutodiffBackend, BackendJob, Splits};
 
 /// Trains as the options say, in every process of the group.
@@ -44,7 +47,12 @@ struct Job {
 /// What `--json` says.
 #[derive(Serialize)]
 struct Reached<'a> {
+    #[serde(serialize_with = "paths::shown")]
     run: &'a std::path::Path,
+    /// What the run went on from.
+    from: Option<String>,
+    /// Of the weights that it went on from.
+    valid_bpc_before: Option<f64>,
     steps: u64,
     best_step: u64,
     valid_bpc: f64,
@@ -73,15 +81,18 @@ impl BackendJob for Job {
         };
         // Before anything is kept, so that nothing is lost.
         let interrupt = Interrupt::on_ctrl_c()?;
-        let Plan { config, recipe, options, limits, ends, .. } = plan;
-        let seed = recipe.seed;
-        let mut trainer = Trainer::<B>::open_in(group, config, recipe, splits.clone(), options, &device)?;
+        let Plan { config, recipe, options, limits, ends, origin, .. } = plan;
+        let (seed, vocab_size) = (recipe.seed, config.vocab_size);
+        let told = |error: TrainError| args.told(error, &run_dir, &recipe, &splits, &choice);
+        let opened = Trainer::<B>::open_in(group, config, recipe.clone(), splits.clone(), options, &device);
+        let mut trainer = opened.map_err(told)?;
         if first {
             choice.store(&run_dir)?;
             ends.keep(&run_dir)?;
+            origin.iter().try_for_each(|origin| origin.keep(&run_dir))?;
         }
         let begun = trainer.position().step;
-        let stop = trainer.run(&limits, &mut watch, &interrupt)?;
+        let stop = trainer.run(&limits, &mut watch, &interrupt).map_err(told)?;
         let steps = trainer.position().step;
         if stop == Stop::Interrupted {
             drop(progress);
@@ -95,17 +106,20 @@ impl BackendJob for Job {
             return Ok(ExitCode::from(130));
         }
         if speaks && args.resume && steps == begun {
-            tell!("{}", Args::at_its_end(stop, trainer.recipe()));
+            tell!("{}", refusal::at_its_end(stop, trainer.recipe(), &run_dir));
         }
-        let finished = trainer.finish(&mut watch)?;
+        let finished = trainer.finish(&mut watch).map_err(told)?;
         drop(progress);
         if !first {
             return Ok(ExitCode::SUCCESS);
         }
         let (valid, test) = (finished.best.bpc, finished.test.bpc());
+        let before = report::Reached::of(&run_dir).start.and_then(|start| start.bpc);
         if args.json {
             let reached = Reached {
                 run: &run_dir,
+                from: origin.as_ref().map(|origin| origin.model.clone()),
+                valid_bpc_before: before,
                 steps,
                 best_step: finished.best.step,
                 valid_bpc: valid,
@@ -118,6 +132,20 @@ impl BackendJob for Job {
             let best = finished.best.step;
             say!("trained {steps} steps; best weights, after step {best}, are in {}", run_dir.display());
             report::scores(&splits, [("validation", valid), ("test", test)], "SHA-RNN", choice.is_whole())?;
+            if let (Some(origin), Some(before)) = (&origin, before) {
+                say!("{} scored {before:.4} on the validation split before", origin.model);
+            }
+        }
+        // Of a model that came with a score as bad it is not known what did the harm.
+        let diverged = refusal::diverged(valid, order0_entropy(&splits.valid), vocab_size);
+        if let (Some(diverged), None) = (diverged, before) {
+            page::write(&run_dir, &splits, None)?;
+            bail!("{diverged}");
+        }
+        if origin.is_some() && finished.best.step == 0 && !args.json && !args.quiet {
+            tell!(
+                "no step made the model better than it was: these are the weights that the run started from; try a lower --lr"
+            );
         }
         let sample = report::sample(args.machine.backend.streams(&finished.model, 1), &splits, seed)?;
         page::write(&run_dir, &splits, Some(&sample))?;
