@@ -191,6 +191,10 @@ impl BackendKind {
 /// Sets the threads of the kernels, and starts rayon's pool, which can be built once, whether or not that succeeds: so it is asked for as
 /// many as there can be. An error says what would do.
 fn start(threads: usize) -> Result<(), String> {
+    let mut threads = threads;
+    while threads > 1 && !has_room_for(threads) {
+        threads /= 2;
+    }
     // The pool and the kernels have as many each; whoever waits for signals and whoever shows progress have one.
     let wanted = 2 * threads + 2;
     let had = threads_to_be_had(wanted);
@@ -206,25 +210,24 @@ fn start(threads: usize) -> Result<(), String> {
     pool.build_global().map_err(|error| error.to_string())
 }
 
-/// How many of so many threads the system lets live at once, each with a little memory of its own.
+/// Whether a limit of the address space, where there is one, leaves room for so many threads of the pool and as many of the kernels: each
+/// takes a stack and what the allocator sets aside for it.
+fn has_room_for(threads: usize) -> bool {
+    const OF_ONE: usize = 66 << 20;
+    // More than this is no sign of a limit: a system may refuse what is beyond its memory.
+    const MOST: usize = 1 << 30;
+    Vec::<u8>::new().try_reserve_exact((2 * threads * OF_ONE).min(MOST)).is_ok()
+}
+
+/// How many of so many threads the system lets live at once.
 fn threads_to_be_had(wanted: usize) -> usize {
     let wait = Arc::new(RwLock::new(()));
     let hold = wait.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let mut started = Vec::new();
-    for _ in 0..wanted {
-        let (wait, (send, fits)) = (wait.clone(), std::sync::mpsc::channel());
-        let thread = std::thread::Builder::new().spawn(move || {
-            let mut memory: Vec<u8> = Vec::new();
-            // Nobody listens any more where that is an error.
-            let _ = send.send(memory.try_reserve_exact(1 << 16).is_ok());
-            drop(wait.read());
-        });
-        let Ok(thread) = thread else { break };
-        started.push(thread);
-        if !fits.recv().unwrap_or(false) {
-            break;
-        }
-    }
+    let start = || {
+        let wait = wait.clone();
+        std::thread::Builder::new().spawn(move || drop(wait.read())).ok()
+    };
+    let started: Vec<_> = (0..wanted).map_while(|_| start()).collect();
     let had = started.len();
     drop(hold);
     started.into_iter().for_each(|thread| drop(thread.join()));
