@@ -316,6 +316,8 @@ def train(args):
     scaler = torch.amp.GradScaler(args.device.split(":")[0], enabled=args.dtype == "fp16")
     state, at, start, logged, seen = None, 0, time.perf_counter(), [], 0
     for step in range(1, args.steps + 1):
+        if args.minutes and time.perf_counter() - start >= 60 * args.minutes:
+            break
         n = args.seq_len
         n = min(n, len(src) - 1 - at)
         if n < 5:
@@ -353,6 +355,7 @@ def main():
             s.add_argument("--memory", type=int, default=1024), s.add_argument("--warmup", type=int, default=2), s.add_argument("--runs", type=int, default=7)
         else:
             s.add_argument("--data", required=True), s.add_argument("--steps", type=int, default=1000), s.add_argument("--lr", type=float, default=2e-3)
+            s.add_argument("--minutes", type=float, help="stop after so many, if not after --steps")
             s.add_argument("--warmup-steps", type=int, default=800), s.add_argument("--log-every", type=int, default=50)
             s.add_argument("--save-init", help="write the initial weights here, as safetensors"), s.add_argument("--save", help="write the trained weights here")
             s.add_argument("--train-bytes", type=int), s.add_argument("--valid-bytes", type=int, default=500_000), s.add_argument("--valid-from", type=int)

@@ -1,17 +1,19 @@
 //! The command line: what the program `sharnn` and the example `enwik8` run.
 
-/// Prints a line to standard output, or returns the error: a pipe whose reader has gone is one.
+/// Prints a line to standard output, with nothing in it that a terminal would obey, or returns the error: a pipe whose reader has
+/// gone is one.
 macro_rules! say {
     ($($text:tt)*) => {
-        std::io::Write::write_fmt(&mut std::io::stdout().lock(), format_args!("{}\n", format_args!($($text)*)))?
+        crate::cli::print(&mut std::io::stdout().lock(), &format!($($text)*))
+            .map_err(|error| anyhow::Error::from(error).context("cannot write to standard output"))?
     };
 }
 
-/// Prints a line to standard error: a reader that has gone is no reason to stop.
+/// Prints a line to standard error, likewise: a reader that has gone is no reason to stop.
 macro_rules! tell {
-    ($($text:tt)*) => {{
-        let _ = std::io::Write::write_fmt(&mut std::io::stderr().lock(), format_args!("{}\n", format_args!($($text)*)));
-    }};
+    ($($text:tt)*) => {
+        drop(crate::cli::print(&mut std::io::stderr().lock(), &format!($($text)*)))
+    };
 }
 
 mod attend;
@@ -21,12 +23,16 @@ mod eval;
 mod export;
 mod generate;
 mod import;
+mod input;
 mod inspect;
+mod life;
 mod machine;
 mod model;
 mod options;
+mod outputs;
 mod paths;
 mod plot;
+mod printable;
 mod processes;
 mod report;
 mod runs;
@@ -35,15 +41,15 @@ mod train;
 mod values;
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 
-use crate::train::SharedGroup;
+use crate::train::{SharedGroup, printable};
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 an error, which is told in one line, 2 a command line that cannot be parsed, 130 stopped by Ctrl-C.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 an error, which is told in one line, 2 a command line that cannot be parsed, 130 stopped by a signal.";
 
 /// Train, score and use SHA-RNN language models.
 #[derive(Parser, Debug)]
@@ -115,6 +121,7 @@ fn parse_and<A: Into<OsString> + Clone, P: Parser>(
         Ok(group) => group,
         Err(error) => return exit_code(Err(error)),
     };
+    life::begin();
     let parsed = match P::try_parse_from(args) {
         Ok(parsed) => parsed,
         Err(error) => return processes::refuse_arguments(group.as_ref(), &error),
@@ -123,9 +130,17 @@ fn parse_and<A: Into<OsString> + Clone, P: Parser>(
     processes::exit_code(group.as_ref(), result)
 }
 
+/// A line, as a terminal may show it.
+fn print(out: &mut dyn Write, line: &str) -> io::Result<()> {
+    out.write_all((printable(line) + "\n").as_bytes())
+}
+
 /// The exit code of a program; an error is printed in one line.
 fn exit_code(result: Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
+        if life::is_stopped(&error) {
+            return life::stopped();
+        }
         // Whoever read has seen enough.
         if error.chain().any(is_broken_pipe) {
             return ExitCode::SUCCESS;

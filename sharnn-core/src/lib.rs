@@ -32,6 +32,10 @@ pub use memory::{MemoryEstimate, StepShape};
 pub use model::{Decoder, Embedding, ShaRnn};
 pub use names::pytorch_name;
 pub use norm::LayerNorm;
+#[cfg(feature = "cuda")]
+pub use ops::UnfusedCuda;
+#[cfg(feature = "wgpu")]
+pub use ops::UnfusedWgpu;
 #[cfg(feature = "tch")]
 pub use ops::libtorch_device;
 pub use ops::{AutodiffBackend, Backend, Dropout, DropoutKey, DropoutSite, DropoutStream, Precision};

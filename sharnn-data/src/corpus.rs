@@ -1,6 +1,8 @@
 //! A corpus is bytes, and nothing else: a memory-mapped file of any size or bytes held in memory. A split is a byte
 //! range of it.
 
+mod mapped;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::{self, File};
@@ -8,43 +10,46 @@ use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::Arc;
 
-use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
 use crate::error::{DataError, MIN_SCORED};
+use mapped::MappedFile;
+
+/// How many pieces of a split [`Split::sampled_sha256`] reads.
+pub const PIECES: usize = 256;
+/// Bytes of each.
+const PIECE: usize = 1 << 14;
 
 /// Bytes to learn from. Cloning is cheap: clones share the bytes.
 #[derive(Clone)]
 pub struct Corpus {
     name: Arc<str>,
+    /// Where it was read from, as far as it was.
+    path: Option<Arc<Path>>,
     bytes: Arc<Bytes>,
 }
 
 enum Bytes {
-    Mapped(Mmap),
+    Mapped(MappedFile),
     Held(Cow<'static, [u8]>),
 }
 
 impl Corpus {
     /// Maps a file into memory. Nothing is read until it is used, so a file may be larger than the memory.
     ///
-    /// The file must stay as it is while the corpus lives. If another process cuts it short meanwhile, touching the
-    /// missing pages ends this process with a bus error (`SIGBUS`), and bytes written into it change the corpus under
-    /// the reader. For a file that may change use [`Corpus::read`], which copies it.
+    /// The file should stay as it is while the corpus lives. What is appended to it is not read. If another process cuts it
+    /// short, zeros are read in the place of what is gone, and [`check`](Self::check) says so from then on: ask it before
+    /// anything is made of what was read. Bytes that are written into it change the corpus under the reader. For a file that
+    /// may change use [`Corpus::read`], which copies it.
+    ///
+    /// On Unix the first call installs a handler of SIGBUS, which passes on what is none of its files'.
     ///
     /// # Errors
     /// If the file is missing, is no regular file, is empty, may not be read, or cannot be mapped.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, DataError> {
         let path = path.as_ref();
-        let file = open_regular(path)?;
-        // SAFETY: the map is private to this value, read-only and never handed out as mutable. What remains is that
-        // another process changes or truncates the file; no portable call can rule that out, and the documentation
-        // above tells the caller so. The length was taken from the open file, not from its name.
-        let map = unsafe { Mmap::map(&file) }.map_err(|source| DataError::from_io("map into memory", path, source))?;
-        if map.is_empty() {
-            return Err(DataError::Empty { path: path.into() });
-        }
-        Ok(Self::new(file_name(path), Bytes::Mapped(map)))
+        let mapped = MappedFile::new(path, open_regular(path)?)?;
+        Ok(Self::of_file(path, Bytes::Mapped(mapped)))
     }
 
     /// Reads a whole file into memory: for files that may change while they are used.
@@ -59,16 +64,37 @@ impl Corpus {
         if bytes.is_empty() {
             return Err(DataError::Empty { path: path.into() });
         }
-        Ok(Self::new(file_name(path), Bytes::Held(bytes.into())))
+        Ok(Self::of_file(path, Bytes::Held(bytes.into())))
     }
 
     /// Takes bytes that are in memory already: a `Vec<u8>`, a `&'static [u8]` or a `Cow` of either.
     pub fn from_bytes(bytes: impl Into<Cow<'static, [u8]>>) -> Self {
-        Self::new("bytes in memory".into(), Bytes::Held(bytes.into()))
+        Self { name: "bytes in memory".into(), path: None, bytes: Arc::new(Bytes::Held(bytes.into())) }
     }
 
-    fn new(name: String, bytes: Bytes) -> Self {
-        Self { name: name.into(), bytes: Arc::new(bytes) }
+    fn of_file(path: &Path, bytes: Bytes) -> Self {
+        // Where the current directory is gone the path stays as it was given.
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.into());
+        Self { name: file_name(path).into(), path: Some(absolute.into()), bytes: Arc::new(bytes) }
+    }
+
+    /// That the file still has all the bytes that it was opened with. Of bytes in memory nothing can be gone.
+    ///
+    /// # Errors
+    /// [`DataError::Shrunk`]: what was read since the last check may be none of the file's.
+    pub fn check(&self) -> Result<(), DataError> {
+        match &*self.bytes {
+            Bytes::Mapped(map) => map.check(),
+            Bytes::Held(_) => Ok(()),
+        }
+    }
+
+    /// Whether somebody wrote into the file, at its end or anywhere, since it was opened or since this was asked last.
+    pub fn was_written(&self) -> bool {
+        match &*self.bytes {
+            Bytes::Mapped(map) => map.was_written(),
+            Bytes::Held(_) => false,
+        }
     }
 
     /// The same bytes under another name, which is what errors and reports call them.
@@ -80,6 +106,11 @@ impl Corpus {
     /// What errors and reports call this corpus: the file's name without its folders.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The absolute path of its file, where it has one.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// The whole corpus as one split.
@@ -118,7 +149,7 @@ impl AsRef<[u8]> for Corpus {
 
 impl fmt::Debug for Corpus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Corpus").field("name", &self.name).field("len", &self.len()).finish()
+        f.debug_struct("Corpus").field("name", &self.name).field("path", &self.path).field("len", &self.len()).finish()
     }
 }
 
@@ -151,6 +182,23 @@ impl Split {
     /// Hashed where they lie, without a copy.
     pub fn sha256(&self) -> String {
         format!("{:x}", Sha256::digest(&**self))
+    }
+
+    /// SHA-256 of [`PIECES`] pieces of 16 KiB, spread evenly from the first byte to the last: the identity of data that are too
+    /// large to be read before a run begins. A change between the pieces goes unseen.
+    ///
+    /// Of a split that is no longer than the pieces together it is that of all bytes.
+    pub fn sampled_sha256(&self) -> String {
+        if self.len() <= PIECES * PIECE {
+            return self.sha256();
+        }
+        let mut sha = Sha256::new();
+        let last = (self.len() - PIECE) as u128;
+        for i in 0..PIECES {
+            let start = (last * i as u128 / (PIECES as u128 - 1)) as usize;
+            sha.update(&self[start..start + PIECE]);
+        }
+        format!("{:x}", sha.finalize())
     }
 }
 

@@ -44,6 +44,31 @@ pub enum DataError {
         path: PathBuf,
     },
 
+    /// A file has lost bytes while it was read.
+    #[error(
+        "{} was cut short while it was read: it had {expected} bytes{}. Read a copy that nobody writes to, as of a log: cp {} copy",
+        path.display(),
+        found.map_or(String::new(), |found| format!(" and has {found}")),
+        path.display()
+    )]
+    Shrunk {
+        /// The path as it was given.
+        path: PathBuf,
+        /// Its bytes when it was opened.
+        expected: u64,
+        /// Its bytes now, where that is known.
+        found: Option<u64>,
+    },
+
+    /// Bytes of a file were written over while it was read.
+    #[error(
+        "{corpus} was written over while it was read: its bytes are others than at the start. Read a copy that nobody writes to"
+    )]
+    Changed {
+        /// Name of the corpus.
+        corpus: String,
+    },
+
     /// Any other failure of the system.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {

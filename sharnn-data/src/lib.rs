@@ -6,6 +6,7 @@ pub mod enwik8;
 mod error;
 #[cfg(feature = "fetch")]
 pub mod fetch;
+pub mod format;
 pub mod lanes;
 pub mod segment_lengths;
 pub mod segments;

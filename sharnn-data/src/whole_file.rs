@@ -1,10 +1,10 @@
 //! Files that are there whole or not at all, and reading and locking them with care.
 
-use std::fs::{self, File, Permissions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
-use tempfile::Builder;
+use tempfile::{Builder, NamedTempFile};
 
 /// Begins the name of what is not a file of its own yet.
 const ASIDE: &str = ".tmp-";
@@ -37,13 +37,8 @@ pub fn write<E: From<io::Error>>(
     }
     let path = if existing.is_some() { &fs::canonicalize(path)? } else { path };
 
-    let mut builder = Builder::new();
-    builder.prefix(ASIDE);
-    if let Some(permissions) = usual_permissions() {
-        builder.permissions(permissions);
-    }
     // Removed on every way out but the last.
-    let mut aside = builder.tempfile_in(folder(path))?;
+    let mut aside = create_aside(folder(path))?;
     if let Some(existing) = existing {
         aside.as_file().set_permissions(existing.permissions())?;
     }
@@ -57,6 +52,24 @@ pub fn write<E: From<io::Error>>(
     Ok(())
 }
 
+/// A file aside, with the rights of any new one. Errors say nothing of its name, which nobody asked for.
+fn create_aside(folder: &Path) -> io::Result<NamedTempFile> {
+    let mut said = None;
+    let created = Builder::new().prefix(ASIDE).make_in(folder, |path| {
+        // What the library makes of an error names the file.
+        File::options().read(true).write(true).create_new(true).open(path).inspect_err(|error| {
+            said = error.raw_os_error();
+        })
+    });
+    created.map_err(|error| match (error.kind(), said) {
+        (io::ErrorKind::NotFound, _) => {
+            io::Error::new(io::ErrorKind::NotFound, format!("there is no directory {}", folder.display()))
+        }
+        (_, Some(code)) => io::Error::from_raw_os_error(code),
+        (kind, None) => kind.into(),
+    })
+}
+
 /// The directory that a file is in.
 fn folder(file: &Path) -> &Path {
     file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
@@ -66,17 +79,6 @@ fn folder(file: &Path) -> &Path {
 /// place whether or not it does.
 pub(crate) fn sync_place(file: &Path) {
     let _ = sync_dir(folder(file));
-}
-
-/// Those of any new file: temporary ones are made for their owner's eyes alone.
-fn usual_permissions() -> Option<Permissions> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        Some(Permissions::from_mode(0o666))
-    }
-    #[cfg(not(unix))]
-    None
 }
 
 /// Opens a file to read. A pipe, which may never answer, and a device, which may have no end, are refused.
@@ -101,18 +103,37 @@ pub fn read(path: impl AsRef<Path>, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Locks a file for this process, until it is closed, and returns whether no other one has it. On a file system without locks
-/// none is known to: all that is lost is the protection against a second process.
+/// Whose a lock is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// This process has it.
+    Ours,
+    /// Another process, or another opening of the file, has it.
+    Theirs,
+    /// The file system has no locks: nothing keeps a second process away.
+    Missing,
+}
+
+/// Locks a file for this process, until it is closed.
 ///
 /// # Errors
-/// What the system says.
-pub fn lock(file: &File) -> io::Result<bool> {
+/// What the system says. That there are no locks is no error.
+pub fn lock(file: &File) -> io::Result<Lock> {
     match file.try_lock() {
-        Ok(()) => Ok(true),
-        Err(TryLockError::WouldBlock) => Ok(false),
-        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => Ok(true),
+        Ok(()) => Ok(Lock::Ours),
+        Err(TryLockError::WouldBlock) => Ok(Lock::Theirs),
+        Err(TryLockError::Error(error)) if has_no_locks(&error) => Ok(Lock::Missing),
         Err(TryLockError::Error(error)) => Err(error),
     }
+}
+
+/// Whether a file system said that it has no locks: each says it in its own way.
+fn has_no_locks(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    let codes = [libc::ENOLCK, libc::ENOSYS, libc::EOPNOTSUPP, libc::ENOTSUP];
+    #[cfg(not(unix))]
+    let codes: [i32; 0] = [];
+    error.kind() == io::ErrorKind::Unsupported || error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
 /// Brings a directory's entries to the disk. Only Unix lets a directory be opened for that.
@@ -131,7 +152,42 @@ pub fn is_full(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(unix)]
+    use std::fs::Permissions;
+
     use super::*;
+
+    #[test]
+    fn an_error_names_nothing_that_was_written_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = write(&dir.path().join("nowhere/a"), |_| Ok(())).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        let said = error.to_string();
+        assert!(said.starts_with("there is no directory ") && said.ends_with("nowhere"), "{said}");
+        fs::write(dir.path().join("file"), b"").unwrap();
+        let error = write(&dir.path().join("file/a"), |_| Ok(())).unwrap_err();
+        assert!(!error.to_string().contains(ASIDE), "{error}");
+    }
+
+    #[test]
+    fn a_file_is_locked_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || File::options().create(true).append(true).open(dir.path().join("lock")).unwrap();
+        let first = open();
+        assert_eq!(lock(&first).unwrap(), Lock::Ours);
+        assert_eq!(lock(&open()).unwrap(), Lock::Theirs);
+        drop(first);
+        assert_eq!(lock(&open()).unwrap(), Lock::Ours);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_system_without_locks_says_so_in_several_ways() {
+        for code in [libc::ENOLCK, libc::ENOSYS, libc::EOPNOTSUPP, libc::ENOTSUP] {
+            assert!(has_no_locks(&io::Error::from_raw_os_error(code)), "{code}");
+        }
+        assert!(!has_no_locks(&io::Error::from_raw_os_error(libc::EIO)));
+    }
 
     fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
         super::write(path, fill)

@@ -173,6 +173,86 @@ fn fractions_say_how_they_cut() {
     assert_eq!(splits.name, "bytes in memory (92.5 / 5 / 2.5 %)");
 }
 
+#[test]
+fn a_sampled_digest_sees_the_first_byte_the_last_one_and_the_length() {
+    let len = 10_000_000;
+    let (_dir, path) = sparse_file(b"begin", len);
+    let sampled = || Corpus::open(&path).unwrap().whole().sampled_sha256();
+    let first = sampled();
+    assert_eq!(first, sampled());
+    let write = |at: u64, byte: u8| {
+        use std::io::{Seek, SeekFrom, Write};
+        let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.seek(SeekFrom::Start(at)).unwrap();
+        file.write_all(&[byte]).unwrap();
+    };
+    for at in [0, len - 1] {
+        write(at, b'x');
+        assert_ne!(sampled(), first, "byte {at}");
+        write(at, if at == 0 { b'b' } else { 0 });
+        assert_eq!(sampled(), first);
+    }
+    // One that is short is read whole.
+    let short = Corpus::from_bytes(vec![7; 1000]).whole();
+    assert_eq!(short.sampled_sha256(), short.sha256());
+}
+
+#[test]
+fn a_corpus_knows_where_it_was_read_from() {
+    let (_dir, path) = file(b"text");
+    assert_eq!(Corpus::open(&path).unwrap().path(), Some(&*path));
+    assert_eq!(Corpus::from_bytes(&b"text"[..]).path(), None);
+}
+
+/// Pages that are gone read as zeros, and the corpus says so; what is appended is not seen.
+#[cfg(unix)]
+#[test]
+fn a_file_that_is_cut_short_while_it_is_read_is_told_and_kills_nobody() {
+    let bytes: Vec<u8> = (0..200_000).map(|i| (i % 251) as u8 + 1).collect();
+    for kept in [0, 5000, 199_999] {
+        let (_dir, path) = file(&bytes);
+        let corpora = [Corpus::open(&path).unwrap(), Corpus::open(&path).unwrap()];
+        let other = file(&bytes);
+        let other = Corpus::open(&other.1).unwrap();
+        corpora[0].check().unwrap();
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(kept).unwrap();
+        for corpus in &corpora {
+            // Those of the page before the end are read from a thread too.
+            let read = corpus.clone();
+            let sum = std::thread::spawn(move || read.iter().map(|&byte| u64::from(byte)).sum::<u64>()).join().unwrap();
+            let expected: u64 = bytes[..kept as usize].iter().map(|&byte| u64::from(byte)).sum();
+            assert_eq!(sum, expected);
+            let error = corpus.check().unwrap_err();
+            assert!(matches!(error, DataError::Shrunk { expected: 200_000, found: Some(found), .. } if found == kept));
+            assert!(
+                error.to_string().contains("was cut short while it was read: it had 200000 bytes and has"),
+                "{error}"
+            );
+        }
+        // It stays so, though the file be written anew, where pages were missing.
+        if kept == 0 {
+            fs::write(&path, &bytes).unwrap();
+            corpora[0].check().unwrap_err();
+        }
+        other.check().unwrap();
+        assert_eq!(&*other, &bytes[..]);
+    }
+}
+
+#[test]
+fn a_file_that_grows_or_goes_away_is_read_as_it_was() {
+    let (dir, path) = file(b"text of before");
+    let corpus = Corpus::open(&path).unwrap();
+    assert!(!corpus.was_written());
+    fs::write(&path, b"text of before, and more").unwrap();
+    corpus.check().unwrap();
+    assert_eq!(&*corpus, b"text of before");
+    fs::remove_file(&path).unwrap();
+    corpus.check().unwrap();
+    assert_eq!(&*corpus, b"text of before");
+    drop(dir);
+}
+
 proptest! {
     #[test]
     fn fractions_cut_into_contiguous_parts_or_say_the_length_that_would_do(

@@ -296,7 +296,7 @@ fn task_rows(rows: usize, format: Format) -> usize {
     let rounds = rows.div_ceil(team::threads() * ROW_BLOCK).max(if rows < 512 { 1 } else { 3 });
     let tile = match (format, Isa::current().vectors()) {
         (Format::Pairs, _) => 32,
-        (_, Vectors::Avx512) => 12,
+        (_, Vectors::Avx512) => 8,
         (_, Vectors::Portable | Vectors::Avx2) => 6,
     };
     rows.div_ceil(team::threads() * rounds).next_multiple_of(tile).clamp(tile, ROW_BLOCK)
@@ -317,7 +317,9 @@ pub fn gemm(a: Mat, b: &Packed, c: &mut [f32], add: bool) {
 pub(crate) fn multiply(a: Mat, b: Mat, operands: Operands, c: &mut [f32], start: impl Fn(usize) -> Start + Sync) {
     if few::are_few(a, b) {
         few::multiply(a, b, operands, c, start);
-    } else if few::are_few_terms(b) {
+    } else if few::are_few_terms(b) && operands.format() != Format::Pairs {
+        // Tiles add up pairs of terms in an order of their own, and whoever divides an operation into blocks multiplies with
+        // tiles: the bits would depend on who does.
         few::multiply_terms(a, b, operands, c, start);
     } else if near::are_near(a, b, operands) {
         near::multiply(a, b, c, start);

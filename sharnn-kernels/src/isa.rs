@@ -77,8 +77,8 @@ impl Isa {
         }
     }
 
-    /// The set that all kernels of this process use: the one that [`ISA_VARIABLE`] names, or AVX2 where the CPU has it.
-    /// No set with AVX-512 or AMX has been tested on such a CPU yet, and none is ever chosen by itself.
+    /// The set that all kernels of this process use: the one that [`ISA_VARIABLE`] names, or the best of those that have been
+    /// proved, see [`detected`](Self::detected).
     ///
     /// # Panics
     /// If the variable names a set that there is not, or that this CPU does not have.
@@ -86,9 +86,14 @@ impl Isa {
         static CURRENT: OnceLock<Isa> = OnceLock::new();
         *CURRENT.get_or_init(|| match std::env::var(ISA_VARIABLE) {
             Ok(name) if !name.is_empty() => Self::named(&name).unwrap_or_else(|message| panic!("{message}")),
-            _ if Self::Avx2.is_available() => Self::Avx2,
-            _ => Self::Portable,
+            _ => Self::detected(),
         })
+    }
+
+    /// The best set that this CPU has. AMX is never chosen by itself: no CPU that has it has run the tests yet.
+    pub fn detected() -> Self {
+        let best = [Self::Avx512Bf16, Self::Avx512, Self::Avx2];
+        best.into_iter().find(|isa| isa.is_available()).unwrap_or(Self::Portable)
     }
 
     /// What computes on f32.
@@ -127,6 +132,17 @@ impl Isa {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_best_proved_set_is_detected() {
+        let detected = Isa::detected();
+        assert!(detected.is_available() && ![Isa::Tiles, Isa::Amx].contains(&detected), "{detected:?}");
+        let rank =
+            |isa| [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].iter().position(|&known| known == isa);
+        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16] {
+            assert!(!isa.is_available() || rank(isa) <= rank(detected), "{isa:?} is better than {detected:?}");
+        }
+    }
 
     #[test]
     fn names_are_those_of_the_variable() {

@@ -463,7 +463,8 @@ mod x86 {
 
     impl Vector for Avx512 {
         const LANES: usize = 16;
-        const TILE_ROWS: usize = 12;
+        // With 11 rows or more the compiler keeps the sums in memory.
+        const TILE_ROWS: usize = 8;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {

@@ -3,11 +3,22 @@
 //! Here lives all that knows backends by name; everything else is generic over them.
 //! It uses no other room; it is for programs, and no room needs it.
 
+#[cfg(feature = "cuda")]
+mod cuda_probe;
+mod missing;
+#[cfg(feature = "wgpu")]
+mod wgpu_probe;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+pub use missing::MissingPiece;
+#[cfg(feature = "cuda")]
+use sharnn_core::UnfusedCuda;
+#[cfg(feature = "wgpu")]
+use sharnn_core::UnfusedWgpu;
 use sharnn_core::{AutodiffBackend, Backend, ModelStreams, ShaRnn, Streams};
 
 /// A Burn backend. Which ones a program has is decided by its cargo features.
@@ -44,6 +55,22 @@ pub enum BackendError {
         /// The backends of this program.
         available: Vec<BackendKind>,
     },
+    /// The environment variable `SHARNN_FUSION` says what cannot be done.
+    #[error("{FUSION}={value:?} cannot be used: {hint}")]
+    Fusion {
+        /// What it says.
+        value: String,
+        /// What would do.
+        hint: &'static str,
+    },
+    /// The backend is in this program, but something that it needs is not on this machine.
+    #[error("backend {kind} cannot be used on this machine: {missing}")]
+    Missing {
+        /// The backend.
+        kind: BackendKind,
+        /// What it needs.
+        missing: MissingPiece,
+    },
     /// The number of threads cannot be set, or not to this.
     #[error("{threads} threads cannot be set for backend {kind}: {hint}")]
     Threads {
@@ -54,7 +81,15 @@ pub enum BackendError {
         /// What would do.
         hint: String,
     },
+    /// The variable that chooses how the LSTM is computed on CUDA has a value that is not known.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    CudaLstm(#[from] sharnn_core::ops::UnknownCudaLstm),
 }
+
+/// The environment variable that turns Burn's fusion off, with `off`, in a program with the feature `fusion`: for backends `cuda` and
+/// `wgpu`, to measure what it brings, or to do without it.
+const FUSION: &str = "SHARNN_FUSION";
 
 /// More threads than this are taken for a mistake.
 const MAX_THREADS: usize = 1024;
@@ -151,10 +186,11 @@ impl BackendKind {
         }
     }
 
-    /// Runs a job on this backend's default device, under autodiff.
+    /// Runs a job on this backend's default device, under autodiff. Backends `cuda` and `wgpu` do without Burn's fusion where
+    /// the environment variable `SHARNN_FUSION` is `off`.
     ///
     /// # Errors
-    /// [`BackendError::NotCompiledIn`], and then the job is not run.
+    /// [`BackendError::NotCompiledIn`], [`BackendError::Missing`] and [`BackendError::Fusion`], and then the job is not run.
     pub fn dispatch<J: BackendJob>(self, job: J) -> Result<J::Output, BackendError> {
         self.dispatch_on(0, job)
     }
@@ -168,22 +204,45 @@ impl BackendKind {
         #[allow(unused_imports)] // Which names there are is up to the features.
         use burn::backend::*;
         let _ = (&job, gpu); // Used by no arm where no such backend is compiled in.
+        self.check(gpu).map_err(|missing| BackendError::Missing { kind: self, missing })?;
         match self {
             #[cfg(feature = "flex")]
             Self::Flex => Ok(job.run::<Autodiff<Flex>>(Default::default())),
             #[cfg(feature = "ndarray")]
             Self::NdArray => Ok(job.run::<Autodiff<NdArray<f32>>>(Default::default())),
             #[cfg(feature = "cuda")]
-            Self::Cuda => Ok(job.run::<Autodiff<Cuda>>(cuda::CudaDevice::new(wrapped::<Cuda>(gpu)))),
+            Self::Cuda => {
+                sharnn_core::ops::CudaLstm::current()?;
+                let device = cuda::CudaDevice::new(wrapped::<Cuda>(gpu));
+                // Where fusion is not compiled in, both are the same backend.
+                Ok(if fuses()? { job.run::<Autodiff<Cuda>>(device) } else { job.run::<Autodiff<UnfusedCuda>>(device) })
+            }
             #[cfg(feature = "wgpu")]
-            Self::Wgpu => Ok(job.run::<Autodiff<Wgpu>>(match wrapped::<Wgpu>(gpu) {
-                0 => Default::default(),
-                gpu => wgpu::WgpuDevice::DiscreteGpu(gpu),
-            })),
+            Self::Wgpu => {
+                let device = match wrapped::<Wgpu>(gpu) {
+                    0 => Default::default(),
+                    gpu => wgpu::WgpuDevice::DiscreteGpu(gpu),
+                };
+                Ok(if fuses()? { job.run::<Autodiff<Wgpu>>(device) } else { job.run::<Autodiff<UnfusedWgpu>>(device) })
+            }
             #[cfg(feature = "tch")]
             Self::Tch => Ok(job.run::<Autodiff<LibTorch<f32>>>(sharnn_core::libtorch_device(gpu))),
             #[allow(unreachable_patterns)]
             kind => Err(BackendError::NotCompiledIn { kind, available: Self::available() }),
+        }
+    }
+}
+
+impl BackendKind {
+    /// Whether all that the backend needs is on this machine.
+    fn check(self, gpu: usize) -> Result<(), MissingPiece> {
+        let _ = gpu;
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda => cuda_probe::check(gpu),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu => wgpu_probe::check(),
+            _ => Ok(()),
         }
     }
 }
@@ -243,6 +302,28 @@ fn threads_to_be_had(wanted: usize) -> usize {
 fn wrapped<B: burn::tensor::backend::Backend>(gpu: usize) -> usize {
     // Nobody is asked for the first one.
     if gpu == 0 { 0 } else { gpu % B::device_count(0).max(1) }
+}
+
+/// Whether a GPU's element-wise operations are joined by Burn.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn fuses() -> Result<bool, BackendError> {
+    fuses_as_said(std::env::var_os(FUSION).map(|value| value.to_string_lossy().into_owned()))
+}
+
+/// [`fuses`] where [`FUSION`] has this value.
+#[cfg(any(feature = "cuda", feature = "wgpu", test))]
+fn fuses_as_said(value: Option<String>) -> Result<bool, BackendError> {
+    let compiled_in = cfg!(feature = "fusion");
+    match value.as_deref() {
+        None => Ok(compiled_in),
+        Some("off") => Ok(false),
+        Some("on") if compiled_in => Ok(true),
+        Some("on") => Err(BackendError::Fusion {
+            value: "on".into(),
+            hint: "rebuild with --features fusion, or leave the variable out",
+        }),
+        Some(value) => Err(BackendError::Fusion { value: value.into(), hint: "use on or off" }),
+    }
 }
 
 /// The first backend that is compiled in, in the order of [`BackendKind::ALL`]; `Flex` where there is none.
@@ -333,6 +414,15 @@ mod tests {
     }
 
     #[test]
+    fn fusion_is_as_it_was_compiled_unless_it_is_turned_off() {
+        let said = |value: &str| fuses_as_said(Some(value.into()));
+        assert_eq!(fuses_as_said(None), Ok(cfg!(feature = "fusion")));
+        assert_eq!(said("off"), Ok(false));
+        assert_eq!(said("on").is_ok(), cfg!(feature = "fusion"));
+        assert_eq!(said("no").unwrap_err().to_string(), "SHARNN_FUSION=\"no\" cannot be used: use on or off");
+    }
+
+    #[test]
     fn a_job_runs_on_every_available_cpu_backend() {
         struct Sum;
         impl BackendJob for Sum {
@@ -346,6 +436,32 @@ mod tests {
             match kind.dispatch(Sum) {
                 Ok(sum) => assert_eq!(sum, 6.5),
                 Err(error) => assert!(!kind.is_available(), "{error}"),
+            }
+        }
+    }
+
+    /// Neither a panic nor a job that is run without a device.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    #[test]
+    fn a_gpu_that_is_not_there_is_one_line() {
+        struct Zero;
+        impl BackendJob for Zero {
+            type Output = ();
+            fn run<B: AutodiffBackend>(self, device: B::Device) {
+                burn::tensor::Tensor::<B, 1>::zeros([1], &device).into_data();
+            }
+        }
+        for kind in [BackendKind::Cuda, BackendKind::Wgpu] {
+            match kind.dispatch(Zero) {
+                Ok(()) => assert!(kind.is_available()),
+                Err(error) => {
+                    let message = error.to_string();
+                    assert!(
+                        message.starts_with(&format!("backend {kind} ")) && message.lines().count() == 1,
+                        "{message}"
+                    );
+                    assert_eq!(matches!(error, BackendError::Missing { .. }), kind.is_available(), "{message}");
+                }
             }
         }
     }

@@ -24,6 +24,7 @@ pub use dynamic::{DynamicEval, evaluate_dynamic};
 pub use packed::evaluate_packed;
 
 use crate::group::{Alone, Group};
+use crate::interrupt::Interrupt;
 
 /// How to evaluate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,48 +140,56 @@ impl Evaluation {
 }
 
 /// Scores `data` with `model`, which lies on `device`. `progress` is called after every segment with the bytes scored so far
-/// and in all.
+/// and in all, and `interrupt` looked at before each.
 ///
 /// Give it a model without gradients (`model.valid()`): nothing here needs a graph.
 ///
 /// # Errors
-/// Options or data that cannot be used, and a model whose loss is not finite: see [`EvalError`].
+/// Options or data that cannot be used, a model whose loss is not finite, and an interruption: see [`EvalError`].
 pub fn evaluate<B: Backend>(
     model: &ShaRnn<B>,
     data: &[u8],
     config: &EvalConfig,
     device: &B::Device,
+    interrupt: &Interrupt,
     progress: impl FnMut(u64, u64),
 ) -> Result<Evaluation, EvalError> {
-    evaluate_in(&Alone, model, data, config, device, progress)
+    evaluate_in(&Alone, model, data, config, device, interrupt, progress)
 }
 
 /// [`evaluate`] by all processes of a group, each on its share of the lanes, with the same result for all of them. `progress` is
-/// that of the share.
+/// that of the share. An interruption of one is one of all.
 pub(crate) fn evaluate_in<B: Backend>(
     group: &dyn Group,
     model: &ShaRnn<B>,
     data: &[u8],
     config: &EvalConfig,
     device: &B::Device,
+    interrupt: &Interrupt,
     progress: impl FnMut(u64, u64),
 ) -> Result<Evaluation, EvalError> {
     check(model, config, device)?;
     let lanes = cut(data, config.lanes, model.vocab_size())?;
-    let own = evaluate_lanes(&lanes, group.share(config.lanes), model, config, device, progress);
+    let own = evaluate_lanes(&lanes, group.share(config.lanes), model, config, device, interrupt, progress);
     if group.size() == 1 {
         return own;
+    }
+    let interrupted = match &own {
+        Err(EvalError::Interrupted { done, total }) => [done.to_le_bytes(), total.to_le_bytes()].concat(),
+        _ => Vec::new(),
+    };
+    if let Some((done, total)) = agreed(group, &interrupted) {
+        let [done, total] = [done, total].map(u64::from_le_bytes);
+        return Err(EvalError::Interrupted { done, total });
     }
     // All tell of the same place where the loss is not finite.
     let place = match &own {
         Err(EvalError::NotFinite { offset, nats }) => [(*offset as u64).to_le_bytes(), nats.to_le_bytes()].concat(),
         _ => Vec::new(),
     };
-    let mut place = group.gather(&place).into_iter().find(|place| !place.is_empty()).unwrap_or_default();
-    group.broadcast(&mut place);
-    if let Some((offset, nats)) = place.split_first_chunk::<8>() {
-        let nats = f64::from_le_bytes(nats.try_into().expect("eight bytes"));
-        return Err(EvalError::NotFinite { offset: u64::from_le_bytes(*offset) as usize, nats });
+    if let Some((offset, nats)) = agreed(group, &place) {
+        let (offset, nats) = (u64::from_le_bytes(offset) as usize, f64::from_le_bytes(nats));
+        return Err(EvalError::NotFinite { offset, nats });
     }
     let own = own?;
     let mut sums = [own.nats, own.bytes_scored as f64];
@@ -194,6 +203,14 @@ pub(crate) fn evaluate_in<B: Backend>(
     Ok(Evaluation { nats: sums[0], bytes_scored: sums[1] as u64, ..own })
 }
 
+/// What the first process says that has something to say, for all: two numbers of eight bytes.
+fn agreed(group: &dyn Group, own: &[u8]) -> Option<([u8; 8], [u8; 8])> {
+    let mut said = group.gather(own).into_iter().find(|said| !said.is_empty()).unwrap_or_default();
+    group.broadcast(&mut said);
+    let (first, second) = said.split_first_chunk::<8>()?;
+    Some((*first, second.try_into().expect("eight bytes")))
+}
+
 /// Scores some of the lanes.
 fn evaluate_lanes<B: Backend>(
     lanes: &Lanes<&[u8]>,
@@ -201,6 +218,7 @@ fn evaluate_lanes<B: Backend>(
     model: &ShaRnn<B>,
     config: &EvalConfig,
     device: &B::Device,
+    interrupt: &Interrupt,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Evaluation, EvalError> {
     let targets = lanes.lane_len() - 1;
@@ -212,6 +230,9 @@ fn evaluate_lanes<B: Backend>(
     let mut pending: Option<Segment<B>> = None;
     let targets = if share.is_empty() { 0 } else { targets };
     for start in (0..targets).step_by(config.seq_len) {
+        if interrupt.is_raised() {
+            return Err(EvalError::Interrupted { done: sum.bytes, total });
+        }
         let end = targets.min(start + config.seq_len);
         let input = segment(lanes, &share, start, end, device);
         let target = segment(lanes, &share, start + 1, end + 1, device);

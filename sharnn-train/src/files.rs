@@ -7,7 +7,7 @@ mod stream_state;
 mod tensors;
 pub(crate) mod weights;
 
-pub use stream_state::{StateFileError, load_state, save_state};
+pub use stream_state::{StateFileError, load_state, load_state_of, save_state, weights_digest};
 pub use tensors::{
     FloatType, HostTensor, Mismatch, TensorMismatch, WeightsError, load_metadata, load_tensors, save_tensors,
 };

@@ -1,12 +1,13 @@
-//! Stopping a run from outside: Ctrl-C, a termination signal, or another thread.
+//! Stopping from outside: Ctrl-C, a termination signal, or another thread.
 //!
 //! Here lives what hears signals; what is saved then, whoever was interrupted decides.
 //! It uses no other room; all may use it.
 
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
-/// A request to stop, shared by whoever asks and whoever stops. Clones are the same request.
+/// Requests to stop, shared by whoever asks and whoever stops. Clones are the same requests.
 ///
 /// ```
 /// use sharnn_train::Interrupt;
@@ -14,43 +15,134 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// let interrupt = Interrupt::default();
 /// let other = interrupt.clone();
 /// other.raise();
-/// assert!(interrupt.is_raised());
+/// assert!(interrupt.is_raised() && !interrupt.is_pressing());
 /// ```
 #[derive(Clone, Debug, Default)]
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt(Arc<Requests>);
 
-/// The exit status of a process that is ended by a second Ctrl-C: 128 + SIGINT.
+#[derive(Debug, Default)]
+struct Requests {
+    asked: AtomicUsize,
+    /// Signals that somebody attends to; the next one ends the process.
+    heeded: AtomicUsize,
+    /// What a signal's handler says; null for nothing. What it points to is never freed: a handler may be reading it.
+    notice: AtomicPtr<String>,
+}
+
+/// The exit status of a process that a signal has ended: 128 + SIGINT, whichever signal it was.
 pub const EXIT_STATUS: i32 = 130;
 
-/// The signal handler could not be installed: one process can have one.
+/// Signals cannot be handled: the system refuses, or they are handled already.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot handle Ctrl-C: {0}; install the handler once a process, and share the `Interrupt` by cloning it")]
-pub struct InterruptError(#[from] ctrlc::Error);
+#[error("cannot handle signals: {0}; do it once a process, and share the `Interrupt` by cloning it")]
+pub struct InterruptError(#[from] io::Error);
+
+/// Those that ask to stop: Ctrl-C, what schedulers and service managers send, and a terminal that was closed.
+#[cfg(unix)]
+const SIGNALS: [i32; 4] = [
+    signal_hook::consts::SIGINT,
+    signal_hook::consts::SIGTERM,
+    signal_hook::consts::SIGHUP,
+    signal_hook::consts::SIGUSR1,
+];
+#[cfg(not(unix))]
+const SIGNALS: [i32; 2] = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
 
 impl Interrupt {
-    /// Raised by Ctrl-C (and by SIGTERM or SIGHUP, where there are such). The first one asks to save and stop; a second
-    /// one ends the process at once, with status [`EXIT_STATUS`].
+    /// Raised by Ctrl-C, and by SIGTERM, SIGHUP and SIGUSR1 where there are such. The first one asks to save and stop; a second
+    /// one ends the process at once, with status [`EXIT_STATUS`], unless [`heed`](Self::heed) says otherwise.
+    ///
+    /// A signal that was ignored when the process began stays ignored: SIGHUP under `nohup`, SIGINT of a script's background
+    /// job.
     ///
     /// # Errors
-    /// If this process has a handler already.
+    /// If this process handles them already.
     pub fn on_ctrl_c() -> Result<Self, InterruptError> {
+        static HANDLED: AtomicBool = AtomicBool::new(false);
+        if HANDLED.swap(true, Ordering::SeqCst) {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "this process does so already").into());
+        }
         let interrupt = Self::default();
-        let handle = interrupt.clone();
-        ctrlc::set_handler(move || {
-            if handle.0.swap(true, Ordering::SeqCst) {
-                std::process::exit(EXIT_STATUS);
-            }
-        })?;
+        interrupt.heed(1);
+        for signal in SIGNALS.into_iter().filter(|&signal| !is_ignored(signal)) {
+            let requests = interrupt.0.clone();
+            // SAFETY: The action may be run in a signal's handler: it neither allocates nor locks, and calls what may be called
+            // there alone: atomics, `write` and `_exit`.
+            unsafe { signal_hook::low_level::register(signal, move || requests.signal()) }?;
+        }
         Ok(interrupt)
+    }
+
+    /// So many signals in all are attended to by looking at [`is_raised`](Self::is_raised); the next one ends the process at once.
+    pub fn heed(&self, signals: usize) {
+        self.0.heeded.store(signals, Ordering::SeqCst);
+    }
+
+    /// What is written to standard error, as a line, at the moment in which a first signal comes.
+    pub fn set_notice(&self, text: &str) {
+        let old = self.0.notice.load(Ordering::SeqCst);
+        // SAFETY: Null, or what was leaked below.
+        if unsafe { old.as_ref() }.is_none_or(|old| old.trim() != text.trim()) {
+            // A terminal shows ^C where the cursor stands.
+            let line = Box::leak(Box::new(format!("\n{text}\n")));
+            self.0.notice.store(line, Ordering::SeqCst);
+        }
     }
 
     /// Asks to stop.
     pub fn raise(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.0.asked.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Whether somebody asked to stop.
     pub fn is_raised(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.asked.load(Ordering::SeqCst) > 0
     }
+
+    /// Whether somebody asked more than once: what is under way is to be given up.
+    pub fn is_pressing(&self) -> bool {
+        self.0.asked.load(Ordering::SeqCst) > 1
+    }
+}
+
+impl Requests {
+    /// In a signal's handler.
+    fn signal(&self) {
+        let before = self.asked.fetch_add(1, Ordering::SeqCst);
+        if before >= self.heeded.load(Ordering::SeqCst) {
+            signal_hook::low_level::exit(EXIT_STATUS);
+        }
+        if before == 0 {
+            // SAFETY: Null, or leaked by `set_notice`, and never changed.
+            if let Some(text) = unsafe { self.notice.load(Ordering::SeqCst).as_ref() } {
+                say(text.as_bytes());
+            }
+        }
+    }
+}
+
+/// Writes to standard error from within a signal's handler.
+#[cfg(unix)]
+fn say(text: &[u8]) {
+    // SAFETY: The bytes are valid for their length; what is not written is dropped. `write` may be called in a handler.
+    unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+}
+
+#[cfg(not(unix))]
+fn say(_: &[u8]) {}
+
+/// Whether whoever started the process wants a signal ignored.
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: `sigaction` writes to a struct of its own type, for which zeros are valid, and changes nothing where it is given no
+    // action.
+    unsafe {
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+#[cfg(not(unix))]
+fn is_ignored(_: i32) -> bool {
+    false
 }

@@ -21,15 +21,15 @@ mod report; // uses run
 
 mod trainer; // uses all but backend
 
-pub use backend::{BackendError, BackendJob, BackendKind};
+pub use backend::{BackendError, BackendJob, BackendKind, MissingPiece};
 #[cfg(feature = "flex")]
 pub use eval::evaluate_packed;
 pub use eval::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluate_dynamic};
 pub use files::{
     CONFIG_KEY, FloatType, HostTensor, ImportOptions, Mismatch, SaveOptions, StateFileError, TensorMismatch,
     UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError, WeightsError, import_weights, import_weights_from_bytes,
-    load_metadata, load_state, load_tensors, load_weights, load_weights_from_bytes, read_config,
-    read_config_from_bytes, save_state, save_tensors, save_weights, save_weights_as,
+    load_metadata, load_state, load_state_of, load_tensors, load_weights, load_weights_from_bytes, read_config,
+    read_config_from_bytes, save_state, save_tensors, save_weights, save_weights_as, weights_digest,
 };
 #[cfg(feature = "mpi")]
 pub use group::MpiGroup;
@@ -38,7 +38,7 @@ pub use interrupt::{EXIT_STATUS, Interrupt, InterruptError};
 pub use optim::{FIRST_MOMENT, LambConfig, MuonConfig, Optimizer, OptimizerConfigError, SECOND_MOMENT, StepReport};
 pub use params::{MapFloat, NamedTensor, ParamInfo, VisitFloat, collect_params, map_params, param_infos, visit_params};
 pub use recipe::{LATE_FALL, Phase, Recipe, RecipeError, Schedule};
-pub use report::{Event, Observer, Progress};
+pub use report::{Event, Observer, Progress, draws_live_lines, printable};
 pub use run::{
     BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, EvalRecord, FORMAT, FileDigest, METRICS_FILE,
     Manifest, Metrics, MetricsError, Moved, Position, Record, Smoothed, TrainRecord, Window, latest_manifest,

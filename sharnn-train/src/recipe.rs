@@ -44,7 +44,9 @@ pub struct Recipe {
     pub seed: u64,
     /// Steps without a finite loss and gradient are skipped; so many in a row end the run. At least 1.
     pub max_skipped_in_a_row: u64,
-    /// Steps between validations, beside the one at the end of every epoch; `None` for that one alone.
+    /// Steps between validations, beside those at the end of phases and of epochs; `None` for these alone. At the end of an epoch
+    /// the split is scored where 100 steps were made since the last time, and as many bytes trained on as are scored: epochs of
+    /// small corpora may be as short as a step.
     pub valid_every_steps: Option<u64>,
     /// How the validation split is scored. The paper uses 16 lanes.
     pub valid: EvalConfig,

@@ -4,7 +4,9 @@
 //! It may use run; trainer may use it.
 
 mod observer;
+mod printable;
 mod progress;
 
 pub use observer::{Event, Observer};
-pub use progress::Progress;
+pub use printable::printable;
+pub use progress::{Progress, draws_live_lines};

@@ -35,6 +35,9 @@ use crate::run::{
     Best, CorpusIdentity, FileDigest, Metrics, Moved, PendingStep, Position, RunDir, Smoothed, StepLog, Window,
 };
 
+/// Steps between the validations at the ends of short epochs.
+const STEPS_PER_VALIDATION: u64 = 100;
+
 /// Steps between two comparisons of the weights of many processes.
 const WEIGHTS_COMPARED_EVERY: u64 = 100;
 
@@ -76,6 +79,8 @@ pub struct Trainer<B: AutodiffBackend> {
     group: SharedGroup,
     /// What the processes asked for in the last step.
     asked: Asked,
+    /// Who may ask.
+    interrupt: Interrupt,
     device: B::Device,
     /// `None` only inside a step.
     model: Option<ShaRnn<B>>,
@@ -107,17 +112,20 @@ struct Asked {
     interrupt: bool,
     time_is_up: bool,
     checkpoint: bool,
+    /// A checkpoint, should the epoch end now.
+    checkpoint_at_end: bool,
 }
 
 impl Asked {
     /// As numbers that can be added up over a group.
-    fn flags(self) -> [f32; 3] {
-        [self.interrupt, self.time_is_up, self.checkpoint].map(|asked| f32::from(u8::from(asked)))
+    fn flags(self) -> [f32; 4] {
+        [self.interrupt, self.time_is_up, self.checkpoint, self.checkpoint_at_end]
+            .map(|asked| f32::from(u8::from(asked)))
     }
 
-    fn from_flags(flags: [f32; 3]) -> Self {
-        let [interrupt, time_is_up, checkpoint] = flags.map(|sum| sum > 0.0);
-        Self { interrupt, time_is_up, checkpoint }
+    fn from_flags(flags: [f32; 4]) -> Self {
+        let [interrupt, time_is_up, checkpoint, checkpoint_at_end] = flags.map(|sum| sum > 0.0);
+        Self { interrupt, time_is_up, checkpoint, checkpoint_at_end }
     }
 }
 
@@ -136,7 +144,10 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// Trains until the recipe is done, a limit is reached or somebody interrupts, and leaves a checkpoint. A run that is
     /// done comes back at once.
     ///
-    /// An interruption is seen between two steps; an evaluation is not broken off.
+    /// A new run leaves a checkpoint before its first step, so that it can be resumed from then on. An interruption is seen between
+    /// two steps, and between two segments of an evaluation, which whoever resumes begins anew. Where somebody
+    /// [presses](Interrupt::is_pressing), and one process trains alone, the step under way is given up: what is kept is the run before
+    /// it.
     ///
     /// # Errors
     /// If too many steps in a row are not finite, or if the disk or the data fails. Checkpoints written before stay intact.
@@ -147,16 +158,20 @@ impl<B: AutodiffBackend> Trainer<B> {
         interrupt: &Interrupt,
     ) -> Result<Stop, TrainError> {
         self.limits = *limits;
+        self.interrupt = interrupt.clone();
         agree(self.group.as_ref(), &limits.of_position())?;
         self.clock.start();
         self.announce(observer);
+        if self.saved.is_none() {
+            self.checkpoint(observer)?;
+        }
         // Later it is told with the gradients.
-        let mut flags = self.asks(interrupt).flags();
+        let mut flags = self.asks().flags();
         self.group.sum(&mut flags);
         self.asked = Asked::from_flags(flags);
         loop {
             if self.group.size() == 1 {
-                self.asked = self.asks(interrupt);
+                self.asked = self.asks();
             }
             if let Some(stop) = self.stop() {
                 self.checkpoint(observer)?;
@@ -167,7 +182,14 @@ impl<B: AutodiffBackend> Trainer<B> {
                 self.score_best_anew(observer)?;
             }
             if self.validation_is_due() {
-                self.validate(observer)?;
+                self.checkpoint_before_evaluation(observer)?;
+                match self.validate(observer) {
+                    Err(error) if error.is_interrupted() => {
+                        self.asked.interrupt = true;
+                        continue;
+                    }
+                    validated => validated?,
+                }
             }
             if self.epoch_has_ended() {
                 self.next_epoch(observer)?;
@@ -176,8 +198,12 @@ impl<B: AutodiffBackend> Trainer<B> {
             if self.checkpoint_is_due() {
                 self.checkpoint(observer)?;
             }
-            let segment = self.segments.next_segment().expect("the epoch has not ended");
-            self.step(&segment, interrupt);
+            let before = self.segments.clone();
+            let segment = self.next_segment(observer)?;
+            if !self.step(&segment) {
+                self.segments = before;
+                continue;
+            }
             if self.position.step.is_multiple_of(WEIGHTS_COMPARED_EVERY) {
                 self.compare_weights()?;
             }
@@ -189,9 +215,22 @@ impl<B: AutodiffBackend> Trainer<B> {
         }
     }
 
+    /// The next segment, unless the file has lost bytes meanwhile: then what was trained before is saved.
+    fn next_segment(&mut self, observer: &mut dyn Observer) -> Result<Segment, TrainError> {
+        let before = self.segments.clone();
+        let segment = self.segments.next_segment().expect("the epoch has not ended");
+        let Err(error) = self.splits.train.corpus().check() else { return Ok(segment) };
+        self.segments = before;
+        // The other processes of a group may not have seen it.
+        if self.group.size() == 1 {
+            self.checkpoint(observer)?;
+        }
+        Err(error.into())
+    }
+
     /// One step of the recipe. The host does not wait for the device, unless it has to share the gradients with other
-    /// processes.
-    fn step(&mut self, segment: &Segment, interrupt: &Interrupt) {
+    /// processes. Returns whether it was made: where somebody presses it is given up, and nothing is changed.
+    fn step(&mut self, segment: &Segment) -> bool {
         let lr = self.lr(segment);
         let (precision, recompute) = (self.recipe.precision, self.options.recompute);
         let pass = Pass { precision, dropout: self.dropout(segment), recompute };
@@ -200,8 +239,12 @@ impl<B: AutodiffBackend> Trainer<B> {
 
         let [tokens, targets] = [&segment.inputs, &segment.targets].map(|bytes| self.upload(segment, bytes));
         let (loss, new) = model.loss(tokens, targets, old.clone(), &pass);
-        let grads = loss.backward();
-        let mut flags = self.asks(interrupt).flags();
+        let grads = (!self.gives_up()).then(|| loss.backward()).filter(|_| !self.gives_up());
+        let Some(grads) = grads else {
+            self.model = Some(model);
+            return false;
+        };
+        let mut flags = self.asks().flags();
         let (model, report) = self.optimizer.step_in(self.group.as_ref(), &mut flags, model, loss.inner(), grads, lr);
         self.asked = Asked::from_flags(flags);
         self.state = select_state(Tensor::from_inner(report.finite.clone()), new.detach(), old).detach();
@@ -213,6 +256,12 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.position.bytes += bytes;
         let (step, loss, grad_norm, finite) = (self.position.step, report.loss, report.grad_norm, report.finite);
         self.pending.push(PendingStep { step, bytes, lr, loss, grad_norm, finite });
+        true
+    }
+
+    /// Whether the step under way is given up. The processes of a group make it together or wait for each other.
+    fn gives_up(&self) -> bool {
+        self.group.size() == 1 && self.interrupt.is_pressing()
     }
 
     fn upload(&self, segment: &Segment, bytes: &[u8]) -> Tensor<B, 2, Int> {
@@ -243,12 +292,13 @@ impl<B: AutodiffBackend> Trainer<B> {
     }
 
     /// What this process asks for.
-    fn asks(&self, interrupt: &Interrupt) -> Asked {
+    fn asks(&self) -> Asked {
         let is_first = self.group.is_first();
         Asked {
-            interrupt: interrupt.is_raised(),
+            interrupt: self.interrupt.is_raised(),
             time_is_up: is_first && self.limits.max_time.is_some_and(|max| self.clock.running() >= max),
             checkpoint: is_first && self.checkpoint_time_is_over(),
+            checkpoint_at_end: is_first && self.clock.has_earned_a_checkpoint(),
         }
     }
 
@@ -278,11 +328,30 @@ impl<B: AutodiffBackend> Trainer<B> {
         steps_done || self.segments.position() == self.segments.epoch_len()
     }
 
+    /// Whether a validation was asked for at this step, or stands at the end of an epoch and is worth its cost, or of a phase, for
+    /// the next one begins with the best weights. All of it follows from the position: a run that was resumed does the same.
     fn validation_is_due(&self) -> bool {
         let Position { step, validated, .. } = self.position;
         let every = self.recipe.valid_every_steps.is_some_and(|every| step.is_multiple_of(every));
         let start = step == 0 && self.options.score_start && self.best.is_none();
-        start || step > validated && (every || self.epoch_has_ended())
+        let at_end = || self.epoch_has_ended() && (self.phase_ends_with_epoch() || self.validation_is_worth_it());
+        start || step > validated && (every || at_end())
+    }
+
+    /// Whether the phase has no epoch after this one.
+    fn phase_ends_with_epoch(&self) -> bool {
+        let Position { phase_step, phase_epoch, .. } = self.position;
+        let ends = |p: &Phase| phase_epoch + 1 >= p.epochs || p.steps.is_some_and(|max| phase_step >= max);
+        self.phase().is_some_and(ends)
+    }
+
+    /// Whether enough was trained since the last validation: so many steps, since weights may have to be written, and as many
+    /// bytes as are scored. Epochs of small corpora may be as short as a step.
+    fn validation_is_worth_it(&self) -> bool {
+        let Position { step, validated, bytes, .. } = self.position;
+        let steps = step - validated;
+        let trained = u128::from(bytes) * u128::from(steps) / u128::from(step.max(1));
+        steps >= STEPS_PER_VALIDATION && trained >= self.splits.valid.len() as u128
     }
 
     /// Counts the epoch and starts the next one from an empty state; at the end of a phase the next phase.
@@ -295,10 +364,14 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.state = self.model().empty_state();
         let Position { phase_step, phase_epoch, .. } = self.position;
         let is_done = |p: &Phase| phase_epoch >= p.epochs || p.steps.is_some_and(|max| phase_step >= max);
-        if self.phase().is_some_and(is_done) {
+        let phase_ends = self.phase().is_some_and(is_done);
+        if phase_ends {
             self.next_phase(observer)?;
         }
-        self.checkpoint(observer)
+        if phase_ends || self.asked.checkpoint_at_end {
+            self.checkpoint(observer)?;
+        }
+        Ok(())
     }
 
     /// Starts the next phase from the best weights, with a fresh optimizer.

@@ -10,8 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::module::AutodiffModule;
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::machine::MachineArgs;
+use super::life;
+use super::machine::{MachineArgs, dispatch};
 use super::model::ModelArgs;
+use super::outputs;
 use crate::core::Looked;
 use crate::{AutodiffBackend, BackendJob};
 
@@ -52,14 +54,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Some("svg") => svg::picture,
         _ => bail!("--out {} cannot be used: name a file that ends in .html or .svg", args.out.display()),
     };
-    let seen = args.machine.backend.dispatch(Job { args, text: args.text()? })??;
+    args.model.refuse_as_output("--out", &args.out, args.file.iter().map(|file| ("--file", file.as_path())))?;
+    let seen = dispatch(args.machine.backend, Job { args, text: args.text()? })??;
     let in_svg = args.out.extension().is_some_and(|extension| extension == "svg");
     ensure!(
         !in_svg || seen.units.len() <= MOST_IN_SVG,
         "the text has {} characters, and an SVG has room for {MOST_IN_SVG}: write .html, or read fewer with --bytes",
         seen.units.len()
     );
-    std::fs::write(&args.out, draw(&seen)).with_context(|| format!("cannot write {}", args.out.display()))?;
+    let picture = draw(&seen);
+    life::whole(|| outputs::write(&args.out, picture))?;
     say!("{:.3} bits per byte over {} bytes; {}", seen.bits_per_byte(), seen.n_bytes, args.out.display());
     Ok(ExitCode::SUCCESS)
 }

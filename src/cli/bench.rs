@@ -1,17 +1,18 @@
 //! `bench`: what this machine does, as a table or as lines of JSON.
 //!
 //! Options, defaults, work and keys of the JSON are those of a PyTorch statement of the same model, so that the two can be run
-//! in turn and their medians divided. `device` is the backend's name here, and `peak_gpu_mb` is always null.
+//! in turn and their medians divided. `device` is the backend's name here, `peak_gpu_mb` is always null, and `enqueue_s` is added: of
+//! `median_s`, the part until all work had been handed to the device's driver.
 //!
 //! The device has finished all work before the clock is read.
 
 #[cfg(feature = "flex")]
 mod ceilings;
+mod lstm;
 #[cfg(feature = "flex")]
 mod ops;
 
 use std::hint::black_box;
-use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -23,7 +24,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use super::machine::MachineArgs;
+use super::machine::{MachineArgs, dispatch};
+use super::printable::json;
 use crate::core::{BlockState, LstmState};
 #[cfg(feature = "flex")]
 use crate::core::{DecodeEngine, Streams, WeightFormat};
@@ -42,7 +44,8 @@ const LEARNING_RATE: f64 = 1e-4;
 /// Measure training, scoring and decoding on this machine, in bytes a second
 ///
 /// Random weights and random bytes: only the time counts. Scoring is a forward pass in lanes, decoding reads byte after byte in
-/// one lane. The two modes for ceilings and ops read none of the model's options, and always print JSON.
+/// one lane. The two modes for ceilings and ops read none of the model's options, and always print JSON; mode lstm reads --dtype,
+/// --batch, --seq-len, --warmup, --runs and --json.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// d_model / d_ff of four blocks: XS 128/512, S 256/1024, M 512/2048, L 1024/4096 (the paper)
@@ -114,6 +117,8 @@ enum Mode {
     Ceilings,
     /// Each fused operation beside its generic body, in --dtype f32 or bf16 (backend flex)
     Ops,
+    /// The LSTM alone, microseconds a step, 256 to 1,024 wide and in 1 to 64 lanes or in --batch of them
+    Lstm,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum, Serialize)]
@@ -138,14 +143,19 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     args.machine.set_threads()?;
+    if args.mode == Some(Mode::Lstm) {
+        args.machine.backend.dispatch(args.lstm()?)??;
+        return Ok(ExitCode::SUCCESS);
+    }
     let plans = args.plans()?;
     if let [plan @ Plan { mode: Mode::Ceilings | Mode::Ops, .. }] = &plans[..] {
         print_kernels(plan)?;
         return Ok(ExitCode::SUCCESS);
     }
     for (i, plan) in plans.into_iter().enumerate() {
-        let Measured { params, mut seconds } = plan.backend.dispatch(plan.clone())??;
+        let Measured { params, times: Times { mut seconds, mut enqueued } } = dispatch(plan.backend, plan.clone())??;
         seconds.sort_by(f64::total_cmp);
+        enqueued.sort_by(f64::total_cmp);
         let median_s = median(&seconds);
         let line = Line {
             size: args.size,
@@ -159,6 +169,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             params,
             median_s: round(median_s, 5),
             min_s: round(seconds[0], 5),
+            enqueue_s: round(median(&enqueued), 5),
             tokens_per_s: round((plan.batch * plan.seq_len) as f64 / median_s, 1),
             peak_rss_mb: peak_rss_mb(),
             peak_gpu_mb: None,
@@ -196,7 +207,7 @@ fn print_kernels(_plan: &Plan) -> Result<()> {
 
 /// As one line of JSON.
 fn print(line: &impl Serialize) -> Result<()> {
-    writeln!(stdout(), "{}", serde_json::to_string(line)?)?;
+    say!("{}", json(line)?);
     Ok(())
 }
 
@@ -215,6 +226,8 @@ struct Line {
     params: usize,
     median_s: f64,
     min_s: f64,
+    /// Of these, until all work had been handed to the device's driver: the host's share, which the device may hide.
+    enqueue_s: f64,
     tokens_per_s: f64,
     peak_rss_mb: Option<u64>,
     peak_gpu_mb: Option<u64>,
@@ -253,6 +266,25 @@ impl Args {
         computed.into_iter().chain(formats.into_iter().map(|dtype| self.plan(Mode::Decode, dtype))).collect()
     }
 
+    /// The LSTM alone.
+    fn lstm(&self) -> Result<lstm::Job> {
+        self.refuse_idle_options(Mode::Lstm)?;
+        let precision = match self.dtype {
+            None | Some(Dtype::F32) => Precision::F32,
+            Some(Dtype::Bf16) => Precision::Bf16,
+            Some(Dtype::Int8) => anyhow::bail!("--dtype int8 cannot be used: use f32 or bf16"),
+        };
+        Ok(lstm::Job {
+            precision,
+            lanes: self.batch,
+            seq_len: self.seq_len.unwrap_or(256),
+            warmup: self.warmup,
+            runs: self.runs,
+            json: self.json,
+            device: self.machine.backend.name(),
+        })
+    }
+
     /// Refuses options that would do nothing.
     fn refuse_idle_options(&self, mode: Mode) -> Result<()> {
         if mode == Mode::Decode {
@@ -261,7 +293,7 @@ impl Args {
                 ensure!(value == 1, "{option} {value} cannot be used: decoding reads one byte of one lane at a time");
             }
         }
-        if let (Mode::Forward | Mode::Decode, Some(dropout)) = (mode, self.dropout) {
+        if let (Mode::Forward | Mode::Decode | Mode::Lstm, Some(dropout)) = (mode, self.dropout) {
             ensure!(dropout == 0.0, "--dropout {dropout} cannot be used: dropout acts in --mode train only");
         }
         ensure!(!self.recompute || mode == Mode::Train, "--recompute cannot be used: it acts in --mode train only");
@@ -322,8 +354,24 @@ struct Plan {
 
 struct Measured {
     params: usize,
-    /// Of one segment, or of one byte when decoding; one a run that counts.
+    times: Times,
+}
+
+/// Of one segment, or of one byte when decoding; one a run that counts.
+#[derive(Default)]
+struct Times {
+    /// Seconds until the device had finished.
     seconds: Vec<f64>,
+    /// Seconds until it had been given all of its work.
+    enqueued: Vec<f64>,
+}
+
+impl Times {
+    /// Of one of the `n` bytes that each was taken over.
+    fn per_byte(mut self, n: usize) -> Self {
+        self.seconds.iter_mut().chain(&mut self.enqueued).for_each(|seconds| *seconds /= n as f64);
+        self
+    }
 }
 
 impl BackendJob for Plan {
@@ -337,18 +385,18 @@ impl BackendJob for Plan {
         );
         let model = self.config.init_seeded::<B>(self.seed, &device);
         let params = model.num_params();
-        let seconds = match self.mode {
+        let times = match self.mode {
             Mode::Train => self.train::<B>(model, &device)?,
             Mode::Forward => self.forward(&model.valid(), &device)?,
             Mode::Decode => self.decode(&model.valid(), &device)?,
-            Mode::Ceilings | Mode::Ops => unreachable!("they have no model and came to their end before"),
+            Mode::Ceilings | Mode::Ops | Mode::Lstm => unreachable!("they have no model and came to their end before"),
         };
-        Ok(Measured { params, seconds })
+        Ok(Measured { params, times })
     }
 }
 
 impl Plan {
-    fn train<B: AutodiffBackend>(&self, model: ShaRnn<B>, device: &B::Device) -> Result<Vec<f64>> {
+    fn train<B: AutodiffBackend>(&self, model: ShaRnn<B>, device: &B::Device) -> Result<Times> {
         let mut bytes = Bytes::new(self, device);
         let mut step = 0;
         let mut pass = || {
@@ -374,13 +422,13 @@ impl Plan {
             finite = Some(report.finite);
             black_box(state.detach());
         };
-        let seconds = self.time::<B, _>(device, prepare, job)?;
+        let times = self.time::<B, _>(device, prepare, job)?;
         let finite = finite.is_some_and(|finite| finite.into_data().iter::<bool>().all(|finite| finite));
         ensure!(finite, "the loss or a gradient of the last step is not finite: the times mean nothing");
-        Ok(seconds)
+        Ok(times)
     }
 
-    fn forward<B: Backend>(&self, model: &ShaRnn<B>, device: &B::Device) -> Result<Vec<f64>> {
+    fn forward<B: Backend>(&self, model: &ShaRnn<B>, device: &B::Device) -> Result<Times> {
         let mut bytes = Bytes::new(self, device);
         let pass = Pass { precision: self.precision, ..Pass::default() };
         let state = self.fill(model, self.seq_len, &mut bytes, || pass);
@@ -391,12 +439,12 @@ impl Plan {
             logits = Some(model.decode(h, &pass));
             black_box(state);
         };
-        let seconds = self.time::<B, _>(device, prepare, job)?;
+        let times = self.time::<B, _>(device, prepare, job)?;
         check(logits, [self.batch, self.seq_len, model.vocab_size()])?;
-        Ok(seconds)
+        Ok(times)
     }
 
-    fn decode<B: Backend>(&self, model: &ShaRnn<B>, device: &B::Device) -> Result<Vec<f64>> {
+    fn decode<B: Backend>(&self, model: &ShaRnn<B>, device: &B::Device) -> Result<Times> {
         let mut bytes = Bytes::new(self, device);
         let pass = Pass { precision: self.precision, ..Pass::default() };
         let longest = match model.mem_len {
@@ -417,19 +465,14 @@ impl Plan {
                 state = Some(new);
             }
         };
-        let seconds = self.time::<B, _>(device, || bytes.segment(1), job)?;
+        let times = self.time::<B, _>(device, || bytes.segment(1), job)?;
         check(logits, [1, 1, model.vocab_size()])?;
-        Ok(seconds.into_iter().map(|seconds| seconds / DECODED as f64).collect())
+        Ok(times.per_byte(DECODED))
     }
 
     /// Decodes with packed weights, as a CPU does best.
     #[cfg(feature = "flex")]
-    fn decode_packed<B: Backend>(
-        &self,
-        model: &ShaRnn<B>,
-        bytes: &mut Bytes<B>,
-        device: &B::Device,
-    ) -> Result<Vec<f64>> {
+    fn decode_packed<B: Backend>(&self, model: &ShaRnn<B>, bytes: &mut Bytes<B>, device: &B::Device) -> Result<Times> {
         let format = match self.dtype {
             Dtype::F32 => WeightFormat::F32,
             Dtype::Bf16 => WeightFormat::Bf16,
@@ -439,7 +482,7 @@ impl Plan {
         let text = |bytes: &mut Bytes<B>, len| bytes.segment(len).into_data().iter::<u8>().collect::<Vec<_>>();
         // Older bytes would leave nothing in the memory, and no other cost.
         streams.read(&[&text(bytes, self.memory.min(model.mem_len))], &mut |_, _, _| {});
-        let seconds = self.time::<B, _>(
+        let times = self.time::<B, _>(
             device,
             || text(bytes, 1),
             |token| {
@@ -450,7 +493,7 @@ impl Plan {
         )?;
         let finite = streams.logits(0).is_some_and(|logits| logits.iter().all(|x| x.is_finite()));
         ensure!(finite, "the logits are not finite: the times mean nothing");
-        Ok(seconds.into_iter().map(|seconds| seconds / DECODED as f64).collect())
+        Ok(times.per_byte(DECODED))
     }
 
     /// The state after `memory` bytes in segments of `longest`; the last one is whole too unless decoding.
@@ -469,25 +512,28 @@ impl Plan {
         state
     }
 
-    /// Seconds that `job` takes in the runs that count; `prepare` makes its input off the clock.
+    /// What `job` takes in the runs that count; `prepare` makes its input off the clock.
     fn time<B: Backend, I>(
         &self,
         device: &B::Device,
         mut prepare: impl FnMut() -> I,
         mut job: impl FnMut(I),
-    ) -> Result<Vec<f64>> {
-        let mut seconds = Vec::with_capacity(self.runs);
+    ) -> Result<Times> {
+        let mut times = Times::default();
         for run in 0..self.warmup.saturating_add(self.runs) {
             let input = prepare();
             B::sync(device).context("the device failed")?;
             let start = Instant::now();
             job(input);
+            B::flush(device).context("the device failed")?;
+            let enqueued = start.elapsed();
             B::sync(device).context("the device failed")?;
             if run >= self.warmup {
-                seconds.push(start.elapsed().as_secs_f64());
+                times.enqueued.push(enqueued.as_secs_f64());
+                times.seconds.push(start.elapsed().as_secs_f64());
             }
         }
-        Ok(seconds)
+        Ok(times)
     }
 }
 

@@ -8,17 +8,17 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::data::{DataArgs, DataChoice};
-use super::machine::{MachineArgs, fastest};
+use super::machine::{MachineArgs, dispatch, fastest};
 use super::model::{FormatArgs, Loaded, ModelArgs};
 use super::options::of_eval;
-use super::{report, values};
-use crate::train::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluate_dynamic};
+use super::printable::json;
+use super::{life, report, values};
+use crate::train::{
+    DynamicEval, EvalConfig, EvalError, Evaluation, Interrupt, draws_live_lines, evaluate, evaluate_dynamic,
+};
 use crate::{AutodiffBackend, BackendJob, ShaRnn, Splits};
 #[cfg(feature = "flex")]
-use crate::{
-    DecodeEngine,
-    train::{Interrupt, evaluate_packed},
-};
+use crate::{DecodeEngine, train::evaluate_packed};
 
 /// Score a model in bits per byte on the validation and the test split of a file
 ///
@@ -77,7 +77,13 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode> {
     args.machine.set_threads()?;
     let stored = match args.model.run_dir()? {
-        Some(run_dir) => DataChoice::stored(&run_dir)?,
+        Some(run_dir) => {
+            let stored = DataChoice::stored(&run_dir)?;
+            if let (Some(stored), None, false) = (&stored, &args.data.data, args.data.download) {
+                stored.check(&run_dir)?;
+            }
+            stored
+        }
         None => None,
     };
     let choice = DataChoice::from_args(&args.data, None, stored, !args.json);
@@ -87,7 +93,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         );
     }
     let splits = choice.open(&args.data, true)?;
-    args.machine.backend.dispatch(Job { args, splits, whole: choice.is_whole() })?
+    dispatch(args.machine.backend, Job { args, splits, whole: choice.is_whole() })?
 }
 
 struct Job {
@@ -102,8 +108,8 @@ enum How {
     Segments,
     Dynamic(DynamicEval),
     #[cfg(feature = "flex")]
-    /// With its name, and what stops it: a pass over a long file byte by byte.
-    Packed(DecodeEngine, String, Interrupt),
+    /// With its name.
+    Packed(DecodeEngine, String),
 }
 
 impl How {
@@ -112,7 +118,7 @@ impl How {
             Self::Segments => "segments",
             Self::Dynamic(_) => "dynamic",
             #[cfg(feature = "flex")]
-            Self::Packed(_, name, _) => name,
+            Self::Packed(_, name) => name,
         }
     }
 
@@ -130,7 +136,7 @@ impl How {
                 )
             }
             #[cfg(feature = "flex")]
-            Self::Packed(_, name, _) => {
+            Self::Packed(_, name) => {
                 format!("{lanes} lane{plural}, byte by byte with {name} weights packed for decoding")
             }
         }
@@ -159,8 +165,9 @@ impl BackendJob for Job {
         let loaded = args.model.load::<B>(&device)?;
         let how = args.how(&loaded)?;
         let model = loaded.model.valid();
-        let scorer = Scorer { how, tracked: &loaded.model, model, train: &splits.train, device };
-        let mut scored = Vec::new();
+        let interrupt = life::heed(1);
+        let scorer = Scorer { how, tracked: &loaded.model, model, train: &splits.train, device, interrupt };
+        let (mut scored, mut stopped) = (Vec::new(), false);
         for (split, bytes) in [("valid", &splits.valid), ("test", &splits.test)] {
             if args.split.as_deref().is_some_and(|only| only != split) {
                 continue;
@@ -169,24 +176,29 @@ impl BackendJob for Job {
             if scored.is_empty() && !args.json {
                 tell!("{}: {}", loaded.name, scorer.how.describe(&config));
             }
-            let evaluation = match scorer.score(bytes, &config) {
+            let evaluation = scorer.score(bytes, &config);
+            // Scored or not: of a file that has lost bytes meanwhile it was something else.
+            bytes.corpus().check()?;
+            let evaluation = match evaluation {
                 Err(error @ EvalError::Interrupted { .. }) => {
-                    tell!("{error}");
-                    return Ok(ExitCode::from(130));
+                    tell!("the {split} split: {error}");
+                    stopped = true;
+                    break;
                 }
                 result => result.map_err(of_eval).with_context(|| format!("cannot score the {split} split"))?,
             };
             if args.json {
                 let line = scorer.line(split, &evaluation, &config);
-                say!("{}", serde_json::to_string(&line)?);
+                say!("{}", json(&line)?);
             }
             scored.push((if split == "test" { "test" } else { "validation" }, evaluation.bpc()));
         }
-        if !args.json {
+        // Of what was scored nothing is lost.
+        if !args.json && !(stopped && scored.is_empty()) {
             let heading = if matches!(scorer.how, How::Dynamic(_)) { "dynamic" } else { "SHA-RNN" };
             report::scores(&splits, scored, heading, whole)?;
         }
-        Ok(ExitCode::SUCCESS)
+        Ok(if stopped { life::stopped() } else { ExitCode::SUCCESS })
     }
 }
 
@@ -199,27 +211,29 @@ struct Scorer<'a, B: AutodiffBackend> {
     /// Where dynamic evaluation learns the sizes of gradients.
     train: &'a [u8],
     device: B::Device,
+    interrupt: &'a Interrupt,
 }
 
 impl<B: AutodiffBackend> Scorer<'_, B> {
     /// Scores a split, and shows on a terminal how far it is.
     fn score(&self, bytes: &[u8], config: &EvalConfig) -> Result<Evaluation, EvalError> {
-        let Self { how, tracked, model, train, device, .. } = self;
+        let Self { how, tracked, model, train, device, interrupt } = self;
         let style =
             ProgressStyle::with_template("{percent:>3} % of {total_bytes}, {eta} left").expect("a valid template");
-        let bar = ProgressBar::new(bytes.len() as u64).with_style(style);
+        let bar = if draws_live_lines() { ProgressBar::new(bytes.len() as u64) } else { ProgressBar::hidden() };
+        let bar = bar.with_style(style);
         let show = |done, total| {
             bar.set_length(total);
             bar.set_position(done);
         };
         let evaluation = match how {
-            How::Segments => evaluate(model, bytes, config, device, show),
+            How::Segments => evaluate(model, bytes, config, device, interrupt, show),
             How::Dynamic(dynamic) => {
                 let tracked = ShaRnn::clone(tracked);
-                evaluate_dynamic(tracked, train, bytes, config, dynamic, device, show)
+                evaluate_dynamic(tracked, train, bytes, config, dynamic, device, interrupt, show)
             }
             #[cfg(feature = "flex")]
-            How::Packed(engine, _, interrupt) => evaluate_packed(engine, bytes, config.lanes, interrupt, show),
+            How::Packed(engine, _) => evaluate_packed(engine, bytes, config.lanes, interrupt, show),
         };
         bar.finish_and_clear();
         evaluation
@@ -286,7 +300,7 @@ impl Args {
             #[cfg(feature = "flex")]
             Some(name) => {
                 let engine = self.format.engine(&self.machine, &loaded.model)?;
-                Ok(How::Packed(engine, name.clone(), Interrupt::on_ctrl_c()?))
+                Ok(How::Packed(engine, name.clone()))
             }
             #[cfg(not(feature = "flex"))]
             Some(name) => anyhow::bail!(

@@ -8,6 +8,7 @@ use anyhow::{Result, bail, ensure};
 use burn::module::AutodiffModule;
 use indicatif::HumanBytes;
 
+use super::life;
 use super::machine::MachineArgs;
 use super::model::ModelArgs;
 use crate::onnx::{OnnxExport, OnnxWeights};
@@ -51,6 +52,7 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     args.check()?;
+    args.model.refuse_as_output("--to", &args.to, [])?;
     args.machine.set_threads()?;
     args.machine.backend.dispatch(args)?
 }
@@ -91,7 +93,8 @@ impl BackendJob for Args {
         if self.is_onnx()? {
             let weights = if self.dtype == "f16" { OnnxWeights::F16 } else { OnnxWeights::F32 };
             let metadata: BTreeMap<_, _> = self.meta.into_iter().collect();
-            OnnxExport { weights, single_step: self.single_step, metadata }.save(&model, &self.to)?;
+            let export = OnnxExport { weights, single_step: self.single_step, metadata };
+            life::whole(|| export.save(&model, &self.to))?;
         } else {
             let dtype = match self.dtype.as_str() {
                 "f16" => FloatType::F16,
@@ -99,7 +102,7 @@ impl BackendJob for Args {
                 _ => FloatType::F32,
             };
             let Self { tied_twice, collapse, .. } = self;
-            save_weights_as(&model, &self.to, &SaveOptions { dtype, tied_twice, collapse })?;
+            life::whole(|| save_weights_as(&model, &self.to, &SaveOptions { dtype, tied_twice, collapse }))?;
         }
         let bytes = HumanBytes(std::fs::metadata(&self.to)?.len());
         say!("{} ({bytes}) from {}", self.to.display(), loaded.name);

@@ -1,7 +1,5 @@
 //! `generate`: text from a model, byte by byte.
 
-mod printable;
-
 use std::ffi::OsString;
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -10,12 +8,13 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow};
 use burn::module::AutodiffModule;
 
-use super::machine::MachineArgs;
-use super::model::{FormatArgs, ModelArgs};
-use super::score;
-use crate::train::{GenerateError, load_state};
+use super::input::Input;
+use super::life::{self, UntilStopped};
+use super::machine::{MachineArgs, dispatch};
+use super::model::{FormatArgs, ModelArgs, stream_state};
+use super::printable::Printable;
+use crate::train::{GenerateError, weights_digest};
 use crate::{AutodiffBackend, BackendJob, Generator, Sampling, Streams};
-use printable::Printable;
 
 /// Write text with a model, byte by byte, to standard output
 ///
@@ -60,7 +59,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<ExitCode> {
     args.machine.set_threads()?;
-    args.machine.backend.dispatch(args)?
+    dispatch(args.machine.backend, args)?
 }
 
 impl BackendJob for Args {
@@ -77,7 +76,7 @@ impl BackendJob for Args {
         let model = self.model.load::<B>(&device)?.model.valid();
         let mut generator = Generator::new(self.format.streams(&self.machine, &model, 1)?, sampling)?;
         if let Some(path) = &self.from_state {
-            generator.set_state(&load_state(path, generator.streams().shape())?)?;
+            generator.set_state(&stream_state(path, generator.streams().shape(), &weights_digest(&model))?)?;
         }
 
         let stdout = io::stdout();
@@ -85,12 +84,17 @@ impl BackendJob for Args {
             let mut text = Printable::new(stdout.lock());
             feed(&mut generator, prompt, self.echoes().then_some(&mut text as &mut dyn Write))
                 .with_context(|| self.cannot_read_prompt())?;
-            generator.generate_to(&mut text, self.bytes).and_then(|()| Ok(text.finish()?))
+            life::heed(1);
+            let written = generator.generate_to(UntilStopped(&mut text), self.bytes);
+            // Also where a signal came: the next prompt begins a line.
+            text.finish().map_err(GenerateError::Io).and(written)
         } else {
             feed(&mut generator, prompt, None).with_context(|| self.cannot_read_prompt())?;
-            generator.generate_to(stdout.lock(), self.bytes)
+            life::heed(1);
+            generator.generate_to(UntilStopped(stdout.lock()), self.bytes)
         };
         match written {
+            Err(GenerateError::Io(error)) if life::is_stopped_io(&error) => Ok(life::stopped()),
             Err(GenerateError::Io(error)) => Err(error).context("cannot write to standard output"),
             written => Ok(written.map(|()| ExitCode::SUCCESS)?),
         }
@@ -106,7 +110,7 @@ impl Args {
 
     fn open_prompt(&self) -> Result<Box<dyn BufRead>> {
         match &self.prompt_file {
-            Some(path) => score::open(path),
+            Some(path) => Ok(Box::new(Input::open(path)?.into_reader())),
             None => Ok(Box::new(io::Cursor::new(self.prompt.as_encoded_bytes().to_vec()))),
         }
     }

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use burn::module::AutodiffModule;
 
+use super::life;
 use super::machine::MachineArgs;
+use super::outputs;
 use crate::train::{ImportOptions, Vocabulary, import_weights, save_weights};
 use crate::{AutodiffBackend, BackendJob};
 
@@ -41,6 +43,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         "--to {} cannot be used: name a file that ends in .safetensors",
         args.to.display()
     );
+    let vocabulary = args.vocabulary.iter().map(|path| ("--vocabulary", path.as_path()));
+    outputs::refuse_inputs("--to", &args.to, [("FILE", &*args.file)].into_iter().chain(vocabulary))?;
     args.machine.set_threads()?;
     args.machine.backend.dispatch(args)?
 }
@@ -59,7 +63,7 @@ impl BackendJob for Args {
         };
         let options = ImportOptions { n_heads: self.n_heads, mem_len: self.mem_len, vocabulary };
         let model = import_weights::<B>(&self.file, &options, &device)?.valid();
-        save_weights(&model, &self.to)?;
+        life::whole(|| save_weights(&model, &self.to))?;
         say!("{}: sharnn inspect {0} says what is in it", self.to.display());
         Ok(ExitCode::SUCCESS)
     }

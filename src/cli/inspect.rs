@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::model::ModelArgs;
 use super::paths;
 use super::report::Reached;
+use super::runs::{self, Needs};
 use crate::core::StepShape;
 use crate::train::{Manifest, Position, latest_manifest};
 use crate::{Recipe, ShaRnnConfig};
@@ -18,8 +19,8 @@ use crate::{Recipe, ShaRnnConfig};
 /// Say what is in a run's directory or in a file of weights
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// A run's directory, a weights file (.safetensors), `latest`, the run of the highest number under runs/, or `bundled`, the model that
-    /// comes with the program
+    /// A run's directory, a weights file (.safetensors), `latest`, the run of the highest number under runs/ that has a checkpoint,
+    /// or `bundled`, the model that comes with the program
     #[arg(value_name = "MODEL", default_value = "bundled")]
     path: PathBuf,
     /// Say it as JSON
@@ -59,7 +60,11 @@ struct RunReport {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let report = Report::of(&ModelArgs::of(args.path.clone()))?;
+    let path = match args.path == Path::new("latest") && !args.path.exists() {
+        true => runs::latest(Needs::Checkpoint)?,
+        false => args.path.clone(),
+    };
+    let report = Report::of(&ModelArgs::of(path))?;
     if args.json {
         say!("{}", serde_json::to_string_pretty(&report)?);
     } else {

@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow};
 
 use crate::train::BackendError;
-use crate::{BackendKind, Precision};
+use crate::{AutodiffBackend, BackendJob, BackendKind, Precision};
 
 /// Options that choose what computes.
 #[derive(clap::Args, Debug)]
@@ -30,6 +30,20 @@ impl MachineArgs {
             }
         }
     }
+}
+
+/// Runs a job, and tells what its backend has to say of the device.
+pub fn dispatch<J: BackendJob>(backend: BackendKind, job: J) -> Result<J::Output> {
+    struct Told<J>(J);
+    impl<J: BackendJob> BackendJob for Told<J> {
+        type Output = J::Output;
+        fn run<B: AutodiffBackend>(self, device: B::Device) -> J::Output {
+            let output = self.0.run::<B>(device.clone());
+            B::notices(&device).iter().for_each(|line| tell!("{line}"));
+            output
+        }
+    }
+    Ok(backend.dispatch(Told(job))?)
 }
 
 /// The precision that a backend computes fastest in on this machine, as far as that is known.

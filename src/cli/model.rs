@@ -1,14 +1,17 @@
 //! MODEL on the command line: where a trained model comes from.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Result, bail, ensure};
 
 use super::machine::MachineArgs;
-use super::runs;
+use super::outputs;
+use super::runs::{self, Needs};
+use crate::core::{StreamShape, StreamState};
 use crate::train::{
     CheckpointError, ImportOptions, InitialWeights, import_weights, latest_manifest, load_best, load_newest,
-    read_config, run_weights,
+    load_state_of, read_config, run_weights,
 };
 use crate::{Backend, Recipe, ShaRnn, ShaRnnConfig, Streams, pretrained};
 #[cfg(feature = "flex")]
@@ -16,17 +19,20 @@ use crate::{BackendKind, DecodeEngine, WeightFormat};
 
 /// The model that comes with the program.
 const BUNDLED: &str = "bundled";
-/// The run of the highest number.
+/// The run of the highest number that has weights.
 const LATEST: &str = "latest";
 
 /// Options that name a model.
 #[derive(clap::Args, Debug)]
 pub struct ModelArgs {
     /// The model: a run's directory (its best weights; before the first validation those of its newest checkpoint), a weights
-    /// file (.safetensors), `latest`, the run of the highest number under runs/, or `bundled`, a small model of enwik8 that comes
-    /// with the program
+    /// file (.safetensors), `latest`, the run of the highest number under runs/ that has weights, or `bundled`, a small model of
+    /// enwik8 that comes with the program
     #[arg(long, short, value_name = "MODEL", default_value = BUNDLED, help_heading = "Model")]
     model: PathBuf,
+    /// What `latest` is, once it was asked.
+    #[arg(skip)]
+    latest: OnceLock<PathBuf>,
     /// Bytes of memory that attention sees, in place of the model's own; 0 for the current segment alone
     #[arg(long, value_name = "N", help_heading = "Model")]
     mem_len: Option<usize>,
@@ -94,7 +100,7 @@ impl Default for ModelArgs {
 impl ModelArgs {
     /// A model that another option names.
     pub fn of(model: PathBuf) -> Self {
-        Self { model, mem_len: None }
+        Self { model, latest: OnceLock::new(), mem_len: None }
     }
 
     /// What names it.
@@ -136,6 +142,19 @@ impl ModelArgs {
         self.model == Path::new(BUNDLED) && !self.model.is_dir()
     }
 
+    /// Refuses an output that would replace the model, or another input of the command.
+    pub fn refuse_as_output<'a>(
+        &self,
+        option: &str,
+        output: &Path,
+        others: impl IntoIterator<Item = (&'a str, &'a Path)>,
+    ) -> Result<()> {
+        let run_dir = self.run_dir()?;
+        let mut inputs: Vec<(&str, &Path)> = others.into_iter().collect();
+        inputs.push(("--model", run_dir.as_deref().unwrap_or(&self.model)));
+        outputs::refuse_inputs(option, output, inputs)
+    }
+
     /// Whether attention is to see another number of bytes than in training.
     pub fn changes_memory(&self) -> bool {
         self.mem_len.is_some()
@@ -143,8 +162,12 @@ impl ModelArgs {
 
     /// The run that the model belongs to, where it is one's.
     pub fn run_dir(&self) -> Result<Option<PathBuf>> {
-        if self.model == Path::new(LATEST) {
-            return runs::latest().map(Some);
+        if self.model == Path::new(LATEST) && !self.model.is_dir() {
+            if let Some(latest) = self.latest.get() {
+                return Ok(Some(latest.clone()));
+            }
+            let latest = runs::latest(Needs::Model)?;
+            return Ok(Some(self.latest.get_or_init(|| latest).clone()));
         }
         Ok(self.model.is_dir().then(|| self.model.clone()))
     }
@@ -171,6 +194,15 @@ impl ModelArgs {
             None => loaded,
         })
     }
+}
+
+/// The state of a stream in a file, of the weights of this digest.
+pub fn stream_state(path: &Path, shape: &StreamShape, weights: &[u8; 32]) -> Result<StreamState> {
+    let state = load_state_of(path, shape, weights)?;
+    if state.weights().is_none() {
+        tell!("{} does not say of which weights it is: it is taken for this model's", path.display());
+    }
+    Ok(state)
 }
 
 /// The best weights of a run, or where there are none yet its newest ones.

@@ -115,8 +115,10 @@ mod tests {
     fn internal(text: &str) -> Option<&str> {
         let part = |c: char| c.is_alphanumeric() || "_.[]()".contains(c);
         let words = text.split(|c| !part(c)).map(|word| word.trim_end_matches('.'));
+        // A variable of the environment is typed as it is.
+        let is_variable = |word: &str| word.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
         // PyTorch's word for what a file is to hold.
-        words.filter(|word| *word != "state_dict").find(|word| {
+        words.filter(|word| *word != "state_dict" && !is_variable(word)).find(|word| {
             ["recipe.", "phases[", "model."].iter().any(|root| word.starts_with(root))
                 || word.contains('_')
                 || word.ends_with("()")
@@ -129,6 +131,7 @@ mod tests {
         assert_eq!(internal("phases[0].lr = NaN cannot be used"), Some("phases[0].lr"));
         assert_eq!(internal("use recipe.test.lanes"), Some("recipe.test.lanes"));
         assert_eq!(internal("or call end_segment() on it"), Some("end_segment()"));
+        assert_eq!(internal("name it in LD_LIBRARY_PATH"), None);
         let (mut files, mut n) = (Vec::new(), 0);
         for folder in
             ["src", "sharnn-core/src", "sharnn-data/src", "sharnn-kernels/src", "sharnn-onnx/src", "sharnn-train/src"]

@@ -7,12 +7,14 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use plotters::prelude::*;
 
+use super::runs::{self, Needs};
+use super::{life, outputs};
 use crate::train::{METRICS_FILE, Metrics, Record, latest_manifest};
 
 /// Draw the loss curves of runs into one SVG
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Directories of runs
+    /// Directories of runs, or `latest`, the run of the highest number under runs/ that has measured something
     #[arg(value_name = "RUN", required = true)]
     runs: Vec<PathBuf>,
     /// File to write
@@ -58,8 +60,18 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(max) = args.max {
         ensure!(max > 0.0 && max.is_finite(), "--max {max} cannot be used: use a number above 0");
     }
-    let curves = args.runs.iter().map(|run| Curve::read(run, args.over)).collect::<Result<Vec<_>>>()?;
-    draw(&args.svg, &curves, args.over, args.max).with_context(|| format!("cannot draw {}", args.svg.display()))?;
+    let find = |run: &PathBuf| match run == Path::new("latest") && !run.exists() {
+        true => runs::latest(Needs::Curve),
+        false => Ok(run.clone()),
+    };
+    let runs = args.runs.iter().map(find).collect::<Result<Vec<_>>>()?;
+    for run in &runs {
+        let metrics = run.join(METRICS_FILE);
+        outputs::refuse_inputs("--svg", &args.svg, [("RUN", &**run), ("RUN", &*metrics)])?;
+    }
+    let curves = runs.iter().map(|run| Curve::read(run, args.over)).collect::<Result<Vec<_>>>()?;
+    life::whole(|| draw(&args.svg, &curves, args.over, args.max))
+        .with_context(|| format!("cannot draw {}", args.svg.display()))?;
     say!("{}", args.svg.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -168,6 +180,5 @@ pub fn draw(path: &Path, curves: &[Curve], over: Over, max: Option<f64>) -> Resu
             .draw()?;
         root.present()?;
     }
-    std::fs::write(path, svg)?;
-    Ok(())
+    outputs::write(path, svg)
 }

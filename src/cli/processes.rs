@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::BackendKind;
-use crate::train::{Alone, Group, SharedGroup, launched_by_mpi};
+use crate::train::{Alone, Group, SharedGroup, launched_by_mpi, printable};
 use anyhow::Result;
 
 use super::machine::MachineArgs;
-use super::{exit_code as print_and_exit_code, in_one_line};
+use super::{exit_code as print_and_exit_code, in_one_line, life};
 
 /// How long the others leave it to the first process to tell of an error that all have.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -31,7 +31,7 @@ pub fn join() -> Result<SharedGroup> {
 /// The exit code of a program; an error is printed in one line, and ends the whole group.
 pub fn exit_code(group: &dyn Group, result: Result<ExitCode>) -> ExitCode {
     match result {
-        Err(error) if group.size() > 1 => tell_and_abort(group, 1, || {
+        Err(error) if group.size() > 1 && !life::is_stopped(&error) => tell_and_abort(group, 1, || {
             tell!("error: process {} of {}: {}", group.rank(), group.size(), in_one_line(&error));
         }),
         result => print_and_exit_code(result),
@@ -51,8 +51,9 @@ fn tell_and_abort(group: &dyn Group, status: i32, tell: impl FnOnce()) -> ! {
 /// ones, and would wait for it.
 pub fn refuse_arguments(group: &dyn Group, error: &clap::Error) -> ExitCode {
     let status = error.exit_code();
-    // There may be nobody left to tell.
-    let print = || drop(error.print());
+    let text = error.to_string();
+    // In colours, unless an argument would be obeyed by the terminal. There may be nobody left to tell.
+    let print = || if printable(&text) == text { drop(error.print()) } else { tell!("{}", text.trim_end()) };
     if status != 0 && group.size() > 1 {
         tell_and_abort(group, status, print);
     }

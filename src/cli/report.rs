@@ -98,7 +98,7 @@ pub fn sample(streams: impl Streams, splits: &Splits, seed: u64) -> Result<Vec<u
     Ok(text)
 }
 
-/// Prints generated text.
+/// Prints generated text, of which a terminal obeys nothing.
 pub fn print_sample(text: &[u8]) -> Result<()> {
     say!("\n{} bytes of generated text:\n", text.len());
     say!("{}", String::from_utf8_lossy(text));

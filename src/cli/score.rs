@@ -1,19 +1,20 @@
 //! `score`: bits per byte of each line of a file, as for finding the odd ones in a log.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Write, stdin, stdout};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufWriter, IsTerminal, Write, stdout};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::module::AutodiffModule;
 use serde::Serialize;
 
-use super::in_one_line;
-use super::machine::MachineArgs;
-use super::model::{FormatArgs, ModelArgs};
+use super::input::Input;
+use super::machine::{MachineArgs, dispatch};
+use super::model::{FormatArgs, ModelArgs, stream_state};
+use super::printable::json;
+use super::{in_one_line, life};
 use crate::core::{BatchScorer, Scorer, Streams};
-use crate::train::{load_state, save_state};
+use crate::train::{Interrupt, printable, save_state, weights_digest};
 use crate::{AutodiffBackend, BackendJob};
 
 /// Print the bits per byte of each line of a file
@@ -55,139 +56,231 @@ pub struct Args {
 const SHOWN: usize = 1 << 16;
 /// Lines judged alone side by side.
 const SIDE_BY_SIDE: usize = 8;
-/// A longer line is not judged side by side with others, but in pieces of this length.
-const LONGEST_ALONE: usize = 1 << 16;
+/// Bytes of each line between two looks at the interrupt.
+const STRETCH: usize = 256;
+/// A longer line can't be judged alone.
+const LONGEST_ALONE: usize = 1 << 20;
 
 pub fn run(args: Args) -> Result<ExitCode> {
     ensure!(args.top != Some(0), "--top 0 cannot be used: use at least 1, or --total for the sum alone");
+    if let Some(state) = &args.to_state {
+        args.model.refuse_as_output("--to-state", state, [("FILE", &*args.file)])?;
+    }
     args.machine.set_threads()?;
-    args.machine.backend.dispatch(args)?
+    dispatch(args.machine.backend, args)?
 }
 
 impl BackendJob for Args {
     type Output = Result<ExitCode>;
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
-        let input = open(&self.file)?;
+        let input = Input::open(&self.file)?;
         let model = self.model.load::<B>(&device)?.model.valid();
         let n = if self.alone { SIDE_BY_SIDE } else { 1 };
+        // Of weights that are not kept nothing need be known.
+        let weights = (self.from_state.is_some() || self.to_state.is_some()).then(|| weights_digest(&model));
         let streams = self.format.streams(&self.machine, &model, n)?;
         let mut out = Output::new(&self);
+        let interrupt = life::heed(1);
         let (scored, stream) = if self.alone {
-            (each_alone(input, BatchScorer::new(streams)?, &mut out), None)
+            (each_alone(input, BatchScorer::new(streams)?, &mut out, interrupt), None)
         } else {
             let mut scorer = Scorer::new(streams)?;
             if let Some(path) = &self.from_state {
-                scorer.set_state(&load_state(path, scorer.streams().shape())?)?;
+                let weights = weights.as_ref().expect("they were asked for");
+                scorer.set_state(&stream_state(path, scorer.streams().shape(), weights)?)?;
             }
-            (one_stream(input, &mut scorer, &mut out), Some(scorer))
+            (one_stream(input, &mut scorer, &mut out, interrupt), Some(scorer))
         };
-        // What was scored before an error is not lost.
+        // What was scored before an error or a signal is not lost.
+        let (lines, bytes) = (out.lines, out.bytes);
         let printed = out.finish();
-        let done = scored.and(printed).with_context(|| format!("cannot score {}", self.file.display()));
-        if let (Some(scorer), Some(path)) = (stream, &self.to_state) {
+        let done = scored
+            .and_then(|end| printed.map(|()| end))
+            .with_context(|| format!("cannot score {}", self.file.display()));
+        if let (Some(scorer), Some(path), Some(weights)) = (stream, &self.to_state, weights) {
             if let Err(error) = done {
                 // Not the error itself: a pipe that was closed would pass for success.
                 bail!("{}: {} was not written", in_one_line(&error), path.display());
             }
-            save_state(&scorer.state(), path)?;
+            save_state(&scorer.state().of_weights(weights), path)?;
         }
-        done.map(|()| ExitCode::SUCCESS)
+        if done? == End::Input {
+            return Ok(ExitCode::SUCCESS);
+        }
+        tell!("stopped after {lines} lines, {bytes} bytes");
+        Ok(life::stopped())
     }
 }
 
-/// Opens a file, or standard input where `-` names it.
-pub fn open(path: &Path) -> Result<Box<dyn BufRead>> {
-    if path == Path::new("-") {
-        return Ok(Box::new(stdin().lock()));
-    }
-    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    ensure!(!file.metadata()?.is_dir(), "{} is a directory: name a file", path.display());
-    Ok(Box::new(BufReader::with_capacity(1 << 16, file)))
+/// How a command came to its end.
+#[derive(Clone, Copy, PartialEq)]
+enum End {
+    Input,
+    Interrupted,
 }
 
-/// Scores a file of any size, with lines of any length, in constant memory.
-fn one_stream(mut input: Box<dyn BufRead>, scorer: &mut Scorer<Box<dyn Streams>>, out: &mut Output<'_>) -> Result<()> {
+/// Scores a file of any size, with lines of any length, in constant memory. Once interrupted it goes on to the end of the line, if
+/// that is near.
+fn one_stream(
+    mut input: Input,
+    scorer: &mut Scorer<Box<dyn Streams>>,
+    out: &mut Output<'_>,
+    interrupt: &Interrupt,
+) -> Result<End> {
     let mut line = Line::default();
-    loop {
-        let buffer = input.fill_buf()?;
-        if buffer.is_empty() {
-            break;
+    // Bytes of this line since the interruption.
+    let mut late = 0;
+    let end = loop {
+        let raised = interrupt.is_raised();
+        if raised && (line.bytes == 0 || late >= STRETCH) {
+            break End::Interrupted;
         }
+        // Whoever waits for an answer has it before more is waited for.
+        if input.pauses() {
+            out.flush()?;
+        }
+        let Some(buffer) = input.wait(interrupt)? else { break End::Interrupted };
+        if buffer.is_empty() {
+            break End::Input;
+        }
+        let buffer = &buffer[..buffer.len().min(STRETCH)];
         let (part, ends) = match buffer.iter().position(|&byte| byte == b'\n') {
             Some(end) => (&buffer[..=end], true),
             None => (buffer, false),
         };
         line.add(part, &scorer.score(part)?);
         let read = part.len();
+        late = if raised { late + read } else { 0 };
         input.consume(read);
         if ends {
             out.line(std::mem::take(&mut line))?;
         }
-    }
+    };
     if line.bytes > 0 {
         out.line(line)?;
     }
-    Ok(())
+    Ok(end)
 }
 
-/// Scores each line in a stream of its own, some at once.
+/// Scores each line in a stream of its own, those that are there at once.
 fn each_alone(
-    mut input: Box<dyn BufRead>,
+    mut input: Input,
     mut scorer: BatchScorer<Box<dyn Streams>>,
     out: &mut Output<'_>,
-) -> Result<()> {
+    interrupt: &Interrupt,
+) -> Result<End> {
     let n = scorer.streams().n_streams();
+    let mut reader = WholeLines::default();
     loop {
         let mut lines = Vec::with_capacity(n);
-        let mut long = None;
-        while lines.len() < n {
-            let mut line = Vec::new();
-            let read = io::Read::take(&mut input, LONGEST_ALONE as u64 + 1).read_until(b'\n', &mut line)?;
-            if read == 0 {
-                break;
-            }
-            if read > LONGEST_ALONE {
-                long = Some(line);
-                break;
-            }
-            lines.push(line);
-        }
-        if lines.is_empty() && long.is_none() {
-            return Ok(());
-        }
-        let last = lines.len() < n && long.is_none();
-        lines.resize(n, Vec::new());
-        (0..n).for_each(|stream| scorer.reset(stream));
-        for (text, nats) in lines.iter().zip(scorer.score(&lines)?) {
-            if !text.is_empty() {
-                let mut line = Line::default();
-                line.add(text, &nats);
-                out.line(line)?;
+        let mut end = None;
+        while lines.len() < n && !interrupt.is_raised() && (lines.is_empty() || !input.pauses()) {
+            match reader.next(&mut input, interrupt)? {
+                Next::Line(line) => lines.push(line),
+                Next::Part => {}
+                Next::End(reached) => {
+                    end = Some(reached);
+                    break;
+                }
             }
         }
-        if let Some(beginning) = long {
-            out.line(long_alone(beginning, &mut input, &mut scorer)?)?;
+        let scored = score_together(&mut scorer, &lines, interrupt)?;
+        let stopped = scored.len() < lines.len();
+        for (Numbered { number, text }, nats) in lines.iter().zip(scored) {
+            let mut line = Line::default();
+            line.add(text, &nats);
+            out.numbered(*number, line)?;
         }
-        if last {
-            return Ok(());
+        if input.pauses() {
+            out.flush()?;
+        }
+        match end {
+            _ if stopped || interrupt.is_raised() => return Ok(End::Interrupted),
+            Some(end) => return Ok(end),
+            None => {}
         }
     }
 }
 
-/// Scores a line of any length in a stream of its own, in constant memory.
-fn long_alone(beginning: Vec<u8>, input: &mut dyn BufRead, scorer: &mut BatchScorer<Box<dyn Streams>>) -> Result<Line> {
-    scorer.reset(0);
-    let mut texts = vec![Vec::new(); scorer.streams().n_streams()];
-    texts[0] = beginning;
-    let mut line = Line::default();
-    loop {
-        line.add(&texts[0], &scorer.score(&texts)?[0]);
-        let ended = texts[0].ends_with(b"\n");
-        texts[0].clear();
-        if ended || io::Read::take(&mut *input, LONGEST_ALONE as u64).read_until(b'\n', &mut texts[0])? == 0 {
-            return Ok(line);
+/// The bits of each line, side by side; of the first lines alone where it is interrupted.
+fn score_together(
+    scorer: &mut BatchScorer<Box<dyn Streams>>,
+    lines: &[Numbered],
+    interrupt: &Interrupt,
+) -> Result<Vec<Vec<f64>>> {
+    let n = scorer.streams().n_streams();
+    (0..n).for_each(|stream| scorer.reset(stream));
+    let longest = lines.iter().map(|line| line.text.len()).max().unwrap_or(0);
+    let mut scored = vec![Vec::new(); lines.len()];
+    for start in (0..longest).step_by(STRETCH) {
+        if interrupt.is_raised() {
+            break;
         }
+        let part = |stream: usize| -> &[u8] {
+            let text = lines.get(stream).map_or(&[][..], |line| &line.text);
+            &text[start.min(text.len())..(start + STRETCH).min(text.len())]
+        };
+        let parts: Vec<&[u8]> = (0..n).map(part).collect();
+        for (nats, more) in scored.iter_mut().zip(scorer.score(&parts)?) {
+            nats.extend(more);
+        }
+    }
+    let whole = lines.iter().zip(&scored).take_while(|(line, nats)| line.text.len() == nats.len()).count();
+    scored.truncate(whole);
+    Ok(scored)
+}
+
+/// A line, with its end, and which it is.
+struct Numbered {
+    number: u64,
+    text: Vec<u8>,
+}
+
+/// Brings the parts together that a line comes in.
+#[derive(Default)]
+struct WholeLines {
+    /// The beginning of a line.
+    begun: Vec<u8>,
+    /// Bytes of it, those that were left out among them.
+    bytes: u64,
+    number: u64,
+}
+
+enum Next {
+    Line(Numbered),
+    /// It goes on, or was too long.
+    Part,
+    End(End),
+}
+
+impl WholeLines {
+    fn next(&mut self, input: &mut Input, interrupt: &Interrupt) -> Result<Next> {
+        let Some(buffer) = input.wait(interrupt)? else { return Ok(Next::End(End::Interrupted)) };
+        let at_end = buffer.is_empty();
+        let (part, ends) = match buffer.iter().position(|&byte| byte == b'\n') {
+            Some(end) => (&buffer[..=end], true),
+            None => (buffer, false),
+        };
+        self.begun.extend_from_slice(&part[..part.len().min(LONGEST_ALONE.saturating_sub(self.begun.len()))]);
+        self.bytes += part.len() as u64;
+        let read = part.len();
+        input.consume(read);
+        if self.bytes == 0 {
+            return Ok(Next::End(End::Input));
+        }
+        if !ends && !at_end {
+            return Ok(Next::Part);
+        }
+        self.number += 1;
+        let (number, bytes, text) = (self.number, std::mem::take(&mut self.bytes), std::mem::take(&mut self.begun));
+        if bytes > text.len() as u64 {
+            tell!(
+                "line {number} of {bytes} bytes is left out: --alone takes {LONGEST_ALONE} a line; leave it out for longer ones"
+            );
+            return Ok(Next::Part);
+        }
+        Ok(Next::Line(Numbered { number, text }))
     }
 }
 
@@ -238,6 +331,10 @@ impl<'a> Output<'a> {
     }
 
     fn line(&mut self, line: Line) -> Result<()> {
+        self.numbered(self.lines + 1, line)
+    }
+
+    fn numbered(&mut self, number: u64, line: Line) -> Result<()> {
         let bits = line.nats / std::f64::consts::LN_2;
         self.lines += 1;
         self.bytes += line.bytes;
@@ -248,7 +345,7 @@ impl<'a> Output<'a> {
         let text = line.text.strip_suffix(b"\n").unwrap_or(&line.text);
         let text = String::from_utf8_lossy(text.strip_suffix(b"\r").unwrap_or(text)).into_owned();
         let bits_per_byte = bits / line.bytes as f64;
-        let scored = Scored { line: self.lines, bytes: line.bytes, bits, bits_per_byte, text };
+        let scored = Scored { line: number, bytes: line.bytes, bits, bits_per_byte, text };
         let Some(n) = self.args.top else { return self.print(&scored) };
         // Of equals the earlier line stays first.
         let at = self.top.partition_point(|other| other.bits_per_byte >= scored.bits_per_byte);
@@ -261,11 +358,9 @@ impl<'a> Output<'a> {
 
     fn print(&mut self, scored: &Scored) -> Result<()> {
         if self.args.json {
-            serde_json::to_writer(&mut self.out, scored).map_err(io::Error::from)?;
-            writeln!(self.out)?;
+            writeln!(self.out, "{}", json(scored)?)?;
         } else {
-            let shown = |c: char| if c.is_control() && c != '\t' { '\u{FFFD}' } else { c };
-            let text: String = scored.text.chars().map(shown).collect();
+            let text = printable(&scored.text);
             writeln!(self.out, "{:>8} {:>8.3}  {text}", scored.line, scored.bits_per_byte)?;
         }
         // Whoever looks on sees each line at once.
@@ -273,6 +368,10 @@ impl<'a> Output<'a> {
             self.out.flush()?;
         }
         Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(self.out.flush()?)
     }
 
     fn finish(mut self) -> Result<()> {
@@ -289,9 +388,7 @@ impl<'a> Output<'a> {
                 bits: f64,
                 bits_per_byte: f64,
             }
-            serde_json::to_writer(&mut self.out, &Total { lines, bytes, bits, bits_per_byte })
-                .map_err(io::Error::from)?;
-            writeln!(self.out)?;
+            writeln!(self.out, "{}", json(&Total { lines, bytes, bits, bits_per_byte })?)?;
         } else if self.args.total {
             writeln!(self.out, "{lines} lines, {bytes} bytes, {bits_per_byte:.4} bits per byte")?;
         }

@@ -15,30 +15,36 @@ pub use args::Args;
 use args::Plan;
 
 use super::data::DataChoice;
-use super::{in_one_line, paths, processes, report, runs};
+use super::printable::json;
+use super::runs::Place;
+use super::{in_one_line, life, paths, processes, report};
 use crate::data::order0_entropy;
-use crate::train::{Event, Interrupt, Observer, Progress, SharedGroup, Stop, TrainError, Trainer};
+use crate::train::{Event, Observer, Progress, SharedGroup, Stop, TrainError, TrainRecord, Trainer};
 use crate::{AutodiffBackend, BackendJob, Splits};
 
 /// Trains as the options say, in every process of the group.
 pub fn run(args: Args, group: SharedGroup) -> Result<ExitCode> {
     let backend = args.machine.backend;
     processes::set_threads(group.as_ref(), &args.machine)?;
-    let run_dir = runs::choose(args.out.as_deref(), args.resume, group.as_ref())?;
-    let stored = if args.resume { DataChoice::stored(&run_dir)? } else { None };
+    // Before this run has a directory, which would be the latest.
+    let trained = args.trained()?;
+    let place = Place::choose(args.out.as_deref(), args.resume, group.as_ref())?;
+    let run_dir = place.path();
+    let stored = if args.resume { DataChoice::stored(run_dir)? } else { None };
     let speaks = group.is_first() && !args.quiet && !args.json;
     let choice = DataChoice::from_args(&args.data, args.train_bytes, stored, speaks);
     // Should it have to be downloaded, then once on each machine.
     let splits = processes::in_turns(group.as_ref(), || choice.open(&args.data, group.is_first()))?;
-    let plan = args.plan(&run_dir, &splits)?;
+    let plan = args.plan(run_dir, &splits, trained)?;
     let device = group.local_rank();
-    backend.dispatch_on(device, Job { args, plan, choice, splits, group })?
+    backend.dispatch_on(device, Job { args, plan, place, choice, splits, group })?
 }
 
 /// The whole job, generic over the backend.
 struct Job {
     args: Args,
     plan: Plan,
+    place: Place,
     choice: DataChoice,
     splits: Splits,
     group: SharedGroup,
@@ -65,7 +71,7 @@ impl BackendJob for Job {
     type Output = Result<ExitCode>;
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
-        let Self { args, plan, choice, splits, group } = self;
+        let Self { args, plan, mut place, choice, splits, group } = self;
         let run_dir = plan.options.run_dir.clone();
         let first = group.is_first();
         let speaks = first && !args.quiet && !args.json;
@@ -74,13 +80,21 @@ impl BackendJob for Job {
             tell!("{}", plan.memory::<B>(group.size()));
         }
         let mut progress = speaks.then(Progress::new);
+        let interrupt = life::interrupt();
         let mut watch = |event: Event<'_>| {
+            if let (true, Event::Train { record, .. }) = (speaks, &event) {
+                interrupt.set_notice(&notice(record));
+            }
             if let Some(progress) = &mut progress {
                 progress.on(event);
             }
         };
-        // Before anything is kept, so that nothing is lost.
-        let interrupt = Interrupt::on_ctrl_c()?;
+        // Before anything is kept, so that nothing is lost: the first signal ends the run after the step under way, a second one
+        // gives that up, and only a third one ends the process at once.
+        life::heed(2);
+        if speaks {
+            interrupt.set_notice("stopping after the step under way; a second signal gives it up");
+        }
         let Plan { config, recipe, options, limits, ends, origin, .. } = plan;
         let (seed, vocab_size) = (recipe.seed, config.vocab_size);
         let told = |error: TrainError| args.told(error, &run_dir, &recipe, &splits, &choice);
@@ -91,67 +105,91 @@ impl BackendJob for Job {
             ends.keep(&run_dir)?;
             origin.iter().try_for_each(|origin| origin.keep(&run_dir))?;
         }
+        place.keep();
         let begun = trainer.position().step;
-        let stop = trainer.run(&limits, &mut watch, &interrupt).map_err(told)?;
+        let stop = trainer.run(&limits, &mut watch, interrupt).map_err(told)?;
         let steps = trainer.position().step;
-        if stop == Stop::Interrupted {
+        let stopped = |progress: Option<Progress>| {
             drop(progress);
             if first {
-                tell!("stopped after step {steps}; go on with: --resume --out {}", run_dir.display());
                 // What the run is to be resumed from is written.
                 if let Err(error) = page::write(&run_dir, &splits, None) {
                     tell!("{}", in_one_line(&error));
                 }
+                tell!("stopped after step {steps}; go on with: --resume --out {}", run_dir.display());
             }
-            return Ok(ExitCode::from(130));
+            Ok(life::stopped())
+        };
+        if stop == Stop::Interrupted {
+            return stopped(progress);
         }
         if speaks && args.resume && steps == begun {
             tell!("{}", refusal::at_its_end(stop, trainer.recipe(), &run_dir));
         }
-        let finished = trainer.finish(&mut watch).map_err(told)?;
+        let finished = match trainer.finish(&mut watch) {
+            Err(error) if error.is_interrupted() => return stopped(progress),
+            finished => finished.map_err(told)?,
+        };
         drop(progress);
         if !first {
             return Ok(ExitCode::SUCCESS);
         }
         let (valid, test) = (finished.best.bpc, finished.test.bpc());
         let before = report::Reached::of(&run_dir).start.and_then(|start| start.bpc);
-        if args.json {
-            let reached = Reached {
-                run: &run_dir,
-                from: origin.as_ref().map(|origin| origin.model.clone()),
-                valid_bpc_before: before,
-                steps,
-                best_step: finished.best.step,
-                valid_bpc: valid,
-                valid_bytes: splits.valid.len(),
-                test_bpc: test,
-                test_bytes: splits.test.len(),
-            };
-            say!("{}", serde_json::to_string(&reached)?);
-        } else {
-            let best = finished.best.step;
-            say!("trained {steps} steps; best weights, after step {best}, are in {}", run_dir.display());
-            report::scores(&splits, [("validation", valid), ("test", test)], "SHA-RNN", choice.is_whole())?;
-            if let (Some(origin), Some(before)) = (&origin, before) {
-                say!("{} scored {before:.4} on the validation split before", origin.model);
-            }
-        }
         // Of a model that came with a score as bad it is not known what did the harm.
         let diverged = refusal::diverged(valid, order0_entropy(&splits.valid), vocab_size);
         if let (Some(diverged), None) = (diverged, before) {
             page::write(&run_dir, &splits, None)?;
             bail!("{diverged}");
         }
-        if origin.is_some() && finished.best.step == 0 && !args.json && !args.quiet {
-            tell!(
-                "no step made the model better than it was: these are the weights that the run started from; try a lower --lr"
-            );
-        }
+        // What belongs in the directory is there before anything is said: whoever reads may have gone.
         let sample = report::sample(args.machine.backend.streams(&finished.model, 1), &splits, seed)?;
-        page::write(&run_dir, &splits, Some(&sample))?;
-        if !args.json {
-            report::print_sample(&sample)?;
-        }
-        Ok(ExitCode::SUCCESS)
+        let kept = page::write(&run_dir, &splits, Some(&sample));
+        life::heed(0);
+        let said = || -> Result<()> {
+            if args.json {
+                let reached = Reached {
+                    run: &run_dir,
+                    from: origin.as_ref().map(|origin| origin.model.clone()),
+                    valid_bpc_before: before,
+                    steps,
+                    best_step: finished.best.step,
+                    valid_bpc: valid,
+                    valid_bytes: splits.valid.len(),
+                    test_bpc: test,
+                    test_bytes: splits.test.len(),
+                };
+                say!("{}", json(&reached)?);
+            } else {
+                let best = finished.best.step;
+                say!("trained {steps} steps; best weights, after step {best}, are in {}", run_dir.display());
+                report::scores(&splits, [("validation", valid), ("test", test)], "SHA-RNN", choice.is_whole())?;
+                if let (Some(origin), Some(before)) = (&origin, before) {
+                    say!("{} scored {before:.4} on the validation split before", origin.model);
+                }
+                if origin.is_some() && best == 0 && !args.quiet {
+                    tell!(
+                        "no step made the model better than it was: these are the weights that the run started from; try a lower --lr"
+                    );
+                }
+                report::print_sample(&sample)?;
+            }
+            Ok(())
+        };
+        // All is said that can be; that something was not kept matters more than that it was not said.
+        let said = said();
+        kept.and(said).map(|()| ExitCode::SUCCESS)
     }
+}
+
+/// What is said when a signal comes: how long the step may take that is under way.
+fn notice(record: &TrainRecord) -> String {
+    let step_bytes = record.bytes as f64 / record.step.max(1) as f64;
+    let seconds = step_bytes / record.bytes_per_s.max(f64::MIN_POSITIVE);
+    let about = match seconds {
+        s if s < 1.0 => "less than a second".into(),
+        s if s < 100.0 => format!("about {s:.0} s"),
+        s => format!("about {:.0} minutes", s / 60.0),
+    };
+    format!("stopping after the step under way, which takes {about}; a second signal gives it up")
 }

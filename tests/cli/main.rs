@@ -1,5 +1,9 @@
 //! The program `sharnn`, run as a user runs it.
 
+mod data;
+#[cfg(unix)]
+mod life;
+mod places;
 mod program;
 
 use serde_json::Value;
@@ -223,26 +227,6 @@ fn a_prompt_may_come_from_a_file_or_a_state() {
     assert_eq!(generate(&["-p", "and so"], b""), generate(&["--prompt-file", "-", "--no-echo"], b"and so"));
 }
 
-#[test]
-fn a_line_that_is_too_long_to_stand_beside_others_is_scored_all_the_same() {
-    let at = Workplace::new();
-    at.stdout(&at.train(&["--quiet"]));
-    let long = [vec![b'x'; 66_000], b"\n".to_vec()].concat();
-    at.write("log", &[b"one\n", &long[..], b"two\n"].concat());
-    let lines = at.json_lines(&["score", "log", "--model", "run", "--alone", "--json"]);
-    let bytes: Vec<_> = lines.iter().map(|line| line["bytes"].as_u64().unwrap()).collect();
-    assert_eq!(bytes, [4, 66_001, 4]);
-    at.write("short", b"one\ntwo\n");
-    let short = at.json_lines(&["score", "short", "--model", "run", "--alone", "--json"]);
-    for (i, j) in [(0, 0), (2, 1)] {
-        assert_eq!(lines[i]["bits"], short[j]["bits"]);
-    }
-    at.write("long", &long);
-    let stream = &at.json_lines(&["score", "long", "--model", "run", "--json"])[0];
-    let [alone, stream] = [&lines[1], stream].map(|line| line["bits"].as_f64().unwrap());
-    assert!((alone - stream).abs() < 1e-6 * stream, "{alone} and {stream}");
-}
-
 /// Of a run whose steps are fewer than those between two records there is still a picture.
 #[test]
 fn a_run_of_few_records_is_drawn() {
@@ -404,6 +388,8 @@ fn what_cannot_be_done_is_told_in_one_line() {
         (&["train", "--preset", "quick"], 1, "there is no preset"),
         (&["train", "--resume", "--out", "nowhere"], 1, "there is no run in nowhere"),
         (&["bench", "--mode", "decode", "--batch", "2"], 1, "--batch 2 cannot be used"),
+        (&["bench", "--mode", "lstm", "--dtype", "int8"], 1, "--dtype int8 cannot be used"),
+        (&["bench", "--mode", "lstm", "--dropout", "0.1"], 1, "--dropout 0.1 cannot be used"),
         (&["score", "nowhere", "--model", "torn.safetensors"], 1, "nowhere"),
         (&["score", "text", "--top", "0"], 1, "--top 0 cannot be used"),
         (&["score", "text", "--model", "torn.safetensors"], 1, "torn.safetensors"),
@@ -465,4 +451,13 @@ fn speed_is_measured_as_a_table_or_as_json() {
     let line: Value = at.json(&[&["bench", "--json", "--mode", "train"], &small[..]].concat());
     assert_eq!((line["mode"].as_str(), line["batch"].as_u64()), (Some("train"), Some(1)));
     assert!(line["tokens_per_s"].as_f64().unwrap() > 0.0);
+
+    let lstm = ["bench", "--mode", "lstm", "--batch", "3", "--seq-len", "2", "--runs", "1", "--warmup", "0"];
+    let lines = at.stdout(&[&lstm[..], &["--json"]].concat());
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let sizes: Vec<_> =
+        lines.iter().map(|line| (line["d"].as_u64().unwrap(), line["pass"].as_str().unwrap())).collect();
+    let want = [256, 512, 768, 1024].map(|d| [(d, "forward"), (d, "forward+backward")]);
+    assert_eq!(sizes, want.concat());
+    assert!(lines.iter().all(|line| line["median_us"].as_f64().unwrap() > 0.0 && line["lanes"] == 3), "{lines:?}");
 }

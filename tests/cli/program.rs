@@ -37,6 +37,32 @@ impl Workplace {
         tiny.split_whitespace().chain(more.iter().copied()).collect()
     }
 
+    /// Options that train three steps of a tiny model on a file into a directory that is chosen for it.
+    pub fn train_on<'a>(&self, data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        let tiny = "train --preset xs --set model.d_model=16 --set model.d_ff=40 --mem-len 64 --batch 4 --seq-len 16 --steps 3 \
+                    --log-every 1 --precision f32 --threads 1 --quiet --data";
+        tiny.split_whitespace().chain([data]).chain(more.iter().copied()).collect()
+    }
+
+    /// A log of so many lines under this name.
+    pub fn log(&self, name: &str, lines: u32) {
+        let line = |i: u32| format!("2031-05-{:02} node{} job {i} took {} ms\n", 1 + i % 28, i % 7, i * 37 % 991);
+        self.write(name, (1..=lines).map(line).collect::<String>().as_bytes());
+    }
+
+    /// Runs the program in a directory below, whatever comes of it.
+    pub fn run_in(&self, dir: &str, args: &[&str]) -> Output {
+        self.command(args).current_dir(self.path(dir)).output().unwrap()
+    }
+
+    /// Runs the program, which must fail, and returns the last line that it says.
+    pub fn error(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        last_line(&said).into()
+    }
+
     /// Runs the program, whatever comes of it.
     pub fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
@@ -61,15 +87,30 @@ impl Workplace {
         })
     }
 
-    fn command(&self, args: &[impl AsRef<OsStr>]) -> Command {
+    pub fn command(&self, args: &[impl AsRef<OsStr>]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sharnn"));
         command.args(args).current_dir(self.dir.path());
         command
     }
 
     /// Starts the program, with pipes for what it says.
-    fn start(&self, args: &[&str]) -> Child {
+    pub fn start(&self, args: &[&str]) -> Child {
         self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// As [`start`](Self::start), with a pipe to what it reads.
+    #[cfg(unix)]
+    pub fn start_with_stdin(&self, args: &[&str]) -> Child {
+        self.command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// A script for `sh`, in which `"$@"` is the program with these arguments; with pipes for what it says.
+    #[cfg(unix)]
+    pub fn shell(&self, script: &str, args: &[&str]) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_sharnn")]).args(args).current_dir(self.dir.path());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
     }
 
     /// Runs the program until it has written something, and reads no more of it.

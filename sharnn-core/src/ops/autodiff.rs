@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::marker::PhantomData;
 
 use burn::backend::Autodiff;
+use burn::tensor::backend::ExecutionError;
 use burn::tensor::{Tensor, TensorPrimitive};
 use burn_autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn_autodiff::grads::Gradients;
@@ -160,6 +161,14 @@ impl<B: Backend, C: CheckpointStrategy> Backend for Autodiff<B, C> {
 
     fn instructions() -> Option<&'static str> {
         B::instructions()
+    }
+
+    fn notices(device: &B::Device) -> Vec<String> {
+        B::notices(device)
+    }
+
+    fn flush(device: &B::Device) -> Result<(), ExecutionError> {
+        B::flush(device)
     }
 
     fn affine(

@@ -30,9 +30,12 @@ mod residual;
 mod tch;
 
 use burn::tensor::Tensor;
+use burn::tensor::backend::ExecutionError;
 
 pub use attention::{AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved};
 pub use boom::{BoomGrads, BoomInputs, BoomSaved};
+#[cfg(feature = "cuda")]
+pub use cube::{CUDA_LSTM_VARIABLE, CudaLstm, UnknownCudaLstm};
 pub use decoder_loss::{DecoderLossInputs, DecoderLossSaved};
 pub(crate) use dropout::drop;
 pub use dropout::{Dropout, DropoutKey, DropoutSite, DropoutStream, LaneAxis};
@@ -45,12 +48,35 @@ pub use residual::{ResidualGrads, ResidualInputs, ResidualSaved};
 #[cfg(feature = "tch")]
 pub use tch::libtorch_device;
 
+/// Backend `cuda` without Burn's fusion, whatever Burn's features say.
+#[cfg(feature = "cuda")]
+pub type UnfusedCuda = burn_cubecl::CubeBackend<burn_cubecl::cubecl::cuda::CudaRuntime, f32, i32, u8>;
+
+/// Backend `wgpu` without it.
+#[cfg(feature = "wgpu")]
+pub type UnfusedWgpu = burn_cubecl::CubeBackend<burn_cubecl::cubecl::wgpu::WgpuRuntime, f32, i32, u32>;
+
 /// A Burn backend with SHA-RNN's fused operations. All have a default body in plain Burn operations.
 pub trait Backend: burn::tensor::backend::Backend {
     /// Name of the instructions that these operations are computed with, where they are chosen here: others differ in the
     /// last bits.
     fn instructions() -> Option<&'static str> {
         None
+    }
+
+    /// What its user should know of this device since it was asked last, a line each: such as that a kernel could not be used
+    /// and another one takes its place. It may wait for the device, so it is to be asked where that is waited for anyway.
+    fn notices(_device: &Self::Device) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Waits until all work that was asked for has been handed to the device's driver, not until it is done: the host's share of
+    /// the time. Backends that compute when they are called have nothing to do.
+    ///
+    /// # Errors
+    /// If a launch failed; it is not told again by `sync`.
+    fn flush(_device: &Self::Device) -> Result<(), ExecutionError> {
+        Ok(())
     }
 
     /// Whether [`memory_attention_forward`](Self::memory_attention_forward) keeps the weights, rather than what they can be

@@ -238,6 +238,7 @@ impl<B: Backend> Streams for ModelStreams<B> {
             oldest: 0,
             blocks: one.blocks.into_iter().map(block).collect(),
             logits: self.logits[stream].clone(),
+            weights: None,
         }
     }
 

@@ -240,6 +240,7 @@ impl Streams for DecodeStreams {
             oldest: self.streams.oldest(stream),
             blocks: (0..self.shape.n_layers()).map(block).collect(),
             logits: self.logits(stream).map(<[f32]>::to_vec),
+            weights: None,
         }
     }
 

@@ -17,6 +17,8 @@ pub struct StreamState {
     pub(super) blocks: Vec<BlockValues>,
     /// `[vocab_size]`; `None` before the first token.
     pub(super) logits: Option<Vec<f32>>,
+    /// A digest of the weights that it was computed with, where somebody noted it.
+    pub(super) weights: Option<[u8; 32]>,
 }
 
 /// What a block carries.
@@ -36,7 +38,18 @@ impl StreamState {
         let zeros = || vec![0.0; shape.d_model];
         let block = || BlockValues { h: zeros(), c: zeros(), memory: Vec::new() };
         let blocks = (0..shape.n_layers()).map(|_| block()).collect();
-        Self { shape: shape.clone(), position: 0, oldest: 0, blocks, logits: None }
+        Self { shape: shape.clone(), position: 0, oldest: 0, blocks, logits: None, weights: None }
+    }
+
+    /// The same with a note of the weights that it was computed with: a digest of them, of whatever kind. It is part of the file.
+    /// Streams know nothing of it: they neither note nor compare it.
+    pub fn of_weights(self, digest: [u8; 32]) -> Self {
+        Self { weights: Some(digest), ..self }
+    }
+
+    /// The digest of the weights that it was computed with, where it was noted.
+    pub fn weights(&self) -> Option<&[u8; 32]> {
+        self.weights.as_ref()
     }
 
     /// The sizes of the streams that it is of.

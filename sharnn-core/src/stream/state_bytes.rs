@@ -4,7 +4,7 @@
 //! blocks.0.h  blocks.0.c  [d_model]     of every block
 //! blocks.2.memory         [rows, d_model], oldest first, of blocks that attend
 //! logits                  [vocab_size], after the first token
-//! sharnn-stream-state     "version=1 vocab_size=256 ... sha256=<of what stands before it, then of all values>"
+//! sharnn-stream-state     "version=1 vocab_size=256 ... [weights=<digest>] sha256=<of what stands before it, then of all values>"
 //! ```
 
 use std::borrow::Cow;
@@ -20,6 +20,8 @@ use super::{StreamShape, StreamState};
 const KEY: &str = "sharnn-stream-state";
 const VERSION: &str = "1";
 const DIGEST: &str = " sha256=";
+/// Stands before it, where the weights are known.
+const WEIGHTS: &str = " weights=";
 
 /// Why a stream cannot go on from a state.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -143,6 +145,9 @@ impl StreamState {
         }
         let Self { shape: StreamShape { segment_len, .. }, position, oldest, .. } = self;
         text += &format!(" segment_len={segment_len} position={position} oldest={oldest}");
+        if let Some(weights) = &self.weights {
+            text += &format!("{WEIGHTS}{}", hex(weights));
+        }
         let digest = digest(&text, tensors.iter().map(|(_, tensor)| &tensor.data[..]));
         text += &format!("{DIGEST}{digest}");
         let views = tensors.iter().map(|(name, tensor)| (name, tensor));
@@ -246,6 +251,12 @@ impl<'a> Parser<'a> {
         let mut state = StreamState::start(&StreamShape { segment_len, ..streams.clone() });
         (state.position, state.oldest) = (position, oldest);
         state.fits(streams)?;
+        if let Some((_, weights)) = self.text.split_once(WEIGHTS) {
+            state.weights = match from_hex(weights) {
+                None => return self.refuse(format!("weights is {weights:?}, expected 64 hexadecimal digits")),
+                digest => digest,
+            };
+        }
 
         let mut views = Vec::new();
         let d = streams.d_model;
@@ -312,5 +323,21 @@ fn digest<'a>(text: &str, values: impl Iterator<Item = &'a [u8]>) -> String {
     let mut sha = Sha256::new();
     sha.update(text);
     values.for_each(|values| sha.update(values));
-    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&sha.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The 32 bytes that 64 hexadecimal digits stand for.
+fn from_hex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(bytes)
 }

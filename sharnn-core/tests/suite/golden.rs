@@ -1,17 +1,35 @@
 //! The model and its modules against golden tensors of the published model: outputs, losses, states, memories and every
 //! gradient. `fixtures/README.md` says how the files were made and what they hold.
 
-use crate::support::{Fixture, Place, WHOLE, fixtures, swap};
+use crate::support::{Fixture, Place, WHOLE, burn_roundoff, fixtures, swap, unit_roundoff};
 use burn::tensor::{Bool, Tensor};
 use sharnn_core::{
     Attend, AutodiffBackend, Block, BlockState, LstmState, Pass, Precision, ShaRnn, ShaRnnConfig, ShaRnnState, gelu,
     overparam,
 };
 
-on_backends!(whole_models, single_modules);
+on_backends!(whole_models, whole_models_bf16, single_modules);
 
 fn whole_models<B: AutodiffBackend>() {
+    models_in::<B>(Precision::F32);
+}
+
+/// Where the device has bf16: its products of rounded operands, all else in f32.
+fn whole_models_bf16<B: AutodiffBackend>() {
+    let device = B::Device::default();
+    if Precision::Bf16.is_supported::<B::InnerBackend>(&device) {
+        models_in::<B>(Precision::Bf16);
+    } else {
+        eprintln!("{} has no bf16 on this device", B::name(&device));
+    }
+}
+
+fn models_in<B: AutodiffBackend>(precision: Precision) {
+    let pass = Pass { precision, ..Pass::default() };
+    let unit_roundoff = unit_roundoff::<B>(precision);
+    let rounds = unit_roundoff > 0.0;
     for fixture in fixtures("sha_") {
+        let fixture = fixture.within(unit_roundoff);
         let device = B::Device::default();
         let model: ShaRnn<B> = fixture.load(fixture.config().init_seeded(0, &device), "param.", WHOLE);
         let mut state: ShaRnnState<B> = model.empty_state();
@@ -30,11 +48,14 @@ fn whole_models<B: AutodiffBackend>() {
             let state_in = state.detach();
             let (input, target) =
                 (fixture.ids::<B>(&name("input")).swap_dims(0, 1), fixture.ids::<B>(&name("target")).swap_dims(0, 1));
-            let (h, _) = model.hidden(input.clone(), state_in.clone(), &Pass::default());
-            fixture.check(&name("h"), swap(h));
-            let (logits, _) = model.forward(input.clone(), state_in.clone());
+            let (h, _) = model.hidden(input.clone(), state_in.clone(), &pass);
+            fixture.check(&name("h"), swap(h.clone()));
+            let logits = match precision {
+                Precision::F32 => model.forward(input.clone(), state_in.clone()).0,
+                Precision::Bf16 => model.decode(h, &pass),
+            };
             fixture.check(&name("logits"), swap(logits));
-            let (loss, state_out) = model.loss(input, target, state_in, &Pass::default());
+            let (loss, state_out) = model.loss(input, target, state_in, &pass);
             fixture.check(&name("loss"), loss.clone());
 
             let grads = loss.backward();
@@ -51,13 +72,29 @@ fn whole_models<B: AutodiffBackend>() {
                     fixture.check(&memory, swap(rows));
                 }
             }
-            state = state_out;
+            // What was rounded in one segment is not carried into the next: each is compared from the published model's state.
+            state = if rounds { golden_state(&fixture, &name("")) } else { state_out };
         }
     }
 }
 
+/// The state that the fixture has at the end of a segment.
+fn golden_state<B: AutodiffBackend>(fixture: &Fixture, segment: &str) -> ShaRnnState<B> {
+    let block = |layer| {
+        let lstm = |what| fixture.tensor::<B, 3>(&format!("{segment}hidden.{layer}.{what}")).squeeze_dim(0);
+        let memory = format!("{segment}mem.{layer}");
+        BlockState {
+            lstm: Some(LstmState { h: lstm("h"), c: lstm("c") }),
+            memory: fixture.has(&memory).then(|| swap(fixture.tensor(&memory))),
+        }
+    };
+    ShaRnnState { blocks: (0..fixture.config().n_layers).map(block).collect() }
+}
+
 fn single_modules<B: AutodiffBackend>() {
     for fixture in fixtures("mod_") {
+        // The attention that returns its weights is a plain statement.
+        let fixture = fixture.within(burn_roundoff::<B>());
         let name = fixture.name.clone();
         match name.trim_start_matches("mod_") {
             "attention_vqcollapse" => collapsed_attention::<B>(&fixture),

@@ -11,6 +11,8 @@ mod golden;
 mod model;
 mod ops;
 #[cfg(feature = "flex")]
+mod persistent;
+#[cfg(feature = "flex")]
 mod stream;
 #[cfg(feature = "flex")]
 mod stream_state;

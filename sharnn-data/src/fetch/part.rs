@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::FetchError;
-use crate::whole_file;
+use crate::whole_file::{self, Lock};
 
 /// Which version of which archive a partial file belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,7 +40,7 @@ impl Part {
             .truncate(false)
             .open(&path)
             .map_err(FetchError::io("open", &path))?;
-        if !whole_file::lock(&file).map_err(FetchError::io("lock", &path))? {
+        if whole_file::lock(&file).map_err(FetchError::io("lock", &path))? == Lock::Theirs {
             return Err(FetchError::Busy { part: path });
         }
         let len = file.metadata().map_err(FetchError::io("look at", &path))?.len();

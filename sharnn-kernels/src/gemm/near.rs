@@ -14,7 +14,7 @@ const NEAR: usize = 1 << 17;
 /// Values of a small result.
 const SMALL: usize = 1 << 14;
 
-/// Rows of a task: whole tiles for every set of instructions.
+/// Rows of a task: a multiple of every tile's, or two tiles of 6.
 const ROWS: usize = 12;
 
 /// Whether the operands are near and the result is small, and vectors can be read from the right operand.

@@ -32,6 +32,7 @@ pub(super) trait TileUnit {
     unsafe fn new() -> Self;
     /// Zeros.
     unsafe fn zero<const T: usize>(&mut self);
+    /// Reads now, or until the next load of this tile: what is read stays as it is meanwhile.
     unsafe fn load<const T: usize>(&mut self, from: *const u8, stride: usize);
     unsafe fn store<const T: usize>(&mut self, to: *mut u8, stride: usize);
     /// Adds the product of two tiles of bfloat16 to one of f32: `C[i][j] += Σ A[i][2 p] B[p][2 j] + A[i][2 p + 1] B[p][2 j + 1]`.

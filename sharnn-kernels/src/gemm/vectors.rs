@@ -16,7 +16,7 @@ const GAP: usize = 16;
 const AHEAD: usize = 8;
 
 /// Values of a packed block, in whichever of the two ways.
-pub(super) const SCRATCH: usize = (ROW_BLOCK + 12) * (K_BLOCK + GAP);
+pub(super) const SCRATCH: usize = (ROW_BLOCK + 8) * (K_BLOCK + GAP);
 
 /// How tiles find their left operand.
 #[derive(Clone, Copy, PartialEq)]
@@ -32,7 +32,7 @@ enum Source {
 /// Runs `body` with the number of a tile's rows, at most `V::TILE_ROWS`, as a constant.
 macro_rules! by_rows {
     ($V:ident, $rows:expr, $R:ident => $body:expr) => {
-        by_rows!(@ $V, $rows, $R, $body, 1 2 3 4 5 6 7 8 9 10 11 12)
+        by_rows!(@ $V, $rows, $R, $body, 1 2 3 4 5 6 7 8)
     };
     (@ $V:ident, $rows:expr, $R:ident, $body:expr, $($n:literal)*) => {
         match $rows {

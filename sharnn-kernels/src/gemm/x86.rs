@@ -11,32 +11,44 @@ use super::Product;
 use super::tiles::{TILE, TileUnit, on_tiles};
 use crate::simd::Avx512;
 
-/// Tiles in rows of vectors, and AVX-512's dot products of pairs.
-struct Pairs([[__m512; TILE]; 8]);
+/// Tiles of sums in rows of vectors, and AVX-512's dot products of pairs, which read operands where they lie.
+struct Pairs {
+    sums: [[__m512; TILE]; SUMS],
+    /// Where the rows of a tile of an operand are, and how many bytes apart.
+    operands: [(*const u8, usize); 8 - SUMS],
+}
 
-// SAFETY of the unsafe blocks below: the instructions are there and pointers valid by the trait's contract.
+/// Tiles that are sums; those after them are operands.
+const SUMS: usize = 4;
+
+// SAFETY of the unsafe blocks below: the instructions are there and pointers valid by the trait's contract: those of operands until
+// they have been multiplied.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all of them")]
 impl TileUnit for Pairs {
     #[inline(always)]
     unsafe fn new() -> Self {
-        unsafe { Self([[_mm512_setzero_ps(); TILE]; 8]) }
+        unsafe { Self { sums: [[_mm512_setzero_ps(); TILE]; SUMS], operands: [(std::ptr::null(), 0); 8 - SUMS] } }
     }
 
     #[inline(always)]
     unsafe fn zero<const T: usize>(&mut self) {
-        unsafe { self.0[T] = [_mm512_setzero_ps(); TILE] }
+        unsafe { self.sums[T] = [_mm512_setzero_ps(); TILE] }
     }
 
     #[inline(always)]
     unsafe fn load<const T: usize>(&mut self, from: *const u8, stride: usize) {
-        for (i, row) in self.0[T].iter_mut().enumerate() {
+        if T >= SUMS {
+            self.operands[T - SUMS] = (from, stride);
+            return;
+        }
+        for (i, row) in self.sums[T].iter_mut().enumerate() {
             *row = unsafe { _mm512_loadu_ps(from.add(i * stride).cast()) };
         }
     }
 
     #[inline(always)]
     unsafe fn store<const T: usize>(&mut self, to: *mut u8, stride: usize) {
-        for (i, row) in self.0[T].iter().enumerate() {
+        for (i, row) in self.sums[T].iter().enumerate() {
             unsafe { _mm512_storeu_ps(to.add(i * stride).cast(), *row) };
         }
     }
@@ -44,16 +56,17 @@ impl TileUnit for Pairs {
     #[inline(always)]
     unsafe fn dot<const C: usize, const A: usize, const B: usize>(&mut self) {
         unsafe {
-            let mut sums = self.0[C];
-            let a = self.0[A].as_ptr().cast::<i32>();
-            for (p, &b) in self.0[B].iter().enumerate() {
-                let b: __m512bh = std::mem::transmute(b);
+            let mut sums = self.sums[C];
+            let [(a, a_stride), (b, b_stride)] = [A, B].map(|tile| self.operands[tile - SUMS]);
+            for p in 0..TILE {
+                let b: __m512bh = std::mem::transmute(_mm512_loadu_ps(b.add(p * b_stride).cast()));
                 for (i, sum) in sums.iter_mut().enumerate() {
-                    let pair: __m512bh = std::mem::transmute(_mm512_set1_epi32(*a.add(i * TILE + p)));
+                    let pair = a.add(i * a_stride).cast::<i32>().add(p).read_unaligned();
+                    let pair: __m512bh = std::mem::transmute(_mm512_set1_epi32(pair));
                     *sum = _mm512_dpbf16_ps(*sum, pair, b);
                 }
             }
-            self.0[C] = sums;
+            self.sums[C] = sums;
         }
     }
 }

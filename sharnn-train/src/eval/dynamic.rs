@@ -16,6 +16,7 @@ use sharnn_core::{AutodiffBackend, Pass, ShaRnn, ShaRnnState};
 use sharnn_data::Lanes;
 
 use super::{EvalConfig, EvalError, Evaluation, LossSum, Segment, check, cut, segment};
+use crate::interrupt::Interrupt;
 use crate::params::{MapFloat, VisitFloat, host_values, map_params, take_grads, visit_params};
 
 /// How the weights follow what is scored.
@@ -47,7 +48,7 @@ type ByPath<B> = BTreeMap<String, Tensor<B, 1>>;
 /// lanes after it up to the same place, which a single pass over a file has not. With one lane nothing is seen before it is scored.
 ///
 /// # Errors
-/// As [`evaluate`](super::evaluate), of either data; for rates that are negative or not finite, an `eps` or `prior_segments` of 0.
+/// As [`evaluate`](super::evaluate), an interruption among them, of either data; for rates that are negative or not finite, an `eps` or `prior_segments` of 0.
 pub fn evaluate_dynamic<B: AutodiffBackend>(
     mut model: ShaRnn<B>,
     train: &[u8],
@@ -55,6 +56,7 @@ pub fn evaluate_dynamic<B: AutodiffBackend>(
     config: &EvalConfig,
     dynamic: &DynamicEval,
     device: &B::Device,
+    interrupt: &Interrupt,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Evaluation, EvalError> {
     check(&model, config, device)?;
@@ -74,12 +76,14 @@ pub fn evaluate_dynamic<B: AutodiffBackend>(
     let vocab_size = model.vocab_size();
     let of_train = Scored { lanes: &cut(train, config.lanes, vocab_size)?, config, device };
     let scored = Scored { lanes: &cut(data, config.lanes, vocab_size)?, config, device };
-    let steps = Steps::new(&model, mean_squares(&model, &of_train, prior_segments)?, dynamic);
-
     let total = scored.lanes.n_targets() as u64;
+    let go_on = |done| if interrupt.is_raised() { Err(EvalError::Interrupted { done, total }) } else { Ok(()) };
+    let steps = Steps::new(&model, mean_squares(&model, &of_train, prior_segments, || go_on(0))?, dynamic);
+
     let mut sum = LossSum::new();
     let mut state = model.empty_state();
     for (start, end) in scored.segments() {
+        go_on(sum.bytes)?;
         let (loss, after, grads) = scored.gradients(&model, start, end, state);
         state = after;
         Segment { loss, offset: start, bytes: scored.bytes(start, end) }.read(&mut sum)?;
@@ -125,15 +129,17 @@ impl<B: AutodiffBackend> Scored<'_, B> {
     }
 }
 
-/// The mean of the squared gradients of the first segments, or of as many as there are.
+/// The mean of the squared gradients of the first segments, or of as many as there are; `go_on` is asked before each.
 fn mean_squares<B: AutodiffBackend>(
     model: &ShaRnn<B>,
     train: &Scored<'_, B>,
     segments: usize,
+    go_on: impl Fn() -> Result<(), EvalError>,
 ) -> Result<ByPath<B::InnerBackend>, EvalError> {
     let mut sums = ByPath::<B::InnerBackend>::new();
     let (mut state, mut n) = (model.empty_state(), 0);
     for (start, end) in train.segments().take(segments) {
+        go_on()?;
         let (loss, after, grads) = train.gradients(model, start, end, state);
         state = after;
         n += 1;

@@ -4,8 +4,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use sharnn_core::{StateError, StreamShape, StreamState};
+use burn::tensor::backend::Backend;
+use sha2::{Digest, Sha256};
+use sharnn_core::{ShaRnn, StateError, StreamShape, StreamState};
 use sharnn_data::whole_file;
+
+use crate::params::collect_params;
 
 /// Why a stream's state could not be written, read or used: the file, and as the error's source what is wrong with it.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +45,53 @@ pub enum StateFileError {
         /// What is wrong with it.
         source: StateError,
     },
+    /// The state was computed with other weights of the same sizes.
+    #[error(
+        "cannot go on from {file}: it is the state of a stream of other weights (digest {found}, this model's is {expected}): go \
+         on with the model that it is of"
+    )]
+    OtherWeights {
+        /// The file.
+        file: String,
+        /// Beginning of the digest of the model's weights.
+        expected: String,
+        /// Beginning of the digest that was noted in the file.
+        found: String,
+    },
+}
+
+/// SHA-256 of a model's weights, by which a stream's state knows them: of each parameter, in the order of their names, the name and
+/// the values in f32. Neither the memory's length nor the format in which weights are packed for decoding makes a difference.
+pub fn weights_digest<B: Backend>(model: &ShaRnn<B>) -> [u8; 32] {
+    let mut params = collect_params(model);
+    params.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut sha = Sha256::new();
+    for param in params {
+        sha.update(param.name.as_bytes());
+        sha.update([0]);
+        param.data.chunks(1 << 14).for_each(|values| {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            sha.update(&bytes);
+        });
+    }
+    sha.finalize().into()
+}
+
+/// [`load_state`], of streams of the weights that have this [`weights_digest`]. A state that says nothing of its weights, as those
+/// of earlier versions, is taken: its [`weights`](StreamState::weights) are `None`.
+///
+/// # Errors
+/// As [`load_state`], and [`StateFileError::OtherWeights`].
+pub fn load_state_of(path: &Path, shape: &StreamShape, weights: &[u8; 32]) -> Result<StreamState, StateFileError> {
+    let state = load_state(path, shape)?;
+    match state.weights() {
+        Some(found) if found != weights => {
+            let begin = |digest: &[u8; 32]| digest[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+            let file = path.display().to_string();
+            Err(StateFileError::OtherWeights { file, expected: begin(weights), found: begin(found) })
+        }
+        _ => Ok(state),
+    }
 }
 
 /// Writes a stream's state to `path` and waits until it is on the disk. It is written aside and renamed: at every moment

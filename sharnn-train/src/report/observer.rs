@@ -20,6 +20,11 @@ pub enum Event<'a> {
     /// A run goes on with another backend, or with other instructions, than what computed its checkpoint. It is then not
     /// bit for bit the run that never stopped.
     Moved(&'a Moved),
+    /// The file system of the run directory has no locks: nothing keeps a second process from training there.
+    NotLocked {
+        /// The run directory.
+        run_dir: &'a Path,
+    },
     /// Some steps were measured.
     Train {
         /// What was measured; it is in the metrics file too.
@@ -31,6 +36,8 @@ pub enum Event<'a> {
         /// Seconds until the run reaches its end or its first limit; `None` before it can be told.
         remaining_seconds: Option<f64>,
     },
+    /// What the backend has to say of its device, such as that a kernel could not be used and another one takes its place.
+    Notice(&'a str),
     /// A step was skipped, because its loss or its gradient was not finite.
     Skipped {
         /// The step, from 1.

@@ -1,17 +1,20 @@
 //! Showing a run to a person: one live line on a terminal, plain lines elsewhere.
 
+use std::env::var_os;
 use std::io::{IsTerminal, Write, stderr};
 use std::time::Duration;
 
+use console::Term;
 use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Event, Observer};
+use super::{Event, Observer, printable};
 use crate::run::{EvalRecord, Moved, TrainRecord};
 
 /// Writes a run's progress to standard error.
 ///
 /// On a terminal one line is kept up to date: step, share of the epoch, bytes a second, smoothed training loss, learning
-/// rate, gradient norm and the time left. Elsewhere, as in a log file, every training record is a line.
+/// rate, gradient norm and the time left. Elsewhere, as in a log file or on a terminal that [cannot](draws_live_lines) draw over
+/// a line, every training record is a line.
 pub struct Progress {
     out: Out,
 }
@@ -21,10 +24,19 @@ enum Out {
     Plain(Box<dyn Write + Send>),
 }
 
+/// Whether standard error is a terminal on which a line can be drawn over: it says what it is (TERM, other than `dumb`) and how wide
+/// it is, and neither NO_COLOR nor CI asks for plain text.
+pub fn draws_live_lines() -> bool {
+    let says_no = ["NO_COLOR", "CI"].iter().any(|name| var_os(name).is_some_and(|value| !value.is_empty()));
+    // Consoles of Windows set no TERM.
+    let named = var_os("TERM").map_or(cfg!(windows), |term| !term.is_empty() && term != "dumb");
+    stderr().is_terminal() && named && !says_no && Term::stderr().size_checked().is_some()
+}
+
 impl Progress {
-    /// A live line if standard error is a terminal, plain lines if not.
+    /// A live line where standard error [draws](draws_live_lines) one, plain lines elsewhere.
     pub fn new() -> Self {
-        if !stderr().is_terminal() {
+        if !draws_live_lines() {
             return Self::plain(stderr());
         }
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
@@ -39,6 +51,7 @@ impl Progress {
 
     /// A line that stays.
     fn line(&mut self, text: &str) {
+        let text = printable(text);
         match &mut self.out {
             Out::Live(bar) => bar.println(text),
             Out::Plain(writer) => drop(writeln!(writer, "{text}").and_then(|()| writer.flush())),
@@ -49,7 +62,7 @@ impl Progress {
     fn update(&mut self, text: String, lasting: bool) {
         match &mut self.out {
             Out::Live(bar) => {
-                bar.set_message(text);
+                bar.set_message(printable(&text));
                 bar.tick();
             }
             Out::Plain(_) if lasting => self.line(&text),
@@ -85,9 +98,16 @@ impl Observer for Progress {
                      {from} to {to}"
                 ));
             }
+            Event::NotLocked { run_dir } => {
+                self.line(&format!(
+                    "the file system of {} has no locks: see to it that no second process trains there",
+                    run_dir.display()
+                ));
+            }
             Event::Train { record, smoothed_bpc, epoch_done, remaining_seconds } => {
                 self.update(train_line(record, smoothed_bpc, epoch_done, remaining_seconds), true);
             }
+            Event::Notice(line) => self.line(line),
             Event::Skipped { step, in_a_row } => {
                 let text = "loss or gradient was not finite; nothing was changed";
                 self.line(&format!("step {step} was skipped ({in_a_row} in a row): {text}"));
@@ -183,6 +203,7 @@ mod tests {
             remaining_seconds: Some(7200.0),
         });
         progress.on(Event::Evaluating { split: "valid", done: 1, total: 2 });
+        progress.on(Event::Notice("the device has something to say"));
         progress.on(Event::Skipped { step: 121, in_a_row: 2 });
         let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
         let lines: Vec<_> = text.lines().collect();
@@ -190,7 +211,16 @@ mod tests {
             lines[0],
             "step 120 | epoch 3 25.6 % | 50.00 KiB/s | train 2.3457 bpc | lr 2.00e-3 | grad 0.123 | ETA 2 hours"
         );
-        assert!(lines.len() == 2 && lines[1].starts_with("step 121 was skipped (2 in a row)"), "{text}");
+        assert_eq!(lines[1], "the device has something to say");
+        assert!(lines.len() == 3 && lines[2].starts_with("step 121 was skipped (2 in a row)"), "{text}");
+    }
+
+    #[test]
+    fn a_path_moves_no_cursor() {
+        let buffer = Buffer::default();
+        Progress::plain(buffer.clone()).on(Event::Checkpoint { step: 1, path: "runs/\x1b[2J".as_ref() });
+        let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "saved runs/\u{FFFD}[2J\n");
     }
 
     #[test]

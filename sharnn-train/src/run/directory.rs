@@ -18,7 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sharnn_data::whole_file;
+use sharnn_data::whole_file::{self, Lock};
 
 use super::CheckpointError;
 
@@ -38,6 +38,8 @@ pub(crate) struct RunDir {
     path: PathBuf,
     /// `None` where another process of a group has locked it, which alone writes.
     _lock: Option<File>,
+    /// Whether the file system keeps other processes away.
+    is_protected: bool,
 }
 
 /// Name of the checkpoint after `step` steps.
@@ -75,10 +77,11 @@ impl RunDir {
         let lock_path = path.join(LOCK);
         let lock = File::options().create(true).write(true).truncate(false).open(&lock_path);
         let lock = lock.map_err(CheckpointError::io("open", &lock_path))?;
-        if !whole_file::lock(&lock).map_err(CheckpointError::io("lock", &lock_path))? {
+        let whose = whole_file::lock(&lock).map_err(CheckpointError::io("lock", &lock_path))?;
+        if whose == Lock::Theirs {
             return Err(CheckpointError::Locked { path: lock_path });
         }
-        let run = Self { path: path.into(), _lock: Some(lock) };
+        let run = Self { path: path.into(), _lock: Some(lock), is_protected: whose == Lock::Ours };
         run.clean()?;
         Ok(run)
     }
@@ -88,7 +91,8 @@ impl RunDir {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let sign = format!("process {} at {} ns\n", std::process::id(), now.as_nanos()).into_bytes();
         let path = self.path.join(SIGN);
-        fs::write(&path, &sign).map_err(CheckpointError::io("write", &path))?;
+        let written: io::Result<()> = whole_file::write(&path, |out| out.write_all(&sign));
+        written.map_err(CheckpointError::io("write", &path))?;
         Ok(sign)
     }
 
@@ -105,7 +109,12 @@ impl RunDir {
 
     /// A directory that another process of the group has opened, to read.
     pub(crate) fn of_group(path: &Path) -> Self {
-        Self { path: path.into(), _lock: None }
+        Self { path: path.into(), _lock: None, is_protected: true }
+    }
+
+    /// Whether a second process that trains here is kept away. Not where the file system has no locks.
+    pub(crate) fn is_protected(&self) -> bool {
+        self.is_protected
     }
 
     /// Removes what a crash left half-written; puts back what was being replaced if nothing had taken its place yet.
@@ -146,9 +155,10 @@ impl RunDir {
             sync_dir(&aside)?;
             Ok(filled)
         };
-        let filled = write().inspect_err(|_: &CheckpointError| {
+        let filled = write().map_err(|error: CheckpointError| {
             // The first error is the one to report; what is left is removed when the directory is opened next.
             let _ = remove(&aside);
+            error.about(&aside, &target)
         })?;
         let old = self.path.join(format!("{REPLACED}{name}"));
         if target.exists() {
@@ -166,10 +176,11 @@ impl RunDir {
         remove(&self.path.join(name))
     }
 
-    /// Removes all checkpoints but the newest `keep`.
+    /// Removes all checkpoints but the newest `keep`. That of the start, before any step, is for as long as there is no other.
     pub(crate) fn prune(&self, keep: usize) -> Result<(), CheckpointError> {
         let mut found = checkpoints(&self.path)?;
-        found.truncate(found.len().saturating_sub(keep));
+        let start = usize::from(found.len() > 1 && found[0].0 == 0);
+        found.truncate(found.len().saturating_sub(keep).max(start));
         for (step, path) in found {
             // Under a name that no resumed run mistakes for a checkpoint, should the removal be cut short.
             let aside = self.path.join(format!("{ASIDE}gone-{}", step_name(step)));
@@ -232,6 +243,7 @@ mod tests {
             Err::<(), _>(CheckpointError::io("write", &aside.join("b"))(full))
         };
         let error = run.write_dir("best", full).unwrap_err().to_string();
+        assert!(error.contains("best/b: ") && !error.contains(ASIDE), "{error}");
         assert!(error.contains("free some space and resume: earlier checkpoints are intact"), "{error}");
         assert_eq!(text(&dir.path().join("best/a")), "old");
         assert!(!dir.path().join(".tmp-best").exists());

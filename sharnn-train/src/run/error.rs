@@ -99,6 +99,26 @@ pub enum CheckpointError {
         given: String,
     },
 
+    /// The data is not what the run was trained on.
+    #[error(
+        "{} was trained on other data than {given}: its {split} split {difference}. Resume it with the data that it was started \
+         with{}, or start a new run in another directory",
+        checkpoint.display(),
+        saved.as_ref().map_or(String::new(), |saved| format!(" ({saved})"))
+    )]
+    OtherCorpus {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// Where the run's data was read from, or what it was called.
+        saved: Option<String>,
+        /// That of the data that was given.
+        given: String,
+        /// The first split that differs: "training", "validation" or "test".
+        split: &'static str,
+        /// How: "had 90 bytes, now 100", or "has as many bytes, but others".
+        difference: String,
+    },
+
     /// The run has numbers that are not finite, and is not saved.
     #[error("step {step} is not saved: its {what} are not all finite; earlier checkpoints are intact")]
     NotFinite {
@@ -118,6 +138,29 @@ impl CheckpointError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+impl CheckpointError {
+    /// The same about the place where a file was to be: nobody asked for what is written `aside`.
+    pub(crate) fn about(self, aside: &Path, target: &Path) -> Self {
+        let renamed = |path: &Path| match path.strip_prefix(aside) {
+            Ok(rest) if rest.as_os_str().is_empty() => target.to_path_buf(),
+            Ok(rest) => target.join(rest),
+            Err(_) => path.to_path_buf(),
+        };
+        match self {
+            Self::Io { action, path, source } => Self::Io { action, path: renamed(&path), source },
+            Self::Weights(WeightsError::Io { file, action, source }) => {
+                let file = renamed(Path::new(&file)).display().to_string();
+                WeightsError::Io { file, action, source }.into()
+            }
+            Self::Weights(WeightsError::DiskFull { file, bytes, source }) => {
+                let file = renamed(Path::new(&file)).display().to_string();
+                WeightsError::DiskFull { file, bytes, source }.into()
+            }
+            other => other,
+        }
     }
 }
 

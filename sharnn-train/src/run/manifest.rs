@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sharnn_core::{Backend, ShaRnnConfig};
-use sharnn_data::{SegmentsState, Split, Splits, whole_file};
+use sharnn_data::{SegmentsState, Split, Splits, corpus, whole_file};
 
 use super::{CheckpointError, Smoothed, Window};
 use crate::group::json_difference;
@@ -106,6 +106,9 @@ pub struct Moved {
 pub struct CorpusIdentity {
     /// What reports call it. It may change.
     pub name: String,
+    /// The absolute path of the file that it was read from, for people; what is no UTF-8 is replaced. It may change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
     /// The training split.
     pub train: FileDigest,
     /// The validation split.
@@ -122,7 +125,13 @@ pub struct FileDigest {
     pub bytes: u64,
     /// SHA-256, 64 lower-case hexadecimal digits.
     pub sha256: String,
+    /// Where it is of so many pieces in place of all bytes: [`Split::sampled_sha256`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pieces: Option<u64>,
 }
+
+/// Bytes of a split that are all hashed when a run begins, a fraction of a second's work; of a longer one only pieces are.
+const HASHED_WHOLE: usize = 128 << 20;
 
 impl FileDigest {
     /// Reads a whole file.
@@ -130,20 +139,53 @@ impl FileDigest {
         let mut hasher = Sha256::new();
         let copied = whole_file::open(path).and_then(|mut file| io::copy(&mut file, &mut hasher));
         let bytes = copied.map_err(CheckpointError::io("read", path))?;
-        Ok(Self { bytes, sha256: format!("{:x}", hasher.finalize()) })
+        Ok(Self { bytes, sha256: format!("{:x}", hasher.finalize()), pieces: None })
     }
 
-    fn of_split(split: &Split) -> Self {
-        Self { bytes: split.len() as u64, sha256: split.sha256() }
+    fn of_split(split: &Split, whole: bool) -> Self {
+        let (sha256, pieces) =
+            if whole { (split.sha256(), None) } else { (split.sampled_sha256(), Some(corpus::PIECES as u64)) };
+        Self { bytes: split.len() as u64, sha256, pieces }
+    }
+
+    /// That of a split, in the way in which this one was made. One of another length isn't read.
+    fn same_of(&self, split: &Split) -> Self {
+        match self.bytes == split.len() as u64 {
+            true => Self::of_split(split, self.pieces.is_none()),
+            false => Self { bytes: split.len() as u64, sha256: String::new(), pieces: None },
+        }
     }
 }
 
 impl CorpusIdentity {
-    /// Reads and hashes all of the data.
+    /// Reads and hashes splits of up to 128 MiB; of longer ones 256 pieces of 16 KiB, so that data of any size is known at once.
+    /// A change between these pieces goes unseen.
     pub fn of(splits: &Splits) -> Self {
-        let Splits { train, valid, test, name, .. } = splits;
-        let [train, valid, test] = [train, valid, test].map(FileDigest::of_split);
-        Self { name: name.clone(), train, valid, test }
+        let digest = |split: &Split| FileDigest::of_split(split, split.len() <= HASHED_WHOLE);
+        let [train, valid, test] = [&splits.train, &splits.valid, &splits.test].map(digest);
+        Self { name: String::new(), path: None, train, valid, test }.named_as(splits)
+    }
+
+    /// The same under the name and the path of other splits.
+    pub(crate) fn named_as(self, splits: &Splits) -> Self {
+        let path = splits.train.corpus().path().map(|path| path.display().to_string());
+        Self { name: splits.name.clone(), path, ..self }
+    }
+
+    /// What differs in other data, of whatever name: the split, and how; `None` where they are the same.
+    pub fn difference(&self, splits: &Splits) -> Option<(&'static str, String)> {
+        let pairs = [
+            ("training", &self.train, &splits.train),
+            ("validation", &self.valid, &splits.valid),
+            ("test", &self.test, &splits.test),
+        ];
+        pairs.into_iter().find_map(|(name, expected, split)| {
+            let found = expected.same_of(split);
+            if found.bytes != expected.bytes {
+                return Some((name, format!("had {} bytes, and has {}", expected.bytes, found.bytes)));
+            }
+            (found != *expected).then(|| (name, format!("has as many bytes ({}), but others", found.bytes)))
+        })
     }
 }
 
@@ -153,10 +195,19 @@ impl Manifest {
         &self,
         dir: &Path,
         expected: Option<(&ShaRnnConfig, &Recipe)>,
-        corpus: &CorpusIdentity,
+        splits: &Splits,
     ) -> Result<(), CheckpointError> {
-        let corpus = CorpusIdentity { name: self.corpus.name.clone(), ..corpus.clone() };
-        let mut pairs = vec![("corpus", to_value(&self.corpus), to_value(&corpus))];
+        if let Some((split, difference)) = self.corpus.difference(splits) {
+            let CorpusIdentity { name, path, .. } = self.corpus.clone().named_as(splits);
+            return Err(CheckpointError::OtherCorpus {
+                checkpoint: dir.into(),
+                saved: self.corpus.path.clone(),
+                given: path.unwrap_or(name),
+                split,
+                difference,
+            });
+        }
+        let mut pairs = Vec::new();
         if let Some((config, recipe)) = expected {
             pairs.push(("model", to_value(&self.config), to_value(config)));
             pairs.push(("recipe", to_value(&self.recipe), to_value(recipe)));

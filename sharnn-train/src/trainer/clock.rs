@@ -9,22 +9,29 @@ pub(crate) struct Clock {
     started: Option<Instant>,
     mark: Instant,
     saved: Instant,
+    /// What the last checkpoint took.
+    saving: Duration,
 }
+
+/// How much longer than a checkpoint took a run trains before it writes one that nobody asked for.
+const PER_CHECKPOINT: u32 = 20;
+/// Nor are two of them closer together.
+const BETWEEN_CHECKPOINTS: Duration = Duration::from_secs(10);
 
 impl Clock {
     /// A clock that stands at so many seconds.
     pub(crate) fn at(seconds: f64) -> Self {
         let now = Instant::now();
-        Self { before: seconds, started: None, mark: now, saved: now }
+        Self { before: seconds, started: None, mark: now, saved: now, saving: Duration::ZERO }
     }
 
     pub(crate) fn start(&mut self) {
-        *self = Self::at(self.seconds());
+        *self = Self { saving: self.saving, ..Self::at(self.seconds()) };
         self.started = Some(self.mark);
     }
 
     pub(crate) fn stop(&mut self) {
-        *self = Self::at(self.seconds());
+        *self = Self { saving: self.saving, ..Self::at(self.seconds()) };
     }
 
     /// Seconds since [`start`](Self::start).
@@ -48,9 +55,10 @@ impl Clock {
         self.mark = Instant::now();
     }
 
-    /// A checkpoint was written.
-    pub(crate) fn saved(&mut self) {
+    /// A checkpoint was written, which was begun then.
+    pub(crate) fn saved(&mut self, begun: Instant) {
         self.saved = Instant::now();
+        self.saving = self.saved.duration_since(begun);
         self.skip_lap();
     }
 
@@ -60,9 +68,28 @@ impl Clock {
     }
 }
 
+impl Clock {
+    /// Whether a checkpoint at the end of an epoch is worth what it costs: epochs may be as short as a step.
+    pub(crate) fn has_earned_a_checkpoint(&self) -> bool {
+        self.since_saved() >= (self.saving * PER_CHECKPOINT).max(BETWEEN_CHECKPOINTS)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_checkpoint_is_earned_by_the_time_that_the_last_one_took() {
+        let mut clock = Clock::at(0.0);
+        clock.start();
+        assert!(!clock.has_earned_a_checkpoint());
+        let Some(long_ago) = clock.saved.checked_sub(Duration::from_secs(60)) else { return };
+        clock.saved = long_ago;
+        assert!(clock.has_earned_a_checkpoint());
+        clock.saving = Duration::from_secs(4);
+        assert!(!clock.has_earned_a_checkpoint(), "it took 4 seconds, and 60 are less than 80");
+    }
 
     #[test]
     fn a_stopped_clock_stands_still_and_goes_on_from_there() {

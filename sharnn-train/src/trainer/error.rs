@@ -107,3 +107,10 @@ pub enum TrainError {
         step: u64,
     },
 }
+
+impl TrainError {
+    /// Whether somebody asked to stop, so that nothing went wrong.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Evaluate { source: EvalError::Interrupted { .. }, .. })
+    }
+}

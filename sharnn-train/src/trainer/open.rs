@@ -10,6 +10,7 @@ use sharnn_data::{Lanes, Segments, Splits};
 use super::clock::Clock;
 use super::{Asked, Limits, TrainError, TrainOptions, Trainer};
 use crate::group::{Alone, GroupError, SharedGroup, agree, all_ok};
+use crate::interrupt::Interrupt;
 use crate::optim::Optimizer;
 use crate::recipe::{Recipe, RecipeError};
 use crate::run::{
@@ -181,7 +182,8 @@ impl<B: AutodiffBackend> Start<'_, B> {
             program: env!("CARGO_PKG_VERSION"),
             config,
             recipe,
-            corpus: CorpusIdentity::of(&self.splits),
+            // Each machine may have the file in a place of its own.
+            corpus: CorpusIdentity { path: None, ..CorpusIdentity::of(&self.splits) },
             backend: B::name(self.device),
             instructions: B::instructions(),
             log_every: self.options.log_every,
@@ -241,6 +243,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
             clock: Clock::at(0.0),
             limits: Limits::default(),
             asked: Asked::default(),
+            interrupt: Interrupt::default(),
             moved: None,
             rescore_best: false,
             saved: None,
@@ -269,14 +272,16 @@ impl<B: AutodiffBackend> Start<'_, B> {
         if let Some((_, recipe)) = expected {
             manifest.recipe = manifest.recipe.with_evaluations_of(recipe);
         }
-        let corpus = CorpusIdentity::of(&splits);
         let mut otherwise = manifest.recipe.valid != validated_as;
         if options.other_evaluation_data {
-            otherwise |= manifest.corpus.valid != corpus.valid;
-            (manifest.corpus.valid, manifest.corpus.test) = (corpus.valid.clone(), corpus.test.clone());
+            let given = CorpusIdentity::of(&splits);
+            otherwise |= manifest.corpus.valid != given.valid;
+            (manifest.corpus.valid, manifest.corpus.test) = (given.valid, given.test);
         }
         let rescore_best = manifest.best.is_some() && otherwise;
-        manifest.check(&checkpoint.dir, expected, &corpus)?;
+        manifest.check(&checkpoint.dir, expected, &splits)?;
+        // Under its name and path of today, with the digests that it has.
+        let corpus = manifest.corpus.clone().named_as(&splits);
         let moved = manifest.moved_to::<B>(device);
         let (config, recipe) = (manifest.config, manifest.recipe);
         check::<B>(&config, &recipe, &splits, &options, device)?;
@@ -304,6 +309,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
             clock: Clock::at(manifest.seconds),
             limits: Limits::default(),
             asked: Asked::default(),
+            interrupt: Interrupt::default(),
             save_due: false,
             device: device.clone(),
             best: manifest.best.zip(digest),
@@ -348,6 +354,10 @@ fn check<B: AutodiffBackend>(
         ("test", &splits.test, recipe.test.lanes),
     ] {
         Lanes::new(data.clone(), lanes)?;
+        // Every byte is a token of most models, and data may be large.
+        if config.vocab_size > usize::from(u8::MAX) {
+            continue;
+        }
         let byte = data.iter().copied().max().unwrap_or(0);
         if usize::from(byte) >= config.vocab_size {
             return Err(TrainError::Vocabulary { split, byte, vocab_size: config.vocab_size });

@@ -15,7 +15,8 @@ pub struct TrainOptions {
     pub run_dir: PathBuf,
     /// Steps between metrics records; at least 1. Reading the device makes the loop wait for it, so not every step.
     pub log_every: u64,
-    /// Steps between checkpoints, beside the one at the end of every epoch and of the run; 0 for none.
+    /// Steps between checkpoints, beside those at the end of phases, of the run, and of epochs that took longer than ten seconds
+    /// and than twenty times what a checkpoint takes; 0 for none.
     pub checkpoint_every: u64,
     /// Time between checkpoints, whichever comes first; `None` for none.
     pub checkpoint_interval: Option<Duration>,

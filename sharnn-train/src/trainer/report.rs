@@ -1,10 +1,11 @@
 //! Everything of a run that is not training: reading the device, records, validation, checkpoints, the final test.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use burn::module::AutodiffModule;
 use sharnn_core::{AutodiffBackend, Backend, ShaRnn, ShaRnnState};
-use sharnn_data::Split;
+use sharnn_data::{DataError, Split};
 
 use super::lane_state::gather_state;
 use super::{Finished, TrainError, Trainer};
@@ -22,6 +23,9 @@ impl<B: AutodiffBackend> Trainer<B> {
         if let Some(moved) = self.moved.take() {
             observer.on(Event::Moved(&moved));
         }
+        if !self.run_dir.is_protected() {
+            observer.on(Event::NotLocked { run_dir: self.run_dir.path() });
+        }
     }
 
     /// Waits for the device and takes in what the steps left there.
@@ -29,7 +33,10 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// # Errors
     /// [`TrainError::Diverged`] where too many in a row were skipped.
     pub(super) fn read_steps(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
-        for result in self.pending.read() {
+        let results = self.pending.read();
+        // Before what they may explain: a step that is skipped.
+        B::notices(&self.device).iter().for_each(|line| observer.on(Event::Notice(line)));
+        for result in results {
             let in_a_row = if result.finite { 0 } else { self.position.skipped_in_a_row + 1 };
             self.position.skipped_in_a_row = in_a_row;
             if !result.finite {
@@ -48,8 +55,9 @@ impl<B: AutodiffBackend> Trainer<B> {
 
     fn diverged(&self, step: u64) -> TrainError {
         // That they cannot be listed must not hide why the run stops.
-        let names: Vec<_> =
-            checkpoints(self.run_dir.path()).unwrap_or_default().iter().map(|c| step_name(c.0)).collect();
+        let found = checkpoints(self.run_dir.path()).unwrap_or_default();
+        // That of the start, of step 0, holds nothing that was learned.
+        let names: Vec<_> = found.iter().filter(|(step, _)| *step > 0).map(|(step, _)| step_name(*step)).collect();
         let last_checkpoint = match &names[..] {
             [] => "no checkpoint had been written".into(),
             [newest] => format!("checkpoint {newest} from before is intact"),
@@ -173,8 +181,10 @@ impl<B: AutodiffBackend> Trainer<B> {
             _ => (&self.splits.test, &self.recipe.test),
         };
         let progress = |done, total| observer.on(Event::Evaluating { split, done, total });
-        evaluate_in(self.group.as_ref(), model, bytes, config, &self.device, progress)
-            .map_err(|source| TrainError::Evaluate { split, source })
+        let scored = evaluate_in(self.group.as_ref(), model, bytes, config, &self.device, &self.interrupt, progress);
+        // Scored or not: of a file that has lost bytes meanwhile it was something else.
+        bytes.corpus().check()?;
+        scored.map_err(|source| TrainError::Evaluate { split, source })
     }
 
     pub(super) fn checkpoint_is_due(&self) -> bool {
@@ -187,12 +197,21 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.options.checkpoint_interval.is_some_and(|interval| self.clock.since_saved() >= interval)
     }
 
+    /// Before an evaluation, which may be long: what would be lost with the process is kept. A checkpoint of a moment ago will do, so
+    /// that a run of short epochs is not all checkpoints. Time is the first process's, as its decision is.
+    pub(super) fn checkpoint_before_evaluation(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        let due = self.group.is_first() && self.clock.since_saved() >= Duration::from_secs(1);
+        let mut flag = [f32::from(u8::from(due))];
+        self.group.sum(&mut flag);
+        if flag[0] > 0.0 { self.checkpoint(observer) } else { Ok(()) }
+    }
+
     /// Writes a checkpoint, unless the run stands where the newest one does. While steps are being skipped it is put off: a
     /// checkpoint is only written after a step that counted, so a good one is never lost to a run that has gone wrong.
     pub(super) fn checkpoint(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         self.read_steps(observer)?;
         let step = self.position.step;
-        if step == 0 || self.saved.as_ref() == Some(&self.position) {
+        if self.saved.as_ref() == Some(&self.position) {
             return Ok(());
         }
         self.save_due = self.position.skipped_in_a_row > 0;
@@ -200,19 +219,28 @@ impl<B: AutodiffBackend> Trainer<B> {
             observer.on(Event::NotSaved { step });
             return Ok(());
         }
+        let begun = Instant::now();
         self.compare_weights()?;
         // What the other processes hold; only the first one has it all.
         let state = gather_state(self.group.as_ref(), &self.state, &self.device);
         if let Some(state) = state {
             let path = self.write_checkpoint(&state)?;
-            observer.on(Event::Checkpoint { step, path: &path });
+            // That of the start is worth no word.
+            if step > 0 {
+                observer.on(Event::Checkpoint { step, path: &path });
+            }
         }
         self.saved = Some(self.position.clone());
-        self.clock.saved();
+        self.clock.saved(begun);
         Ok(())
     }
 
     fn write_checkpoint(&mut self, state: &ShaRnnState<B>) -> Result<PathBuf, TrainError> {
+        let corpus = self.splits.train.corpus();
+        // What was trained on since the checkpoint before may be neither.
+        if corpus.was_written() && corpus.check().is_ok() && self.corpus.difference(&self.splits).is_some() {
+            return Err(DataError::Changed { corpus: corpus.name().into() }.into());
+        }
         if let Some(metrics) = &mut self.metrics {
             metrics.sync()?;
         }
@@ -272,10 +300,11 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// Ends the run here: scores the weights as they stand, unless that was done, and tests the best ones.
     ///
     /// Call it after [`run`](Self::run), whatever that stopped for. A run that was stopped by a limit may still be resumed:
-    /// its checkpoint does not know of this scoring.
+    /// its checkpoint does not know of this scoring. The [`Interrupt`](crate::Interrupt) of the last [`run`](Self::run) breaks it off
+    /// between two segments: the checkpoint is there, and who resumes comes back here.
     ///
     /// # Errors
-    /// If no validation gave a finite loss, or as [`run`](Self::run).
+    /// If no validation gave a finite loss, if it was interrupted ([`TrainError::is_interrupted`]), or as [`run`](Self::run).
     pub fn finish(mut self, observer: &mut dyn Observer) -> Result<Finished<B>, TrainError> {
         self.clock.start();
         self.read_steps(observer)?;

@@ -55,9 +55,16 @@ fn every_byte_but_each_lanes_first_is_scored_once() {
     {
         let (model, data) = (model(&config()), bytes(len));
         let mut calls = Vec::new();
-        let result = evaluate(&model, &data, &options(lanes, seq_len), &Default::default(), |done, total| {
-            calls.push((done, total));
-        });
+        let result = evaluate(
+            &model,
+            &data,
+            &options(lanes, seq_len),
+            &Default::default(),
+            &Interrupt::default(),
+            |done, total| {
+                calls.push((done, total));
+            },
+        );
         let result = result.unwrap();
         let (nats, count) = by_hand(&model, &data, lanes, seq_len);
         assert_eq!((result.bytes_scored, count), (scored, scored), "{len} bytes in {lanes} lanes");
@@ -73,7 +80,7 @@ fn every_byte_but_each_lanes_first_is_scored_once() {
 #[test]
 fn what_cannot_be_evaluated_is_refused() {
     let run = |config: &ShaRnnConfig, data: &[u8], options: EvalConfig| {
-        evaluate(&model(config), data, &options, &Default::default(), |_, _| {})
+        evaluate(&model(config), data, &options, &Default::default(), &Interrupt::default(), |_, _| {})
     };
     let base = config();
     let refused = |data: &[u8], options| run(&base, data, options).unwrap_err();
@@ -97,7 +104,8 @@ fn what_cannot_be_evaluated_is_refused() {
 fn a_diverged_model_is_an_error_and_not_a_score() {
     let mut model = model(&config());
     model.decoder.bias = model.decoder.bias.map(|bias| bias * f32::NAN);
-    let error = evaluate(&model, &bytes(40), &options(2, 6), &Default::default(), |_, _| {}).unwrap_err();
+    let error = evaluate(&model, &bytes(40), &options(2, 6), &Default::default(), &Interrupt::default(), |_, _| {})
+        .unwrap_err();
     assert!(matches!(error, EvalError::NotFinite { offset: 0, .. }), "{error}");
 }
 
@@ -120,7 +128,8 @@ fn packed(model: &ShaRnn<Flex>, format: WeightFormat, data: &[u8], lanes: usize)
 fn packed_f32_weights_score_as_segments_of_one_byte_do() {
     for (len, lanes, mem_len) in [(40, 1, 6), (43, 4, 6), (61, 3, 0), (6, 3, 6), (80, 2, 1)] {
         let (model, data) = (loud(&config().with_mem_len(mem_len)), bytes(len));
-        let want = evaluate(&model, &data, &options(lanes, 1), &Default::default(), |_, _| {}).unwrap();
+        let want =
+            evaluate(&model, &data, &options(lanes, 1), &Default::default(), &Interrupt::default(), |_, _| {}).unwrap();
         let got = packed(&model, WeightFormat::F32, &data, lanes).unwrap();
         assert_eq!(got.bytes_scored, want.bytes_scored, "{len} bytes in {lanes} lanes");
         // Sums of f32 products in another order.
@@ -128,7 +137,7 @@ fn packed_f32_weights_score_as_segments_of_one_byte_do() {
     }
     // Any segments do while the memory holds the lane.
     let (model, data) = (loud(&config().with_mem_len(50)), bytes(100));
-    let want = evaluate(&model, &data, &options(2, 16), &Default::default(), |_, _| {}).unwrap();
+    let want = evaluate(&model, &data, &options(2, 16), &Default::default(), &Interrupt::default(), |_, _| {}).unwrap();
     let got = packed(&model, WeightFormat::F32, &data, 2).unwrap();
     assert!((got.bpc() - want.bpc()).abs() < 1e-5, "{} and {}", got.bpc(), want.bpc());
 }
@@ -191,8 +200,16 @@ mod dynamic {
 
     fn score(data: &[u8], lanes: usize, dynamic: &DynamicEval) -> Result<f64, EvalError> {
         let train = bytes(300);
-        let result =
-            evaluate_dynamic(tracked(), &train, data, &options(lanes, 6), dynamic, &Default::default(), |_, _| {});
+        let result = evaluate_dynamic(
+            tracked(),
+            &train,
+            data,
+            &options(lanes, 6),
+            dynamic,
+            &Default::default(),
+            &Interrupt::default(),
+            |_, _| {},
+        );
         result.map(|evaluation| evaluation.bpc())
     }
 
@@ -202,7 +219,15 @@ mod dynamic {
     fn without_steps_it_is_the_static_evaluation() {
         for lanes in [1, 3] {
             let data = bytes(100);
-            let fixed = evaluate(&model(&config()), &data, &options(lanes, 6), &Default::default(), |_, _| {}).unwrap();
+            let fixed = evaluate(
+                &model(&config()),
+                &data,
+                &options(lanes, 6),
+                &Default::default(),
+                &Interrupt::default(),
+                |_, _| {},
+            )
+            .unwrap();
             let dynamic = score(&data, lanes, &STILL).unwrap();
             assert!((dynamic - fixed.bpc()).abs() < 1e-6, "{dynamic} and {}", fixed.bpc());
         }

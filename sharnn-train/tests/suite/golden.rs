@@ -8,10 +8,10 @@ use burn::backend::{Autodiff, Flex};
 use burn::module::Param;
 use burn::tensor::{Bool, Tensor};
 use sharnn_core::ops::LambParam;
-use sharnn_core::{AutodiffBackend, Backend, Pass, pytorch_name};
+use sharnn_core::{AutodiffBackend, Backend, Pass, Precision, pytorch_name};
 use sharnn_train::{FIRST_MOMENT, LambConfig, Optimizer, SECOND_MOMENT, collect_params, load_weights, save_tensors};
 
-use crate::support::{Fixture, fixtures};
+use crate::support::{Fixture, fixtures, unit_roundoff};
 
 fn lamb_config(fixture: &Fixture, clip: Option<f64>) -> LambConfig {
     let [beta1, beta2] = fixture.option("betas");
@@ -158,7 +158,7 @@ fn run_all<B: AutodiffBackend>() {
         run_optimizer::<B>(&fixture);
     }
     for fixture in fixtures("train_") {
-        run_training::<B>(&fixture);
+        run_training::<B>(&fixture.within(unit_roundoff::<B>(Precision::F32)));
     }
 }
 
@@ -171,4 +171,16 @@ fn flex_agrees_with_the_published_optimizer_and_training() {
 #[test]
 fn ndarray_agrees_with_the_published_optimizer_and_training() {
     run_all::<Autodiff<burn::backend::NdArray<f32>>>();
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn cuda_agrees_with_the_published_optimizer_and_training() {
+    run_all::<Autodiff<sharnn_core::UnfusedCuda>>();
+}
+
+#[cfg(all(feature = "cuda", feature = "fusion"))]
+#[test]
+fn cuda_under_fusion_agrees_with_the_published_optimizer_and_training() {
+    run_all::<Autodiff<burn::backend::Cuda>>();
 }

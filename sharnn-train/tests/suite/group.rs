@@ -90,14 +90,15 @@ fn an_interruption_of_one_stops_all() {
         let mut saved = Vec::new();
         let mut observer = |event: Event<'_>| match event {
             Event::Train { record, .. } if record.step == 14 && rank == 1 => interrupt.raise(),
-            Event::Checkpoint { step, .. } => saved.push(step),
+            // Before it there are others: by steps, and where a second has gone by before a validation.
+            Event::Checkpoint { step, .. } if step >= 14 => saved.push(step),
             _ => {}
         };
         let stop = trainer.run(&Limits::default(), &mut observer, &interrupt).unwrap();
         (stop, trainer.position().step, saved)
     });
     // It is told with the next step.
-    assert_eq!(stops[0], (Stop::Interrupted, 15, vec![10, 15]));
+    assert_eq!(stops[0], (Stop::Interrupted, 15, vec![15]));
     assert_eq!(stops[1], (Stop::Interrupted, 15, vec![]));
 }
 

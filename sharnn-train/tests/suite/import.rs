@@ -231,7 +231,9 @@ fn a_bf16_file_scores_within_its_rounding() {
     let model = ours().init_seeded::<Flex>(1, &Default::default());
     let config = EvalConfig { lanes: 2, seq_len: 64, ..EvalConfig::default() };
     let score = |model: &ShaRnn<Flex>| {
-        evaluate(model, &enwik8::SAMPLE[..2000], &config, &Default::default(), |_, _| {}).unwrap().bpc()
+        evaluate(model, &enwik8::SAMPLE[..2000], &config, &Default::default(), &Default::default(), |_, _| {})
+            .unwrap()
+            .bpc()
     };
     save_weights_as(&model, &dir.path(), &SaveOptions { dtype: FloatType::Bf16, ..SaveOptions::default() }).unwrap();
     let imported = import(&dir.path(), &ImportOptions::default()).unwrap();

@@ -166,6 +166,85 @@ fn an_interrupt_saves_and_stops_at_the_next_step() {
     assert!(trace(&trainer, dir.path()) == reference);
 }
 
+#[test]
+fn an_evaluation_is_broken_off_and_begun_anew() {
+    let reference = uninterrupted(options);
+    let dir = tempfile::tempdir().unwrap();
+    // Each of the validations that come: resumed, the run is let through it.
+    for _ in 0..6 {
+        let mut trainer = open(options(dir.path())).unwrap();
+        let (interrupt, mut seen, at_first) = (Interrupt::default(), 0, trainer.position().step);
+        let mut raise = |event: Event<'_>| match event {
+            Event::Valid(_) => seen += 1,
+            Event::Evaluating { done, total, .. } if (seen > 0 || at_first == 0) && done < total => interrupt.raise(),
+            _ => {}
+        };
+        let stop = trainer.run(&Limits::default(), &mut raise, &interrupt).unwrap();
+        assert_eq!(stop, Stop::Interrupted);
+        assert!(trainer.position().validated < trainer.position().step, "{:?}", trainer.position());
+    }
+    let mut trainer = open(options(dir.path())).unwrap();
+    complete(&mut trainer);
+    assert!(trace(&trainer, dir.path()) == reference);
+
+    // The last test too.
+    let interrupt = Interrupt::default();
+    trainer.run(&Limits::default(), &mut silent, &interrupt).unwrap();
+    let mut raise = |event: Event<'_>| {
+        if matches!(event, Event::Evaluating { split: "test", .. }) {
+            interrupt.raise();
+        }
+    };
+    let error = trainer.finish(&mut raise).err().expect("it was interrupted");
+    assert!(error.is_interrupted(), "{error}");
+}
+
+#[test]
+fn who_presses_loses_no_more_than_the_step_under_way() {
+    let reference = uninterrupted(options);
+    let dir = tempfile::tempdir().unwrap();
+    for milliseconds in [1, 3, 5, 7, 9] {
+        let mut trainer = open(options(dir.path())).unwrap();
+        let (interrupt, begun) = (Interrupt::default(), trainer.position().step);
+        let presses = interrupt.clone();
+        let (started, starts) = std::sync::mpsc::channel();
+        let finger = std::thread::spawn(move || {
+            starts.recv().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+            presses.raise();
+            presses.raise();
+        });
+        let mut watch = |event: Event<'_>| {
+            if matches!(event, Event::Started { .. }) {
+                started.send(()).unwrap();
+            }
+        };
+        let stop = trainer.run(&Limits::default(), &mut watch, &interrupt).unwrap();
+        finger.join().unwrap();
+        assert!(matches!(stop, Stop::Interrupted | Stop::Finished), "{stop:?}");
+        assert!(trainer.position().step >= begun);
+    }
+    let mut trainer = open(options(dir.path())).unwrap();
+    complete(&mut trainer);
+    assert!(trace(&trainer, dir.path()) == reference);
+}
+
+/// A run can be resumed from its first moment on.
+#[test]
+fn a_run_has_a_checkpoint_before_its_first_step() {
+    let reference = uninterrupted(options);
+    let dir = tempfile::tempdir().unwrap();
+    let interrupt = Interrupt::default();
+    interrupt.raise();
+    let stop = open(options(dir.path())).unwrap().run(&Limits::default(), &mut silent, &interrupt).unwrap();
+    assert_eq!(stop, Stop::Interrupted);
+    let (_, manifest) = latest_manifest(dir.path()).unwrap().expect("a checkpoint");
+    assert_eq!(manifest.position.step, 0);
+    let mut trainer = open(options(dir.path())).unwrap();
+    complete(&mut trainer);
+    assert!(trace(&trainer, dir.path()) == reference);
+}
+
 /// Testing a run that a limit stopped scores weights that the run itself would not have scored; it must not notice.
 #[test]
 fn a_run_that_was_tested_early_goes_on_as_if_it_had_not_been() {
@@ -204,7 +283,8 @@ fn a_run_may_go_on_with_other_evaluations() {
     let (_, manifest) = latest_manifest(dir.path()).unwrap().unwrap();
     let best = manifest.best.unwrap();
     let (model, kept) = load_best::<Flex>(dir.path(), &Default::default()).unwrap();
-    let scored = evaluate(&model, &splits().valid, &other.valid, &Default::default(), |_, _| {}).unwrap();
+    let scored =
+        evaluate(&model, &splits().valid, &other.valid, &Default::default(), &Interrupt::default(), |_, _| {}).unwrap();
     assert_eq!((best.bpc, kept.best), (scored.bpc(), best.clone()));
     // What computes the steps is still refused.
     let error = open_with::<B>(other.with_batch_size(8), options(dir.path())).err().unwrap().to_string();
@@ -223,7 +303,9 @@ fn a_run_that_goes_on_from_weights_scores_them_first() {
     trainer.run(&steps(3), &mut silent, &Interrupt::default()).unwrap();
     drop(trainer);
     let (model, _) = load_best::<Flex>(first.path(), &Default::default()).unwrap();
-    let scored = evaluate(&model, &splits().valid, &recipe().valid, &Default::default(), |_, _| {}).unwrap();
+    let scored =
+        evaluate(&model, &splits().valid, &recipe().valid, &Default::default(), &Interrupt::default(), |_, _| {})
+            .unwrap();
     let (path, config, step) = run_weights(dir.path()).unwrap();
     assert_eq!((config, step, path), (model.config(), 0, dir.path().join("best/weights.safetensors")));
     // The same again after it is resumed: it was scored.
@@ -267,5 +349,5 @@ fn limits_stop_by_epochs_and_by_time() {
     let one_epoch = Limits { max_epochs: Some(1), ..Limits::default() };
     assert_eq!(trainer.run(&one_epoch, &mut silent, &Interrupt::default()).unwrap(), Stop::Epochs);
     let position = trainer.position();
-    assert!(position.epoch == 1 && position.validated == position.step, "{position:?}");
+    assert!(position.epoch == 1 && position.validated == position.step / 9 * 9, "{position:?}");
 }

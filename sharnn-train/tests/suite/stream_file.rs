@@ -6,7 +6,7 @@ use std::path::Path;
 
 use burn::backend::Flex;
 use sharnn_core::{DecodeEngine, DecodeStreams, Scorer, ShaRnnConfig, StateError, Streams, WeightFormat};
-use sharnn_train::{StateFileError, load_state, save_state};
+use sharnn_train::{StateFileError, load_state, load_state_of, save_state, weights_digest};
 
 fn scorer() -> Scorer<DecodeStreams> {
     let config = ShaRnnConfig { d_model: 8, d_ff: 16, n_layers: 2, mem_len: 6, ..ShaRnnConfig::xs() };
@@ -67,6 +67,42 @@ fn files_that_are_no_state_of_these_streams() {
     fs::write(&path, &bytes).unwrap();
     let error = load_state(&path, shape).unwrap_err();
     assert!(matches!(error, StateFileError::State { source: StateError::Damaged { .. }, .. }), "{error}");
+}
+
+#[test]
+fn a_state_knows_its_weights_and_a_stranger_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("stream.state");
+    let config = ShaRnnConfig { d_model: 8, d_ff: 16, n_layers: 2, mem_len: 6, ..ShaRnnConfig::xs() };
+    let digest = |seed| weights_digest(&config.init_seeded::<Flex>(seed, &Default::default()));
+    let (own, other) = (digest(1), digest(2));
+    assert_ne!(own, other);
+    assert_eq!(weights_digest(&config.init_seeded::<Flex>(1, &Default::default()).with_mem_len(3)), own);
+
+    let mut scorer = scorer();
+    scorer.score(b"some text").unwrap();
+    let shape = scorer.streams().shape();
+    save_state(&scorer.state().of_weights(own), &path).unwrap();
+    let state = load_state_of(&path, shape, &own).unwrap();
+    assert_eq!((state.weights(), &state), (Some(&own), &scorer.state().of_weights(own)));
+    let error = load_state_of(&path, shape, &other).unwrap_err();
+    assert!(matches!(error, StateFileError::OtherWeights { .. }), "{error}");
+    assert!(error.to_string().contains("stream.state: it is the state of a stream of other weights"), "{error}");
+    // What was said of the weights is under the file's checksum.
+    let bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(9).position(|bytes| bytes == b" weights=").unwrap() + 9;
+    let mut changed = bytes.clone();
+    changed[at] = if changed[at] == b'0' { b'1' } else { b'0' };
+    fs::write(&path, &changed).unwrap();
+    let error = load_state(&path, shape).unwrap_err();
+    assert!(matches!(error, StateFileError::State { source: StateError::Damaged { .. }, .. }), "{error}");
+    changed[at] = b'g';
+    fs::write(&path, &changed).unwrap();
+    let error = load_state(&path, shape).unwrap_err();
+    assert!(matches!(error, StateFileError::State { source: StateError::Format { .. }, .. }), "{error}");
+    // One of before, which says nothing.
+    save_state(&scorer.state(), &path).unwrap();
+    assert_eq!(load_state_of(&path, shape, &own).unwrap().weights(), None);
 }
 
 #[test]

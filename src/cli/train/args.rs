@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use indicatif::HumanCount;
 
 use crate::core::{MemoryEstimate, StepShape};
 use crate::train::{Limits, Schedule, latest_manifest};
@@ -168,9 +169,14 @@ fn suitable_multiple(backend: BackendKind) -> usize {
 }
 
 impl Args {
+    /// What the run goes on from, if it does.
+    pub fn trained(&self) -> Result<Option<Trained>> {
+        self.from.clone().map(|model| ModelArgs::of(model).trained()).transpose()
+    }
+
     /// Puts the options together. A run that exists lends its model and recipe, and the options given now change them: a
     /// change that it cannot take is refused by the trainer by name.
-    pub fn plan(&self, run_dir: &Path, splits: &Splits) -> Result<Plan> {
+    pub fn plan(&self, run_dir: &Path, splits: &Splits, trained: Option<Trained>) -> Result<Plan> {
         let stored = latest_manifest(run_dir)?.map(|(_, manifest)| manifest);
         let seconds = stored.as_ref().map_or(0.0, |manifest| manifest.seconds);
         let stored = stored.map(|manifest| (manifest.config, manifest.recipe));
@@ -184,7 +190,6 @@ impl Args {
             stored.is_none() || self.resume,
             "there is a run in {dir} already: go on with it with --resume, or name another --out"
         );
-        let trained = self.from.clone().map(|model| ModelArgs::of(model).trained()).transpose()?;
         let (mut config, mut recipe, of_preset) = match (&self.preset, &self.recipe, stored.clone()) {
             (None, None, Some((config, recipe))) => (config, recipe, false),
             _ => {
@@ -342,6 +347,12 @@ impl Args {
                 recipe.segments = SegmentLengths::Fixed { len: seq_len };
             }
         }
+        // As many lanes as a tiny file has segments for, where so many were not asked for.
+        if let (None, Some(splits)) = (self.batch, splits)
+            && splits.train.len() / recipe.batch_size.max(1) < 2
+        {
+            recipe.batch_size = lanes(recipe.batch_size, splits.train.len(), recipe.segments.max());
+        }
         let first_lr = recipe.phases[0].lr;
         for phase in &mut recipe.phases {
             // The paper's second phase has half of the first one's rate, whatever that is. The same rate again changes no bit.
@@ -429,7 +440,7 @@ impl Plan {
             _ => "the whole recipe".into(),
         };
         format!(
-            "{} wide, {} blocks, memory {}; matrix products in {}; batches of {} x up to {} bytes of {} ({} bytes); {stop}; into {}",
+            "{} wide, {} blocks, memory {}; matrix products in {}; batches of {} x up to {} bytes of {} ({} bytes, some {} steps an epoch); {stop}; into {}",
             config.d_model,
             config.n_layers,
             config.mem_len,
@@ -438,8 +449,21 @@ impl Plan {
             recipe.segments.max(),
             splits.name,
             splits.train.len(),
+            HumanCount(self.epoch_steps(splits)),
             options.run_dir.display()
         )
+    }
+
+    /// About how many steps an epoch has: lengths of segments vary.
+    fn epoch_steps(&self, splits: &Splits) -> u64 {
+        let lane = splits.train.len() / self.recipe.batch_size.max(1);
+        let len = match self.recipe.segments {
+            SegmentLengths::Random { base, short_base, short_probability, .. } => {
+                base as f64 + short_probability * (short_base as f64 - base as f64)
+            }
+            SegmentLengths::Fixed { len } => len as f64,
+        };
+        (lane.saturating_sub(1) as f64 / len).ceil() as u64
     }
 
     /// An estimate of what training takes in each of so many processes.
@@ -477,7 +501,8 @@ mod tests {
     }
 
     fn plan(options: &[&str]) -> Result<Plan> {
-        args(options).plan(Path::new("nowhere"), &enwik8::sample())
+        let args = args(options);
+        args.plan(Path::new("nowhere"), &enwik8::sample(), args.trained()?)
     }
 
     fn precisions(recipe: &Recipe) -> [Precision; 3] {

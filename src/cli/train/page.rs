@@ -1,11 +1,11 @@
 //! What a run's directory says of itself to whoever opens it: a page, the loss curve, a sample of text.
 
 use std::fmt::Write;
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use super::super::outputs;
 use super::super::plot::{Curve, Over, draw};
 use super::super::report::Reached;
 use super::origin::Origin;
@@ -19,10 +19,7 @@ const SAMPLE: &str = "sample.txt";
 /// Writes the page and what belongs to it. A run that stopped before its first record has no picture yet, and one that goes on
 /// has no sample.
 pub fn write(run_dir: &Path, splits: &Splits, sample: Option<&[u8]>) -> Result<()> {
-    let put = |name: &str, contents: &[u8]| {
-        let path = run_dir.join(name);
-        fs::write(&path, contents).with_context(|| format!("cannot write {}", path.display()))
-    };
+    let put = |name: &str, contents: &[u8]| outputs::write(&run_dir.join(name), contents);
     let picture = match Curve::read(run_dir, Over::Steps) {
         Ok(curve) => {
             draw(&run_dir.join(PICTURE), &[curve], Over::Steps, None)

@@ -9,7 +9,7 @@ use half::bf16;
 use super::dropout::{self, Mask, MaskCompilationArg};
 use super::lamb::{self, OptionsCompilationArg};
 use super::lstm::{self, Keeps, SizesCompilationArg};
-use super::{UNITS, attention, boom, decoder_loss, layer_norm};
+use super::{UNITS, attention, boom, decoder_loss, layer_norm, persistent};
 
 type Builder<'a> = &'a mut KernelBuilder;
 
@@ -70,7 +70,9 @@ fn source(name: &str, body: impl FnOnce(Builder)) -> String {
         ExecutionMode::Checked,
         address,
     );
-    kernel.unwrap_or_else(|error| panic!("{name}: {error:?}")).to_string()
+    let kernel = kernel.unwrap_or_else(|error| panic!("{name}: {error:?}"));
+    // All of a kernel's shared memory is given to it at its launch: its source does not say how much that is.
+    format!("// dynamic shared memory: {}\n{kernel}", kernel.shared_memory_size())
 }
 
 /// One kernel: its name, what it is called with, in this order, and what is known when it is compiled.
@@ -255,6 +257,7 @@ fn kernels() -> Vec<(String, String)> {
     kernels.extend(attention_kernels::<bf16>("bf16"));
     kernels.extend(lstm_kernels::<f32>("f32", false));
     kernels.extend(lstm_kernels::<bf16>("bf16", true));
+    kernels.extend(persistent::sources());
     kernels
 }
 
@@ -264,7 +267,8 @@ fn every_kernel_has_a_cuda_source() {
     let directory = std::env::var_os("SHARNN_CUDA_SOURCES").map(std::path::PathBuf::from);
     for (name, source) in kernels() {
         assert!(source.contains("__global__"), "{name}:\n{source}");
-        let has_mma = source.contains("wmma::mma_sync");
+        let has_mma = source.contains("wmma::mma_sync")
+            || (source.contains("mma.sync.aligned") && source.contains("#define SHARNN_BF16 1"));
         let wants_mma = name.starts_with("lstm") && name.ends_with("bf16") && !name.starts_with("lstm_backward_last");
         assert_eq!(has_mma, wants_mma, "{name}:\n{source}");
         if let Some(directory) = &directory {

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::marker::PhantomData;
 
+use burn::tensor::backend::ExecutionError;
 use burn::tensor::{DType, Int, Shape, Tensor, TensorPrimitive};
+use burn_fusion::client::GlobalFusionClient;
 use burn_fusion::stream::{Operation, OperationStreams};
 use burn_fusion::{Fusion, FusionBackend, FusionRuntime};
 use burn_ir::{CustomOpIr, HandleContainer, OperationIr, TensorIr};
@@ -185,6 +187,16 @@ fn take_attention<B: Backend>(queue: &mut Queue<B>, rest: Attention) -> Attentio
 /// The inner backend keeps the attention's weights for the backward, as the generic body and the one on CubeCL do.
 impl<B: FusionBackend + Backend> Backend for Fusion<B> {
     const HALVES_ATTENTION_WEIGHTS: bool = B::HALVES_ATTENTION_WEIGHTS;
+
+    fn notices(device: &Self::Device) -> Vec<String> {
+        B::notices(device)
+    }
+
+    fn flush(device: &Self::Device) -> Result<(), ExecutionError> {
+        let inner = device.clone();
+        // Its stream is run to its end before the inner backend is asked.
+        GlobalFusionClient::<B::FusionRuntime>::load(device).sync(move || B::flush(&inner))
+    }
 
     fn affine(
         x: Tensor<Self, 2>,

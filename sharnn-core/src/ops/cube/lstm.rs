@@ -6,6 +6,8 @@
 //!
 //! With operands of bfloat16 the planes of a cube multiply tiles of 16 x 16 terms on tensor cores, each plane its own terms,
 //! and their sums are added up in the end.
+//!
+//! On CUDA all steps of a segment may be one launch instead: see `persistent`.
 
 use burn::tensor::Tensor;
 use burn_cubecl::CubeRuntime;
@@ -15,7 +17,9 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 use half::bf16;
 
-use super::{OnCube, UNITS, arg, is_f32, linear, operand, product, room, sigmoid, tensor, values};
+#[cfg(feature = "cuda")]
+use super::persistent;
+use super::{OnCube, UNITS, arg, is_f32, linear, operand_values, product, room, sigmoid, tensor, values};
 use crate::ops::{LinearGrads, LstmGrads, LstmInputs, LstmSaved, LstmWanted, Precision, lstm as generic};
 
 /// Lanes of a cube: the rows of a tensor core's tile.
@@ -428,13 +432,13 @@ fn cubes([_, lanes, d]: [usize; 3], hidden: usize) -> (CubeCount, CubeDim) {
 }
 
 /// What the recurrence leaves.
-struct Outputs<R: CubeRuntime> {
+pub(super) struct Outputs<R: CubeRuntime> {
     /// `[seq_len + 1, lanes, d]`
-    output: CubeTensor<R>,
+    pub(super) output: CubeTensor<R>,
     /// `[seq_len, lanes, 4 d]`, where they are kept.
-    gates: CubeTensor<R>,
+    pub(super) gates: CubeTensor<R>,
     /// `[seq_len, lanes, d]`, where they are kept.
-    cells: CubeTensor<R>,
+    pub(super) cells: CubeTensor<R>,
 }
 
 /// What is kept of each step.
@@ -449,7 +453,7 @@ fn run<B: OnCube>(inputs: LstmInputs<B>, precision: Precision, keeps: Keeps) -> 
     let ([seq_len, lanes, d_in], [_, d]) = (inputs.x.dims(), inputs.h0.dims());
     let LstmInputs { x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, .. } = inputs;
     let projected = values(product(x.reshape([seq_len * lanes, d_in]), weight_ih.transpose(), precision));
-    let weight = operand(values(weight_hh), precision);
+    let weight = operand_values(weight_hh, precision);
     let rest = [values(bias_ih), values(bias_hh), values(h0), values(c0)];
     match precision {
         Precision::F32 => steps::<_, f32>(&projected, &weight, &rest, [seq_len, lanes, d], keeps),
@@ -466,15 +470,21 @@ fn run<B: OnCube>(inputs: LstmInputs<B>, precision: Precision, keeps: Keeps) -> 
 fn steps<R: CubeRuntime, E: Float>(
     projected: &CubeTensor<R>,
     weight: &CubeTensor<R>,
-    [bias_ih, bias_hh, h0, c0]: &[CubeTensor<R>; 4],
+    rest: &[CubeTensor<R>; 4],
     shape: [usize; 3],
     keeps: Keeps,
 ) -> Outputs<R> {
     let [seq_len, lanes, d] = shape;
-    let mma = has_tensor_cores::<R, E>(&projected.client);
     let output = room(projected, [seq_len + 1, lanes, d]);
     let gates = if keeps.gates { room(projected, [seq_len, lanes, 4 * d]) } else { room(projected, [1, 1, 1]) };
     let cells = room(projected, [if keeps.cells { seq_len } else { 1 }, lanes, d]);
+    let outputs = Outputs { output, gates, cells };
+    #[cfg(feature = "cuda")]
+    if persistent::forward(projected, weight, rest, &outputs, shape, keeps) {
+        return outputs;
+    }
+    let [bias_ih, bias_hh, h0, c0] = rest;
+    let mma = has_tensor_cores::<R, E>(&projected.client);
     for step in 0..seq_len {
         let (count, dim) = cubes(shape, HIDDEN);
         forward_kernel::launch::<E, R>(
@@ -487,9 +497,9 @@ fn steps<R: CubeRuntime, E: Float>(
             arg(bias_hh),
             arg(h0),
             arg(c0),
-            arg(&output),
-            arg(&gates),
-            arg(&cells),
+            arg(&outputs.output),
+            arg(&outputs.gates),
+            arg(&outputs.cells),
             sizes(shape),
             step as u32,
             step == 0,
@@ -497,38 +507,44 @@ fn steps<R: CubeRuntime, E: Float>(
             mma,
         );
     }
-    Outputs { output, gates, cells }
+    outputs
 }
 
 /// The steps backward: gradients of the gates before their activation, `[seq_len * lanes, 4 d]`, and of `c0`.
 ///
 /// # Shapes
-/// - `weight`: `W_hhᵀ`, `[d, 4 d]`
+/// - `weight`: `W_hh`, `[4 d, d]`
 /// - `kept`: gates, `[seq_len, lanes, 4 d]`, cells, `[seq_len, lanes, d]`, and `c0`, `[lanes, d]`
 /// - `grad`: `[seq_len + 1, lanes, d]`
-fn steps_back<R: CubeRuntime, E: Float>(
-    weight: &CubeTensor<R>,
-    [gates, cells, c0]: &[CubeTensor<R>; 3],
-    grad: &CubeTensor<R>,
+fn steps_back<B: OnCube, E: Float>(
+    weight: Tensor<B, 2>,
+    kept: &[CubeTensor<B::Runtime>; 3],
+    grad: &CubeTensor<B::Runtime>,
     shape: [usize; 3],
-) -> [CubeTensor<R>; 2] {
+    precision: Precision,
+) -> [CubeTensor<B::Runtime>; 2] {
     let [seq_len, lanes, d] = shape;
-    let mma = has_tensor_cores::<R, E>(&grad.client);
-    let dgates = room(grad, [seq_len * lanes, 4 * d]);
-    let dcells = room(grad, [lanes, d]);
+    let grads = [room(grad, [seq_len * lanes, 4 * d]), room(grad, [lanes, d])];
+    #[cfg(feature = "cuda")]
+    if persistent::backward(|| operand_values(weight.clone(), precision), kept, grad, &grads, shape, precision) {
+        return grads;
+    }
+    let weight = operand_values(weight.transpose(), precision);
+    let ([gates, cells, c0], [dgates, dcells]) = (kept, &grads);
+    let mma = has_tensor_cores::<B::Runtime, E>(&grad.client);
     for step in (0..seq_len).rev() {
         let (count, dim) = cubes(shape, hidden_back(mma));
-        backward_kernel::launch::<E, R>(
+        backward_kernel::launch::<E, B::Runtime>(
             &grad.client,
             count,
             dim,
-            arg(weight),
+            arg(&weight),
             arg(gates),
             arg(cells),
             arg(c0),
             arg(grad),
-            arg(&dgates),
-            arg(&dcells),
+            arg(dgates),
+            arg(dcells),
             sizes(shape),
             step as u32,
             step == 0,
@@ -536,7 +552,7 @@ fn steps_back<R: CubeRuntime, E: Float>(
             mma,
         );
     }
-    [dgates, dcells]
+    grads
 }
 
 pub(super) fn infer<B: OnCube>(inputs: LstmInputs<B>, precision: Precision) -> Tensor<B, 3> {
@@ -566,11 +582,10 @@ pub(super) fn backward<B: OnCube>(saved: LstmSaved<B>, grad: Tensor<B, 3>, wante
     let gates = gates.unwrap_or_else(|| generic::gates_again(&inputs, output.clone(), precision));
     let LstmInputs { x, weight_ih, weight_hh, h0, c0, .. } = inputs;
     let shape = [seq_len, lanes, d];
-    let weight = operand(values(weight_hh.clone().transpose()), precision);
     let (kept, grad) = ([values(gates), values(cells), values(c0)], values(grad));
     let [dgates, c0] = match precision {
-        Precision::F32 => steps_back::<_, f32>(&weight, &kept, &grad, shape),
-        Precision::Bf16 => steps_back::<_, bf16>(&weight, &kept, &grad, shape),
+        Precision::F32 => steps_back::<_, f32>(weight_hh.clone(), &kept, &grad, shape, precision),
+        Precision::Bf16 => steps_back::<_, bf16>(weight_hh.clone(), &kept, &grad, shape, precision),
     };
     let dgates: Tensor<B, 2> = tensor(dgates);
     let of_weight = |hidden: Tensor<B, 2>| product(dgates.clone().transpose(), hidden, precision);

@@ -14,19 +14,25 @@ mod lamb;
 mod layer_norm;
 mod linear;
 mod lstm;
+#[cfg(feature = "cuda")]
+mod persistent;
+mod product;
 mod reduce;
 
+use burn::tensor::backend::ExecutionError;
 use burn::tensor::{DType, Shape, Tensor, TensorPrimitive};
 use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::calculate_cube_count_elemwise;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::element::BoolElement;
-use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
-use burn_cubecl::kernel::{cast, into_contiguous};
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
+use product::{operand_values, product};
 
+#[cfg(feature = "cuda")]
+pub use self::persistent::{CUDA_LSTM_VARIABLE, CudaLstm, UnknownCudaLstm};
 use super::{
     AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomInputs, BoomSaved, DecoderLossInputs,
     DecoderLossSaved, Dropout, LambParam, LambRatios, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs,
@@ -58,7 +64,11 @@ where
     F: FloatElement,
     I: IntElement,
     BT: BoolElement,
-    Self: burn::tensor::backend::Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
+    Self: burn::tensor::backend::Backend<
+            FloatTensorPrimitive = CubeTensor<R>,
+            IntTensorPrimitive = CubeTensor<R>,
+            Device = R::CubeDevice,
+        >,
 {
     type Runtime = R;
 }
@@ -78,26 +88,6 @@ fn is_f32<B: OnCube, const D: usize>(x: &Tensor<B, D>) -> bool {
     x.dtype() == DType::F32
 }
 
-/// A matrix product of f32 whose operands are taken in `precision`.
-fn product<B: OnCube, const D: usize>(a: Tensor<B, D>, b: Tensor<B, D>, precision: Precision) -> Tensor<B, D> {
-    match precision {
-        Precision::F32 => a.matmul(b),
-        Precision::Bf16 => {
-            let [a, b] = [a, b].map(|x| operand(x.into_primitive().tensor(), precision));
-            let product = matmul(a, b, None, MatmulStrategy::default(), DType::F32);
-            tensor(product.expect("a product of checked shapes"))
-        }
-    }
-}
-
-/// The operand of a product.
-fn operand<R: CubeRuntime>(x: CubeTensor<R>, precision: Precision) -> CubeTensor<R> {
-    match precision {
-        Precision::Bf16 if x.dtype != DType::BF16 => cast(x, DType::BF16),
-        Precision::Bf16 | Precision::F32 => x,
-    }
-}
-
 /// Room for a result of f32, on the device of `like`.
 fn room<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>) -> CubeTensor<R> {
     room_of(like, shape, DType::F32)
@@ -108,7 +98,11 @@ fn room_of<R: CubeRuntime>(like: &CubeTensor<R>, shape: impl Into<Shape>, dtype:
 }
 
 /// An argument of a kernel.
+///
+/// # Panics
+/// If it is not contiguous, as what Burn's own kernels return may not be: the kernel would take its rows from wrong places.
 fn arg<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
+    assert!(x.is_contiguous(), "a kernel is given contiguous tensors, not {x:?}");
     x.clone().into_array_arg()
 }
 
@@ -129,9 +123,23 @@ where
     F: FloatElement,
     I: IntElement,
     BT: BoolElement,
-    Self: burn::tensor::backend::Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
+    Self: burn::tensor::backend::Backend<
+            FloatTensorPrimitive = CubeTensor<R>,
+            IntTensorPrimitive = CubeTensor<R>,
+            Device = R::CubeDevice,
+        >,
 {
     const HALVES_ATTENTION_WEIGHTS: bool = true;
+
+    #[cfg(feature = "cuda")]
+    fn notices(device: &Self::Device) -> Vec<String> {
+        persistent::notices(device)
+    }
+
+    fn flush(device: &Self::Device) -> Result<(), ExecutionError> {
+        let failed = |error| ExecutionError::WithContext { reason: format!("{error}") };
+        R::client(device).flush().map_err(failed)
+    }
 
     fn affine(
         x: Tensor<Self, 2>,

@@ -2,19 +2,37 @@
 
 use std::io::{self, Write};
 
+use serde::Serialize;
+
+use crate::train::printable;
+
+/// A value as JSON whose text a terminal may show: what it would obey is escaped, where JSON itself does not ask for it too.
+pub fn json(value: &impl Serialize) -> serde_json::Result<String> {
+    let json = serde_json::to_string(value)?;
+    let mut line = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_control() {
+            line.push_str(&format!("\\u{:04x}", c as u32));
+        } else {
+            line.push(c);
+        }
+    }
+    Ok(line)
+}
+
 /// Writes bytes as text for a terminal. A character that is not complete yet waits for its other bytes.
-pub(super) struct Printable<W> {
+pub struct Printable<W> {
     out: W,
     pending: Vec<u8>,
 }
 
 impl<W: Write> Printable<W> {
-    pub(super) fn new(out: W) -> Self {
+    pub fn new(out: W) -> Self {
         Self { out, pending: Vec::new() }
     }
 
     /// Writes what still waits, and ends the line.
-    pub(super) fn finish(mut self) -> io::Result<()> {
+    pub fn finish(mut self) -> io::Result<()> {
         let rest = if self.pending.is_empty() { "\n" } else { "\u{FFFD}\n" };
         self.out.write_all(rest.as_bytes())?;
         self.out.flush()
@@ -27,8 +45,7 @@ impl<W: Write> Write for Printable<W> {
         let mut text = String::new();
         let mut complete = 0;
         for chunk in self.pending.utf8_chunks() {
-            let shown = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { '\u{FFFD}' } else { c };
-            text.extend(chunk.valid().chars().map(shown));
+            text.push_str(&printable(chunk.valid()));
             complete += chunk.valid().len();
             let invalid = chunk.invalid();
             // At the end it may be the beginning of a character: the error then has no length.
@@ -68,6 +85,14 @@ mod tests {
     #[test]
     fn characters_cut_into_bytes_come_out_whole() {
         assert_eq!(printed("naïve €\t🦀\n".as_bytes()), "naïve €\t🦀\n\n");
+    }
+
+    #[test]
+    fn json_is_the_same_value_and_holds_no_control_character() {
+        let value = "a\x1b\x7f\u{9b}é\n";
+        let line = json(&value).unwrap();
+        assert_eq!(line, r#""a\u001b\u007f\u009bé\n""#);
+        assert_eq!(serde_json::from_str::<String>(&line).unwrap(), value);
     }
 
     #[test]

@@ -1,0 +1,315 @@
+//! What ends the program from outside, and what it has kept and said by then.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::program::Workplace;
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Waits until something is so.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < PATIENCE, "{what} never came");
+        sleep(Duration::from_millis(2));
+    }
+}
+
+fn signal(program: &Child, name: &str) {
+    assert!(Command::new("kill").args([&format!("-{name}"), &program.id().to_string()]).status().unwrap().success());
+}
+
+/// Waits for the end, and returns what was written to standard error.
+fn end(mut program: Child) -> (ExitStatus, String) {
+    until("the end", || program.try_wait().unwrap().is_some());
+    let mut said = String::new();
+    if let Some(mut stderr) = program.stderr.take() {
+        stderr.read_to_string(&mut said).unwrap();
+    }
+    (program.wait().unwrap(), said)
+}
+
+/// Options of a run that has no end within a test.
+fn endless(at: &Workplace) -> Vec<&'static str> {
+    let mut options = at.train(&["--recipe", "paper", "--valid-every", "1000000", "--threads", "1"]);
+    options.truncate(options.len() - 2);
+    *options.iter_mut().find(|option| **option == "3").unwrap() = "1000000";
+    options
+}
+
+fn steps(at: &Workplace) -> usize {
+    std::fs::read_to_string(at.path("run/metrics.jsonl")).map_or(0, |metrics| metrics.matches("\"train\"").count())
+}
+
+/// A run that was stopped goes on from where it stood.
+fn goes_on(at: &Workplace, more: usize) {
+    let stopped = at.json(&["inspect", "run", "--json"])["run"]["position"]["step"].as_u64().unwrap();
+    let steps = (stopped + more as u64).to_string();
+    let done = at.json(&["train", "--resume", "--out", "run", "--threads", "1", "--steps", &steps, "--json"]);
+    assert_eq!(done["steps"].as_u64(), Some(stopped + more as u64), "{done}");
+}
+
+#[test]
+fn each_signal_that_asks_to_stop_saves_and_ends_a_run() {
+    for name in ["INT", "TERM", "HUP", "USR1"] {
+        let at = Workplace::new();
+        let program = at.start(&endless(&at));
+        until("a step", || steps(&at) > 1);
+        signal(&program, name);
+        let (status, said) = end(program);
+        assert_eq!(status.code(), Some(130), "{name}: {said}");
+        assert!(said.contains("stopping after the step under way"), "{name}: {said}");
+        assert!(said.contains("go on with: --resume --out run"), "{name}: {said}");
+        goes_on(&at, 1);
+    }
+}
+
+#[test]
+fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
+    for name in ["HUP", "INT"] {
+        let at = Workplace::new();
+        let program = at.shell(&format!("trap '' {name}; exec \"$@\""), &endless(&at)).spawn().unwrap();
+        until("a step", || steps(&at) > 1);
+        signal(&program, name);
+        let before = steps(&at);
+        until("more steps", || steps(&at) > before + 20);
+        signal(&program, "TERM");
+        assert_eq!(end(program).0.code(), Some(130), "{name}");
+    }
+}
+
+#[test]
+fn a_run_that_was_killed_before_its_first_step_goes_on() {
+    let at = Workplace::new();
+    let mut program = at.start(&endless(&at));
+    until("the checkpoint of the start", || at.path("run/step-00000000").is_dir() || steps(&at) > 0);
+    program.kill().unwrap();
+    end(program);
+    goes_on(&at, 2);
+    // It has served its time once there is another.
+    assert!(!at.path("run/step-00000000").exists());
+}
+
+#[test]
+fn a_validation_is_broken_off_and_nothing_is_lost() {
+    let at = Workplace::new();
+    let text: Vec<u8> = (0..4_000_000_u32).map(|i| b'a' + (i % 23) as u8).collect();
+    at.write("text", &text);
+    let mut options = endless(&at);
+    *options.iter_mut().find(|option| **option == "1000000").unwrap() = "2000000";
+    let (at_valid, _) = options.iter().enumerate().find(|(_, option)| **option == "--valid-every").unwrap();
+    options[at_valid + 1] = "2";
+    let at_bytes = options.iter().position(|option| *option == "--valid-bytes").unwrap();
+    options.drain(at_bytes..at_bytes + 2);
+    options.extend(["--full-eval", "--data", "text"]);
+    let program = at.start(&options);
+    until("the second step", || steps(&at) == 2);
+    sleep(Duration::from_millis(300));
+    signal(&program, "TERM");
+    let (status, said) = end(program);
+    assert_eq!(status.code(), Some(130), "{said}");
+    assert!(said.contains("stopped after step 2;"), "{said}");
+    assert!(!at.read("run/metrics.jsonl").contains("valid"), "it was broken off");
+    assert!(at.path("run/step-00000002").is_dir());
+}
+
+#[test]
+fn a_line_is_answered_as_soon_as_no_more_is_waiting() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    for more in [&["--to-state", "state"][..], &["--alone"], &["--json", "--alone"]] {
+        let mut program = at.start_with_stdin(&[&["score", "--model", "run"], more].concat());
+        let (mut stdin, stdout) = (program.stdin.take().unwrap(), program.stdout.take().unwrap());
+        let mut lines = BufReader::new(stdout).lines();
+        for text in ["first\n", "second\n", "third\nfourth"] {
+            stdin.write_all(text.as_bytes()).unwrap();
+            let line = lines.next().unwrap().unwrap();
+            assert!(line.contains(text.lines().next().unwrap()), "{more:?}: {line}");
+        }
+        signal(&program, "INT");
+        let (status, said) = end(program);
+        assert_eq!(status.code(), Some(130), "{more:?}: {said}");
+        assert!(said.starts_with("stopped after "), "{said}");
+        assert!(at.path("state").is_file(), "{more:?}");
+    }
+}
+
+#[test]
+fn an_interrupted_score_prints_what_it_has() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    for (more, wanted) in [(&["--total", "--json"][..], 1), (&["--top", "5"], 2), (&["--top", "5", "--alone"], 2)] {
+        let mut program = at.start_with_stdin(&[&["score", "--model", "run"], more].concat());
+        let mut stdin = program.stdin.take().unwrap();
+        stdin.write_all(b"one\ntwo\n").unwrap();
+        // Nothing says that they were read; they are before the signal that is waited for.
+        sleep(Duration::from_secs(3));
+        signal(&program, "TERM");
+        let mut out = String::new();
+        program.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+        let (status, said) = end(program);
+        assert_eq!((status.code(), out.lines().count()), (Some(130), wanted), "{more:?}: {out}{said}");
+        assert!(said.contains("stopped after 2 lines, 8 bytes"), "{said}");
+    }
+}
+
+#[test]
+fn commands_without_anything_to_keep_end_at_once() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    at.write("text", &[b'a'; 4_000_000]);
+    let (generate, bench) =
+        (["generate", "--model", "run", "--bytes", "1000000000"], ["bench", "--size", "L", "--json"]);
+    for args in [&generate[..], &bench] {
+        let mut program = at.start(args);
+        if args[0] == "generate" {
+            program.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        } else {
+            sleep(Duration::from_millis(300));
+        }
+        drop(program.stdout.take());
+        signal(&program, "TERM");
+        let (status, said) = end(program);
+        // Whichever comes first: nobody reads any more.
+        assert!(status.code() == Some(130) || args[0] == "generate" && status.code() == Some(0), "{args:?}: {said}");
+    }
+    let mut program = at.start(&["eval", "--model", "run", "--data", "text", "--full-eval"]);
+    let mut stderr = BufReader::new(program.stderr.take().unwrap());
+    stderr.read_line(&mut String::new()).unwrap();
+    signal(&program, "USR1");
+    let (status, _) = end(program);
+    let mut said = String::new();
+    stderr.read_to_string(&mut said).unwrap();
+    assert_eq!(status.code(), Some(130), "{said}");
+    assert!(said.contains("interrupted after"), "{said}");
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_is_told() {
+    let at = Workplace::new();
+    let output = at.shell("ulimit -f 8; exec \"$@\"", &at.train(&["--quiet"])).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("error: ") && said.contains("File too large"), "{said}");
+    let left = std::fs::read_dir(at.path("run")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(left.into_iter().all(|name| !name.to_string_lossy().starts_with(".tmp")));
+}
+
+#[test]
+fn what_belongs_in_the_directory_is_written_before_anything_is_said() {
+    for (redirected, code) in [(">/dev/full", 1), ("| true", 0)] {
+        let at = Workplace::new();
+        let script = match redirected {
+            "| true" => "\"$@\" | sleep 0".into(),
+            _ => format!("exec \"$@\" {redirected}"),
+        };
+        let output = at.shell(&script, &at.train(&["--quiet"])).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert_eq!(code == 1, said.contains("cannot write to standard output"), "{said}");
+        for file in ["README.md", "loss.svg", "sample.txt"] {
+            assert!(at.path("run").join(file).is_file(), "{redirected}: {file}");
+        }
+    }
+    let at = Workplace::new();
+    let mut program = at.start(&at.train(&["--quiet"]));
+    drop(program.stdout.take());
+    let (status, said) = end(program);
+    assert_eq!((status.code(), &said[..]), (Some(0), ""), "a closed pipe is quiet");
+}
+
+#[test]
+fn nothing_that_is_said_can_be_obeyed_by_a_terminal() {
+    let at = Workplace::new();
+    let harmless = |text: &[u8]| {
+        let text = String::from_utf8_lossy(text).into_owned();
+        assert!(text.chars().all(|c| !c.is_control() || c == '\n' || c == '\t'), "{text:?}");
+        text
+    };
+    at.write("colours", b"\x1b[31mred\x1b[0m\x07 and \x9b1mbold\r\n".repeat(500).as_slice());
+    let mut options = at.train(&["--data", "colours", "--set", "model.n_layers=2"]);
+    let at_run = options.iter().position(|option| *option == "run").unwrap();
+    options[at_run] = "run\x1b[2J";
+    let output = at.run(&options);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    harmless(&output.stdout);
+    assert!(harmless(&output.stderr).contains("saved run\u{FFFD}[2J"));
+    for args in [
+        &["inspect", "run\x1b[2J"][..],
+        &["inspect", "no\x1b[2Jwhere"],
+        &["eval", "--model", "run\x1b[2J", "--json"],
+        &["score", "no\x1b[2Jwhere"],
+        &["export", "--model", "run\x1b[2J", "--to", "a\x1b[2J.onnx"],
+        &["plot", "run\x1b[2J", "--svg", "a\x1b[2J.svg"],
+        &["train", "--st\x1b[2Jeps", "1"],
+        &["score", "colours", "--model", "run\x1b[2J", "--json", "--top", "2"],
+    ] {
+        let output = at.run(args);
+        harmless(&output.stdout);
+        harmless(&output.stderr);
+        assert!(!output.stdout.is_empty() || !output.stderr.is_empty(), "{args:?}");
+    }
+    let lines = at.json_lines(&["score", "colours", "--model", "run\x1b[2J", "--json", "--top", "1"]);
+    assert!(lines[0]["text"].as_str().unwrap().contains('\x1b'), "JSON keeps the text: {lines:?}");
+}
+
+/// A terminal of so many columns, and what the program is to take for it.
+fn terminal(columns: u16) -> (File, Stdio) {
+    let size = libc::winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    let (mut ours, mut theirs) = (0, 0);
+    let none = std::ptr::null_mut();
+    // SAFETY: Two integers to write to, no name and no settings wanted, and a size that lives as long as the call.
+    let opened = unsafe { libc::openpty(&mut ours, &mut theirs, none, none.cast(), (&raw const size).cast_mut()) };
+    assert_eq!(opened, 0);
+    use std::os::fd::{FromRawFd, OwnedFd};
+    // SAFETY: Just opened, and owned by nobody else.
+    unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs).into()) }
+}
+
+#[test]
+fn a_terminal_that_draws_no_live_line_gets_no_less_than_a_file() {
+    for (columns, name, value) in
+        [(0, "TERM", "xterm"), (80, "TERM", "dumb"), (80, "TERM", ""), (80, "NO_COLOR", "1"), (80, "CI", "true")]
+    {
+        let at = Workplace::new();
+        let (mut ours, theirs) = terminal(columns);
+        let mut command = at.command(&at.train(&[]));
+        for unset in ["NO_COLOR", "CI"] {
+            command.env_remove(unset);
+        }
+        let mut program =
+            command.env("TERM", "xterm").env(name, value).stdout(Stdio::null()).stderr(theirs).spawn().unwrap();
+        drop(command);
+        let mut said = Vec::new();
+        // The end of a terminal is an error, not an end.
+        let mut buffer = [0; 4096];
+        while let Ok(read @ 1..) = ours.read(&mut buffer) {
+            said.extend_from_slice(&buffer[..read]);
+        }
+        assert!(program.wait().unwrap().success());
+        let said = String::from_utf8(said).unwrap();
+        for line in ["step 1 |", "step 2 |", "step 3 |", "validation after step 3", "test after step 3"] {
+            assert!(said.contains(line), "{name}={value:?}, {columns} columns: {said}");
+        }
+        assert!(!said.contains('\x1b'), "{said:?}");
+    }
+}
+
+#[test]
+fn a_line_too_long_to_be_judged_alone_is_named_and_the_others_are_scored() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    at.write("log", &[b"one\n", &[b'x'; (1 << 20) + 5][..], b"\nthree\n"].concat());
+    let (out, said) = at.both(&["score", "log", "--model", "run", "--alone", "--json"]);
+    let lines: Vec<Value> =
+        String::from_utf8(out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.iter().map(|line| line["line"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3]);
+    assert!(said.contains("line 2 of 1048582 bytes is left out"), "{said}");
+}

@@ -1,0 +1,139 @@
+//! Where runs are kept and what is written: numbers, names, and nothing of a start that came to nothing.
+
+use std::fs;
+
+use crate::program::{Workplace, last_line};
+
+fn names(at: &Workplace, dir: &str) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(at.path(dir)) else { return Vec::new() };
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_latest_run_is_the_newest_that_has_what_is_needed_and_is_named() {
+    let at = Workplace::new();
+    at.log("log", 200);
+    at.stdout(&at.train_on("log", &[]));
+    at.stdout(&at.train_on("log", &["--out", "runs/7"]));
+    // Begun by hand, and by a start that was killed.
+    fs::create_dir(at.path("runs/9")).unwrap();
+    fs::create_dir(at.path("runs/010")).unwrap();
+    at.write("runs/010/metrics.jsonl", b"");
+    let line = "is runs/7: runs/010 has none yet\n";
+    for (args, needed) in [
+        (&["generate", "--model", "latest", "--bytes", "3"][..], "weights"),
+        (&["score", "log", "--model", "latest", "--total"], "weights"),
+        (&["eval", "--model", "latest", "--json"], "weights"),
+        (&["inspect", "latest"], "a checkpoint"),
+        (&["plot", "latest"], "a training loss"),
+        (&["train", "--resume", "--quiet", "--threads", "1"], "a checkpoint"),
+    ] {
+        let (_, err) = at.both(args);
+        assert!(err.starts_with(&format!("the latest run with {needed} {line}")), "{args:?}: {err}");
+    }
+    fs::remove_dir_all(at.path("runs/9")).unwrap();
+    fs::remove_dir_all(at.path("runs/010")).unwrap();
+    let (_, err) = at.both(&["inspect", "latest"]);
+    assert_eq!(err, "the latest run is runs/7\n");
+    // The next number is that after the highest, whatever its name looks like.
+    at.stdout(&at.train_on("log", &[]));
+    assert_eq!(names(&at, "runs"), ["001", "008", "7"]);
+    let none = Workplace::new();
+    fs::create_dir_all(none.path("runs/3")).unwrap();
+    let error = none.error(&["generate", "--model", "latest"]);
+    assert!(error.contains("no run under runs/ has weights, as runs/3 has not"), "{error}");
+}
+
+#[test]
+fn a_start_that_comes_to_nothing_leaves_nothing() {
+    let at = Workplace::new();
+    at.log("log", 200);
+    at.write("bad.safetensors", b"no weights");
+    at.write("short", b"abc");
+    let starts: [(&[&'static str], &'static str); 6] = [
+        (&["--from", "bad.safetensors"], "log"),
+        (&["--from", "nowhere.safetensors"], "log"),
+        (&["--lr", "nan"], "log"),
+        (&["--set", "model.d_ff=1"], "log"),
+        (&[], "nowhere"),
+        (&[], "short"),
+    ];
+    // Which model it goes on from says what sizes it has.
+    let start = |data: &'static str, options: &[&'static str]| {
+        let mut args = at.train_on(data, options);
+        if options.contains(&"--from") {
+            assert_eq!(args.drain(1..3).collect::<Vec<_>>(), ["--preset", "xs"]);
+        }
+        args
+    };
+    for (options, data) in starts {
+        at.error(&start(data, options));
+        at.error(&start(data, &[options, &["--out", "some/where"]].concat()));
+        assert!(!at.path("runs").exists() && !at.path("some").exists(), "{options:?} on {data}");
+        fs::create_dir(at.path("mine")).unwrap();
+        at.write("mine/notes", b"mine");
+        at.error(&start(data, &[options, &["--out", "mine"]].concat()));
+        assert_eq!(names(&at, "mine"), ["notes"], "{options:?} on {data}");
+        fs::remove_dir_all(at.path("mine")).unwrap();
+    }
+    // Beside a run that is whole.
+    at.stdout(&at.train_on("log", &[]));
+    at.error(&start("log", &["--from", "bad.safetensors"]));
+    assert_eq!(names(&at, "runs"), ["001"]);
+    at.error(&at.train_on("log", &["--out", "runs/001"]));
+    assert!(at.path("runs/001/data.json").is_file(), "what was there is whole");
+    at.both(&["generate", "--model", "latest", "--bytes", "3"]);
+}
+
+#[test]
+fn several_starts_at_once_have_a_number_each() {
+    let at = Workplace::new();
+    at.log("log", 200);
+    let args = at.train_on("log", &[]);
+    let programs: Vec<_> = (0..4).map(|_| at.start(&args)).collect();
+    for program in programs {
+        let output = program.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(names(&at, "runs"), ["001", "002", "003", "004"]);
+    assert!(names(&at, "runs").iter().all(|name| at.path(&format!("runs/{name}/README.md")).is_file()));
+}
+
+/// Whatever is written is written whole, or what was there stays; errors name the file that was asked for.
+#[test]
+fn what_cannot_be_written_leaves_what_was_there() {
+    let at = Workplace::new();
+    at.log("log", 200);
+    at.stdout(&at.train_on("log", &["--out", "run"]));
+    let commands: [(&[&str], &str); 5] = [
+        (&["plot", "run", "--svg"], "a.svg"),
+        (&["attend", "--model", "run", "--text", "abc", "--out"], "a.html"),
+        (&["export", "--model", "run", "--to"], "a.onnx"),
+        (&["export", "--model", "run", "--to"], "a.safetensors"),
+        (&["score", "log", "--model", "run", "--total", "--to-state"], "a.state"),
+    ];
+    for (command, name) in commands {
+        let nowhere = format!("nowhere/{name}");
+        let error = at.error(&[command, &[&nowhere]].concat());
+        assert!(error.contains(&nowhere) && error.contains("there is no directory nowhere"), "{error}");
+        assert!(!error.contains(".tmp"), "{error}");
+        // A file may have 512 bytes, and no more.
+        #[cfg(unix)]
+        {
+            at.write(name, b"the old one");
+            let line = format!("trap '' XFSZ; ulimit -f 1; exec \"$0\" {} {name}", command.join(" "));
+            let output = std::process::Command::new("sh")
+                .args(["-c", &line, env!("CARGO_BIN_EXE_sharnn")])
+                .current_dir(at.path("."))
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!output.status.success() && last_line(&said).contains(name), "{said}");
+            assert!(!said.contains(".tmp"), "{said}");
+            assert_eq!(at.read(name), "the old one", "{said}");
+            assert!(names(&at, ".").iter().all(|name| !name.starts_with(".tmp")), "{:?}", names(&at, "."));
+        }
+    }
+}
