@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Holds onnxruntime to the model: logits and states of exported files, over segments that carry their state.
+"""Holds other runtimes to the model: logits and states of exported files, over segments that carry their state.
 
     python3 -m venv onnxrt
-    onnxrt/bin/pip install onnxruntime onnx safetensors
+    onnxrt/bin/pip install onnxruntime openvino onnx safetensors
     onnxrt/bin/python scripts/onnx-parity.py [FILES]
 
 FILES is a directory that the project's tests wrote already (its variable is SHARNN_ONNX_FILES); else they are run. With
-SHARNN_ONNX_RUN and SHARNN_ENWIK8 they also write the best weights of a run and what these make of real text. `onnx` may be
-missing: then its checker is not run. The exit code is 1 if any value differs by more than 1e-4, or a file is not as ONNX
-wants it.
+SHARNN_ONNX_RUN and SHARNN_ENWIK8 they also write the best weights of a run and what these make of real text. `openvino` and `onnx` may
+be missing: then that runtime, or onnx's checker and onnxruntime's dynamic quantisation, are not run. The exit code is 1 if any value
+differs by more than 1e-4, if quantised weights cost more than 0.02 bits per byte, or if a file is not as ONNX wants it.
 """
 
 import collections
@@ -20,6 +20,8 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-4
+# Of the bundled model's f32 graph with its matrices in 8 bits, in bits per byte.
+QUANTISED_TOLERANCE = 0.02
 
 try:
     import numpy as np
@@ -31,6 +33,10 @@ try:
     import onnx
 except ImportError:
     onnx = None
+try:
+    import openvino
+except ImportError:
+    openvino = None
 
 
 def write_files(directory):
@@ -39,11 +45,36 @@ def write_files(directory):
     subprocess.run(command, cwd=ROOT, env=dict(os.environ, SHARNN_ONNX_FILES=str(directory)), stdout=sys.stderr, check=True)
 
 
-def session(path):
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+class OnnxRuntime:
+    """A graph in onnxruntime. Its inputs: of each the name and the sizes, of which those that are free are no number."""
+
+    def __init__(self, path):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.inputs = [(of.name, of.shape) for of in self.session.get_inputs()]
+        self.outputs = [of.name for of in self.session.get_outputs()]
+
+    def run(self, values):
+        return dict(zip(self.outputs, self.session.run(self.outputs, values)))
+
+
+class OpenVino:
+    """The same in OpenVINO, in f32."""
+
+    def __init__(self, path):
+        model = openvino.Core().read_model(path)
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+        self.compiled = openvino.Core().compile_model(model, "CPU", options)
+        sizes = lambda port: [size.get_length() if size.is_static else None for size in port.get_partial_shape()]
+        self.inputs = [(port.get_any_name(), sizes(port)) for port in self.compiled.inputs]
+
+    def run(self, values):
+        results = self.compiled(values)
+        # A node that does nothing is left out, and its name is then one of several.
+        name = lambda port: next(name for name in port.get_names() if name == "logits" or name.startswith("next."))
+        return {name(port): np.array(results[port]) for port in self.compiled.outputs}
 
 
 def read(path):
@@ -56,46 +87,85 @@ def read(path):
         return file.metadata()["model"], [segments[i] for i in range(len(segments))]
 
 
-def largest_difference(graph, segments):
-    """Of any value of any segment, each run from the state that the graph itself gave before."""
-    names = [output.name for output in graph.get_outputs()]
+def outputs(graph, segments):
+    """What a graph gives for each segment, from the state that it gave itself before."""
     batch = len(segments[0]["tokens"])
-    # A size that has a name is the batch or, second, the rows of a memory: none at the start.
-    sizes = [[size if isinstance(size, int) else (batch, 0)[i] for i, size in enumerate(of.shape)] for of in graph.get_inputs()]
-    state = {of.name: np.zeros(size, np.float32) for of, size in zip(graph.get_inputs(), sizes) if of.name != "tokens"}
-    largest = 0.0
+    state = {}
+    for name, sizes in graph.inputs:
+        # A size that is free is the batch or, second, the rows of a memory: none at the start.
+        if name != "tokens":
+            state[name] = np.zeros([size if isinstance(size, int) else (batch, 0)[i] for i, size in enumerate(sizes)], np.float32)
     for segment in segments:
-        tokens = segment.pop("tokens").astype(np.int64)
-        outputs = dict(zip(names, graph.run(names, {"tokens": tokens, **state})))
-        got = {name.removeprefix("next."): value for name, value in outputs.items()}
-        assert got.keys() == segment.keys(), f"{sorted(got)} are there, {sorted(segment)} are expected"
-        for name, want in segment.items():
+        tokens = segment["tokens"].astype(np.int64)
+        got = {name.removeprefix("next."): value for name, value in graph.run({"tokens": tokens, **state}).items()}
+        yield got
+        state = {name: got[name] for name in state}
+
+
+def largest_difference(graph, segments):
+    """Of any value of any segment."""
+    largest = 0.0
+    for segment, got in zip(segments, outputs(graph, segments)):
+        expected = segment.keys() - {"tokens"}
+        assert got.keys() == expected, f"{sorted(got)} are there, {sorted(expected)} are expected"
+        for name in expected:
+            want = segment[name]
             assert got[name].shape == want.shape, f"{name} has shape {got[name].shape}, {want.shape} is expected"
             if want.size:
                 largest = max(largest, float(np.abs(got[name] - want).max()))
                 assert np.isfinite(got[name]).all(), f"{name} is not finite"
-        state = {name: got[name] for name in state}
     return largest
+
+
+def bits_per_byte(segments, logits):
+    """Of every token after the first, from the logits of each segment."""
+    tokens = np.concatenate([segment["tokens"] for segment in segments], 1).astype(np.int64)
+    logits = np.concatenate(list(logits), 1).astype(np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    costs = -np.take_along_axis(log_probs[:, :-1], tokens[:, 1:, None], -1)
+    return float(costs.mean() / np.log(2))
+
+
+def quantised_is_close(directory):
+    """Quantises the f32 graph of the bundled model as onnxruntime does by itself, and compares what it scores."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    graph, small = directory / "bundled.onnx", directory / "bundled.int8"
+    _, segments = read(next(directory.glob("bundled.*.safetensors")))
+    quantize_dynamic(graph, small, weight_type=QuantType.QInt8)
+    exact = bits_per_byte(segments, (segment["logits"] for segment in segments))
+    rounded = bits_per_byte(segments, (got["logits"] for got in outputs(OnnxRuntime(small), segments)))
+    print(f"quantised by onnxruntime: {graph.stat().st_size} to {small.stat().st_size} bytes, {exact:.4f} to {rounded:.4f} bits per byte")
+    return abs(rounded - exact) <= QUANTISED_TOLERANCE
 
 
 def main(directory):
     files = sorted(directory.glob("*.onnx"))
     for path in files if onnx else []:
         onnx.checker.check_model(str(path), full_check=True)
-    print(f"onnxruntime {onnxruntime.__version__}; " + (f"{len(files)} files checked by onnx {onnx.__version__}" if onnx else "onnx is missing: no file is checked"))
+    print(f"{len(files)} files checked by onnx {onnx.__version__}" if onnx else "onnx is missing: no file is checked")
 
-    cases = sorted(directory.glob("*.safetensors"))
-    worst = collections.defaultdict(float)
-    sessions = {path.name: session(path) for path in files}
-    for path in cases:
-        model, segments = read(path)
-        worst[model] = max(worst[model], largest_difference(sessions[model], segments))
-    for model, difference in worst.items():
-        print(f"{model:40} {difference:.1e}" + ("" if difference <= TOLERANCE else "  too much"))
-    if not files or worst.keys() != sessions.keys():
-        sys.exit(f"{directory} holds {len(files)} graphs, and values for {len(worst)} of them: the tests write both")
-    failed = [model for model, difference in worst.items() if not difference <= TOLERANCE]
-    print(f"{len(cases)} streams through {len(files)} graphs, largest difference {max(worst.values()):.1e}")
+    runtimes = {f"onnxruntime {onnxruntime.__version__}": OnnxRuntime}
+    if openvino:
+        runtimes[f"openvino {openvino.__version__.split('-')[0]}"] = OpenVino
+    else:
+        print("openvino is missing: it runs no graph")
+    cases = [read(path) for path in sorted(directory.glob("*.safetensors"))]
+    failed = False
+    for runtime, graph_of in runtimes.items():
+        worst = collections.defaultdict(float)
+        graphs = {path.name: graph_of(path) for path in files}
+        for model, segments in cases:
+            worst[model] = max(worst[model], largest_difference(graphs[model], segments))
+        for model, difference in worst.items():
+            print(f"{runtime:24} {model:40} {difference:.1e}" + ("" if difference <= TOLERANCE else "  too much"))
+        if not files or worst.keys() != graphs.keys():
+            sys.exit(f"{directory} holds {len(files)} graphs, and values for {len(worst)} of them: the tests write both")
+        failed |= any(not difference <= TOLERANCE for difference in worst.values())
+        print(f"{runtime}: {len(cases)} streams through {len(files)} graphs, largest difference {max(worst.values()):.1e}")
+    if onnx:
+        failed |= not quantised_is_close(directory)
     return 1 if failed else 0
 
 

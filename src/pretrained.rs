@@ -1,8 +1,11 @@
 //! The small model that comes with the crate: 1.9 million parameters, trained on enwik8. What it was trained on, how, and what it
 //! reaches is in [its card](https://github.com/sharnn/sharnn/blob/main/models/README.md).
 
-use sharnn_core::{Backend, ShaRnn};
-use sharnn_train::{ImportOptions, import_weights_from_bytes};
+use sharnn_core::{Backend, ShaRnn, ShaRnnConfig};
+use sharnn_train::{ImportOptions, import_weights_from_bytes, read_config_from_bytes};
+
+/// What errors call the file.
+pub(crate) const NAME: &str = "the bundled model";
 
 /// The file of its weights, in bf16 under the published PyTorch model's names.
 pub const WEIGHTS: &[u8] = include_bytes!("../models/enwik8.safetensors");
@@ -24,6 +27,12 @@ pub const WEIGHTS: &[u8] = include_bytes!("../models/enwik8.safetensors");
 /// # }
 /// ```
 pub fn model<B: Backend>(device: &B::Device) -> ShaRnn<B> {
-    let loaded = import_weights_from_bytes("the bundled model", WEIGHTS, &ImportOptions::default(), device);
+    let loaded = import_weights_from_bytes(NAME, WEIGHTS, &ImportOptions::default(), device);
     loaded.expect("the bundled file is whole, which is tested")
+}
+
+/// Its configuration.
+pub fn config() -> ShaRnnConfig {
+    let read = read_config_from_bytes(NAME, WEIGHTS, &ImportOptions::default());
+    read.expect("the bundled file is whole, which is tested")
 }

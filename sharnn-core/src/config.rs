@@ -221,16 +221,16 @@ impl ShaRnnConfig {
             }
         }
         if self.d_ff < self.d_model {
-            let hint = format!("use at least d_model = {}, best a multiple of it", self.d_model);
+            let hint = format!("use at least the model's width, {}, best a multiple of it", self.d_model);
             return refuse("d_ff", self.d_ff.to_string(), hint);
         }
         if !self.d_model.is_multiple_of(self.n_heads) {
             let divisors: Vec<_> = (1..=self.d_model.min(64)).filter(|&n| self.d_model.is_multiple_of(n)).collect();
-            let hint = format!("use a divisor of d_model = {}: one of {divisors:?}", self.d_model);
+            let hint = format!("use a divisor of the model's width, {}: one of {divisors:?}", self.d_model);
             return refuse("n_heads", self.n_heads.to_string(), hint);
         }
         if self.attend == Attend::SecondLast && self.n_layers < 2 {
-            let hint = "a model of one block has no second-last: use \"all\" or \"none\", or at least 2 n_layers";
+            let hint = "a model of one block has no second-last: use all or none, or at least 2 blocks";
             return refuse("attend", "second-last".into(), hint.into());
         }
         if let Attend::Blocks(blocks) = &self.attend {

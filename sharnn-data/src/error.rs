@@ -166,7 +166,7 @@ pub enum DataError {
     Lanes {
         /// Length of the data in bytes.
         len: usize,
-        /// The number of lanes (the batch size) asked for.
+        /// The number of lanes asked for.
         n_lanes: usize,
         /// The largest batch that the data allows; 0 if it allows none.
         max: usize,
@@ -195,7 +195,7 @@ pub enum DataError {
     /// A saved position in a stream that does not belong to these lanes.
     #[error(
         "cannot resume the stream: the saved state has {what} {found}, but here it must be {expected}; \
-         resume with the data and the batch size it was saved with"
+         resume with the data and the number of lanes that it was saved with"
     )]
     State {
         /// Which part of the state.
@@ -212,9 +212,9 @@ pub(crate) const MIN_SCORED: usize = 2;
 
 fn allowed_lanes(max: usize) -> String {
     match max {
-        0 => "this data is too short for any batch size".to_owned(),
-        1 => "the only batch size that works is 1".to_owned(),
-        _ => format!("use a batch size from 1 to {max}"),
+        0 => "this data is too short for any".to_owned(),
+        1 => "only one works".to_owned(),
+        _ => format!("use 1 to {max}"),
     }
 }
 

@@ -84,7 +84,12 @@ impl Segments {
         lengths.validate()?;
         let n_targets = (lanes.lane_len() - 1) as u64;
         for (what, found, ok, expected) in [
-            ("a batch size of", state.n_lanes, state.n_lanes == lanes.n_lanes() as u64, lanes.n_lanes().to_string()),
+            (
+                "a number of lanes of",
+                state.n_lanes,
+                state.n_lanes == lanes.n_lanes() as u64,
+                lanes.n_lanes().to_string(),
+            ),
             (
                 "a lane length in bytes of",
                 state.lane_len,

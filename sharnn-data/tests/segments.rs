@@ -40,8 +40,8 @@ fn no_lanes_or_more_than_the_data_fills() {
         let error = try_lanes(len, n_lanes);
         assert!(matches!(error, DataError::Lanes { max, .. } if max == largest), "{error:?}");
     }
-    assert!(try_lanes(11, 6).to_string().contains("from 1 to 5"));
-    assert!(try_lanes(2, 2).to_string().contains("works is 1"));
+    assert!(try_lanes(11, 6).to_string().contains("use 1 to 5"));
+    assert!(try_lanes(2, 2).to_string().contains("only one works"));
     assert!(try_lanes(1, 1).to_string().contains("too short for any"));
     // The largest batch that is offered works.
     assert_eq!(lanes(11, 5).lane_len(), 2);

@@ -37,4 +37,4 @@ pub use linear::{affine, affine_backward, column_sums};
 pub use lstm::{Lstm, LstmGrads, LstmTrace};
 pub use orthogonal::{NewtonSchulz, orthogonalize};
 pub use rows::{Rows, RowsMut};
-pub use team::{MAX_THREADS, set_threads, threads};
+pub use team::{MAX_THREADS, default_threads, set_threads, threads};

@@ -37,10 +37,13 @@ pub fn set_threads(threads: usize) -> Result<(), usize> {
 
 /// The number of threads of this process's team.
 pub fn threads() -> usize {
-    *THREADS.get_or_init(|| {
-        let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
-        asked.unwrap_or_else(cores).min(MAX_THREADS)
-    })
+    *THREADS.get_or_init(default_threads)
+}
+
+/// The number of threads where none is set.
+pub fn default_threads() -> usize {
+    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n| n > 0);
+    asked.unwrap_or_else(cores).min(MAX_THREADS)
 }
 
 fn cores() -> usize {

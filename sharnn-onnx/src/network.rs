@@ -234,14 +234,23 @@ fn attention<'a, B: Backend>(
         _ => (heads(graph, "queries", &query, false), heads(graph, "keys", &keys, true)),
     };
     let perm = if n_heads == 1 { &[0, 2, 1][..] } else { &[0, 1, 3, 2] };
-    let across = graph.node(&format!("{name}/keys_across"), "Transpose", &[&split_keys], vec![ints("perm", perm)]);
-    let mut scores = graph.node(&format!("{name}/scores"), "MatMul", &[&query, &across], vec![]);
-    // A single token sees everything that is there.
-    if !shared.single_step {
+    let turned = |graph: &mut Graph<'a>, what: &str, x: &Value| {
+        graph.node(&format!("{name}/{what}"), "Transpose", &[x], vec![ints("perm", perm)])
+    };
+    let scores = if shared.single_step {
+        // The one query is turned, and not the whole memory. A single token sees everything that is there. (The usual form, of one row,
+        // OpenVINO 2026.4 computes wrongly from 16 keys on.)
+        let column = turned(graph, "column", &query);
+        let column = graph.node(&format!("{name}/scores_column"), "MatMul", &[&split_keys, &column], vec![]);
+        turned(graph, "scores", &column)
+    } else {
+        let across = turned(graph, "keys_across", &split_keys);
+        let scores = graph.node(&format!("{name}/scores"), "MatMul", &[&query, &across], vec![]);
         let mask = shared.mask.take().unwrap_or_else(|| causal_mask(graph, shared, &keys));
-        scores = graph.node(&format!("{name}/masked"), "Add", &[&scores, &mask], vec![]);
+        let masked = graph.node(&format!("{name}/masked"), "Add", &[&scores, &mask], vec![]);
         shared.mask = Some(mask);
-    }
+        masked
+    };
     let weights = graph.node(&format!("{name}/weights"), "Softmax", &[&scores], vec![int("axis", -1)]);
     let mix = graph.node(&format!("{name}/mix"), "MatMul", &[&weights, &split_keys], vec![]);
     let mix = match n_heads {

@@ -11,6 +11,8 @@ mod wgpu_probe;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 pub use missing::MissingPiece;
 #[cfg(feature = "cuda")]
@@ -154,16 +156,20 @@ impl BackendKind {
             _ if !(1..=MAX_THREADS).contains(&threads) => refuse(format!("use 1 to {MAX_THREADS}")),
             Self::Cuda | Self::Wgpu => refuse("it computes on a GPU, leave the number out".into()),
             Self::Tch => refuse("set the environment variable OMP_NUM_THREADS".into()),
-            Self::Flex | Self::NdArray => {
-                #[cfg(feature = "flex")]
-                if let Err(holds) = sharnn_core::kernels::set_threads(threads) {
-                    return refuse(format!("the kernels have {holds} already: set it before anything is computed"));
-                }
-                match rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
-                    Ok(()) => Ok(()),
-                    Err(error) => refuse(error.to_string()),
-                }
-            }
+            Self::Flex | Self::NdArray => start(threads).or_else(refuse),
+        }
+    }
+
+    /// Starts the threads of the CPU backends written in Rust, one a core (or as many as the variable `RAYON_NUM_THREADS` says) unless
+    /// a number was set, or fewer where the system refuses some: without it, what computes first would panic there.
+    pub fn start_threads(self) {
+        if matches!(self, Self::Flex | Self::NdArray) {
+            #[cfg(feature = "flex")]
+            let threads = sharnn_core::kernels::default_threads();
+            #[cfg(not(feature = "flex"))]
+            let threads = std::thread::available_parallelism().map_or(1, usize::from);
+            // Started already is as good.
+            let _ = start(threads);
         }
     }
 
@@ -239,6 +245,56 @@ impl BackendKind {
             _ => Ok(()),
         }
     }
+}
+
+/// Sets the threads of the kernels, and starts rayon's pool, which can be built once, whether or not that succeeds: so it is asked for as
+/// many as there can be. An error says what would do.
+fn start(threads: usize) -> Result<(), String> {
+    let mut threads = threads;
+    while threads > 1 && !has_room_for(threads) {
+        threads /= 2;
+    }
+    // The pool and the kernels have as many each; whoever waits for signals and whoever shows progress have one.
+    let wanted = 2 * threads + 2;
+    let had = threads_to_be_had(wanted);
+    // What took all that the system gives would leave nothing to compute in.
+    let most = if had < wanted { (had / 4).max(1) } else { threads };
+    let threads = threads.min(most);
+    #[cfg(feature = "flex")]
+    if let Err(holds) = sharnn_core::kernels::set_threads(threads) {
+        return Err(format!("the kernels have {holds} already: set it before anything is computed"));
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    let pool = if had < 4 { pool.use_current_thread() } else { pool };
+    pool.build_global().map_err(|error| error.to_string())
+}
+
+/// Whether a limit of the address space, where there is one, leaves room for so many threads of the pool and as many of the kernels: each
+/// takes a stack and what the allocator sets aside for it.
+fn has_room_for(threads: usize) -> bool {
+    const OF_ONE: usize = 66 << 20;
+    // More than this is no sign of a limit: a system may refuse what is beyond its memory.
+    const MOST: usize = 1 << 30;
+    Vec::<u8>::new().try_reserve_exact((2 * threads * OF_ONE).min(MOST)).is_ok()
+}
+
+/// How many of so many threads the system lets live at once.
+fn threads_to_be_had(wanted: usize) -> usize {
+    let wait = Arc::new(RwLock::new(()));
+    let hold = wait.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let start = || {
+        let wait = wait.clone();
+        std::thread::Builder::new().spawn(move || drop(wait.read())).ok()
+    };
+    let started: Vec<_> = (0..wanted).map_while(|_| start()).collect();
+    let had = started.len();
+    drop(hold);
+    started.into_iter().for_each(|thread| drop(thread.join()));
+    if had < wanted {
+        // A thread that was joined counts for a moment yet.
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    had
 }
 
 /// The number of a GPU among those that there are, whose type has number 0 in both backends.

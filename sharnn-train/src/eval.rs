@@ -68,7 +68,7 @@ pub enum EvalError {
     },
     /// A segment would not fit into the memory.
     #[error(
-        "seq_len = {seq_len} is more than mem_len = {mem_len}: use shorter segments, a longer memory, or mem_len 0"
+        "segments of {seq_len} bytes are longer than the memory of {mem_len}: use shorter segments, a longer memory, or none"
     )]
     SegmentTooLong {
         /// Length of a segment in bytes.

@@ -13,5 +13,6 @@ pub use tensors::{
 };
 pub use weights::{
     CONFIG_KEY, ImportOptions, SaveOptions, UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError, import_weights,
-    import_weights_from_bytes, load_weights, read_config, save_weights, save_weights_as,
+    import_weights_from_bytes, load_weights, load_weights_from_bytes, read_config, read_config_from_bytes,
+    save_weights, save_weights_as,
 };

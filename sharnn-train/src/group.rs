@@ -149,9 +149,7 @@ pub enum GroupError {
         size: usize,
     },
     /// The batch can't be shared out evenly.
-    #[error(
-        "batch_size = {batch_size} cannot be shared by {size} processes: use a multiple of {size}, or fewer processes"
-    )]
+    #[error("{batch_size} lanes cannot be shared by {size} processes: use a multiple of {size}, or fewer processes")]
     Batch {
         /// Lanes of the whole batch.
         batch_size: usize,

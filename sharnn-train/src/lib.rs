@@ -28,8 +28,8 @@ pub use eval::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluat
 pub use files::{
     CONFIG_KEY, FloatType, HostTensor, ImportOptions, Mismatch, SaveOptions, StateFileError, TensorMismatch,
     UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError, WeightsError, import_weights, import_weights_from_bytes,
-    load_metadata, load_state, load_state_of, load_tensors, load_weights, read_config, save_state, save_tensors,
-    save_weights, save_weights_as, weights_digest,
+    load_metadata, load_state, load_state_of, load_tensors, load_weights, load_weights_from_bytes, read_config,
+    read_config_from_bytes, save_state, save_tensors, save_weights, save_weights_as, weights_digest,
 };
 #[cfg(feature = "mpi")]
 pub use group::MpiGroup;
@@ -42,7 +42,7 @@ pub use report::{Event, Observer, Progress, draws_live_lines, printable};
 pub use run::{
     BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, EvalRecord, FORMAT, FileDigest, METRICS_FILE,
     Manifest, Metrics, MetricsError, Moved, Position, Record, Smoothed, TrainRecord, Window, latest_manifest,
-    load_best, load_newest,
+    load_best, load_newest, run_weights,
 };
 pub use sharnn_core::{GenerateError, Generator, Sampling, SamplingError, Scorer};
-pub use trainer::{Finished, Limits, Stop, TrainError, TrainOptions, Trainer, select_state};
+pub use trainer::{Finished, InitialWeights, Limits, Stop, TrainError, TrainOptions, Trainer, select_state};

@@ -178,6 +178,19 @@ impl Recipe {
         self
     }
 
+    /// This recipe with what another one says of evaluations, and of steps that are skipped: how splits are scored, in which precision
+    /// apart, how often, and how many steps in a row may be skipped. A run that exists may go on with it: no step that was made depends on it.
+    pub fn with_evaluations_of(&self, other: &Recipe) -> Self {
+        let scored = |own: &EvalConfig, other: &EvalConfig| EvalConfig { precision: own.precision, ..other.clone() };
+        Self {
+            valid_every_steps: other.valid_every_steps,
+            max_skipped_in_a_row: other.max_skipped_in_a_row,
+            valid: scored(&self.valid, &other.valid),
+            test: scored(&self.test, &other.test),
+            ..self.clone()
+        }
+    }
+
     /// Checks every field.
     ///
     /// # Errors
@@ -256,8 +269,10 @@ impl Recipe {
             ("test.seq_len", self.test.seq_len),
         ] {
             if len > config.mem_len {
-                let hint =
-                    format!("use at most the model's mem_len = {}, or a longer memory, or mem_len 0", config.mem_len);
+                let hint = format!(
+                    "use at most {}, the length of the model's memory, or a longer memory, or none",
+                    config.mem_len
+                );
                 return Err(RecipeError { field: field.into(), value: len.to_string(), hint });
             }
         }

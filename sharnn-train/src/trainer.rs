@@ -21,7 +21,7 @@ use sharnn_data::{Segment, Segments, Splits};
 
 use clock::Clock;
 pub use error::TrainError;
-pub use options::{Limits, Stop, TrainOptions};
+pub use options::{InitialWeights, Limits, Stop, TrainOptions};
 pub use select_state::select_state;
 
 use crate::eval::Evaluation;
@@ -98,6 +98,8 @@ pub struct Trainer<B: AutodiffBackend> {
     metrics: Option<Metrics>,
     /// What to say of a checkpoint that was computed otherwise, until it was said.
     moved: Option<Moved>,
+    /// Whether the best weights were scored otherwise than the next ones will be.
+    rescore_best: bool,
     /// The position of the newest checkpoint.
     saved: Option<Position>,
     save_due: bool,
@@ -175,6 +177,9 @@ impl<B: AutodiffBackend> Trainer<B> {
                 self.checkpoint(observer)?;
                 self.clock.stop();
                 return Ok(stop);
+            }
+            if self.rescore_best {
+                self.score_best_anew(observer)?;
             }
             if self.validation_is_due() {
                 self.checkpoint_before_evaluation(observer)?;
@@ -328,8 +333,9 @@ impl<B: AutodiffBackend> Trainer<B> {
     fn validation_is_due(&self) -> bool {
         let Position { step, validated, .. } = self.position;
         let every = self.recipe.valid_every_steps.is_some_and(|every| step.is_multiple_of(every));
+        let start = step == 0 && self.options.score_start && self.best.is_none();
         let at_end = || self.epoch_has_ended() && (self.phase_ends_with_epoch() || self.validation_is_worth_it());
-        step > validated && (every || at_end())
+        start || step > validated && (every || at_end())
     }
 
     /// Whether the phase has no epoch after this one.

@@ -1,7 +1,5 @@
 //! Which bytes are trained on and scored, and remembering it for `--resume` and `eval`.
 
-mod any_path;
-
 use std::path::{Component, Path, PathBuf};
 
 use crate::Splits;
@@ -42,10 +40,10 @@ const FILE: &str = "data.json";
 #[serde(deny_unknown_fields)]
 pub struct DataChoice {
     /// The file, by its absolute path; `None` for the bundled slice. Earlier versions kept it as it was given.
-    #[serde(with = "any_path")]
+    #[serde(with = "super::paths::exact")]
     path: Option<PathBuf>,
     /// The same as seen from the run's directory, for one that was moved together with its data.
-    #[serde(default, with = "any_path", skip_serializing_if = "Option::is_none")]
+    #[serde(default, with = "super::paths::exact", skip_serializing_if = "Option::is_none")]
     from_run: Option<PathBuf>,
     /// Bytes of the training split; `None` for all.
     train_bytes: Option<usize>,
@@ -82,6 +80,11 @@ impl DataChoice {
     /// Whether it is the slice that comes with the program.
     pub fn is_sample(&self) -> bool {
         self.path.is_none()
+    }
+
+    /// The file; `None` for the slice.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
     }
 
     /// Whether both splits that are scored are whole.

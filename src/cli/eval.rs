@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::data::{DataArgs, DataChoice};
 use super::machine::{MachineArgs, dispatch, fastest};
 use super::model::{FormatArgs, Loaded, ModelArgs};
+use super::options::of_eval;
 use super::printable::json;
 use super::{life, report, values};
 use crate::train::{
@@ -184,7 +185,7 @@ impl BackendJob for Job {
                     stopped = true;
                     break;
                 }
-                result => result.with_context(|| format!("cannot score the {split} split"))?,
+                result => result.map_err(of_eval).with_context(|| format!("cannot score the {split} split"))?,
             };
             if args.json {
                 let line = scorer.line(split, &evaluation, &config);

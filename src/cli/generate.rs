@@ -1,18 +1,20 @@
 //! `generate`: text from a model, byte by byte.
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal};
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use burn::module::AutodiffModule;
 
+use super::input::Input;
 use super::life::{self, UntilStopped};
 use super::machine::{MachineArgs, dispatch};
-use super::model::{FormatArgs, ModelArgs};
+use super::model::{FormatArgs, ModelArgs, stream_state};
 use super::printable::Printable;
-use crate::train::GenerateError;
-use crate::{AutodiffBackend, BackendJob, Generator, Sampling};
+use crate::train::{GenerateError, weights_digest};
+use crate::{AutodiffBackend, BackendJob, Generator, Sampling, Streams};
 
 /// Write text with a model, byte by byte, to standard output
 ///
@@ -22,9 +24,18 @@ use crate::{AutodiffBackend, BackendJob, Generator, Sampling};
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Text to go on from; it is not written again. Without one the text starts after a newline
+    /// Text to go on from; a terminal shows it before what follows. Without any the text starts after a newline
     #[arg(long, short, value_name = "TEXT", default_value = "", hide_default_value = true)]
     prompt: OsString,
+    /// File with the text to go on from, of any bytes and of any length; - for standard input
+    #[arg(long, value_name = "PATH", conflicts_with = "prompt")]
+    prompt_file: Option<PathBuf>,
+    /// Go on where the stream stood whose state is in this file, as `score --to-state` keeps it; a prompt comes after that
+    #[arg(long, value_name = "PATH")]
+    from_state: Option<PathBuf>,
+    /// Do not show the prompt
+    #[arg(long)]
+    no_echo: bool,
     /// Bytes to write
     #[arg(long, short = 'n', value_name = "N", default_value_t = 500)]
     bytes: usize,
@@ -57,19 +68,29 @@ impl BackendJob for Args {
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
         let Self { temperature, top_k, top_p, seed, .. } = self;
         let sampling = Sampling { temperature, top_k, top_p, seed };
-        sampling.validate()?;
+        if let Err(error) = sampling.validate() {
+            let option = error.field.replace('_', "-");
+            return Err(anyhow!("--{option} {} cannot be used: {}", error.value, error.hint));
+        }
+        let prompt = self.open_prompt()?;
         let model = self.model.load::<B>(&device)?.model.valid();
         let mut generator = Generator::new(self.format.streams(&self.machine, &model, 1)?, sampling)?;
-        generator.feed(self.prompt.as_encoded_bytes())?;
+        if let Some(path) = &self.from_state {
+            generator.set_state(&stream_state(path, generator.streams().shape(), &weights_digest(&model))?)?;
+        }
 
-        life::heed(1);
         let stdout = io::stdout();
         let written = if stdout.is_terminal() {
             let mut text = Printable::new(stdout.lock());
+            feed(&mut generator, prompt, self.echoes().then_some(&mut text as &mut dyn Write))
+                .with_context(|| self.cannot_read_prompt())?;
+            life::heed(1);
             let written = generator.generate_to(UntilStopped(&mut text), self.bytes);
             // Also where a signal came: the next prompt begins a line.
             text.finish().map_err(GenerateError::Io).and(written)
         } else {
+            feed(&mut generator, prompt, None).with_context(|| self.cannot_read_prompt())?;
+            life::heed(1);
             generator.generate_to(UntilStopped(stdout.lock()), self.bytes)
         };
         match written {
@@ -77,5 +98,70 @@ impl BackendJob for Args {
             Err(GenerateError::Io(error)) => Err(error).context("cannot write to standard output"),
             written => Ok(written.map(|()| ExitCode::SUCCESS)?),
         }
+    }
+}
+
+impl Args {
+    /// Whether a terminal is to show the prompt: not what was typed there just before.
+    fn echoes(&self) -> bool {
+        let typed = self.prompt_file.as_deref() == Some(Path::new("-")) && io::stdin().is_terminal();
+        !self.no_echo && !typed
+    }
+
+    fn open_prompt(&self) -> Result<Box<dyn BufRead>> {
+        match &self.prompt_file {
+            Some(path) => Ok(Box::new(Input::open(path)?.into_reader())),
+            None => Ok(Box::new(io::Cursor::new(self.prompt.as_encoded_bytes().to_vec()))),
+        }
+    }
+
+    fn cannot_read_prompt(&self) -> String {
+        let file = self.prompt_file.as_deref().map_or(String::new(), |path| format!(" in {}", path.display()));
+        format!("cannot read the prompt{file}")
+    }
+}
+
+/// Reads a prompt of any length piece by piece, and writes it to `echo`.
+fn feed(
+    generator: &mut Generator<impl Streams>,
+    mut prompt: impl BufRead,
+    mut echo: Option<&mut dyn Write>,
+) -> Result<()> {
+    loop {
+        let piece = prompt.fill_buf()?;
+        if piece.is_empty() {
+            return Ok(());
+        }
+        generator.feed(piece)?;
+        if let Some(echo) = &mut echo {
+            echo.write_all(piece)?;
+            echo.flush()?;
+        }
+        let read = piece.len();
+        prompt.consume(read);
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use crate::{BackendKind, ShaRnnConfig};
+
+    use super::*;
+
+    /// A prompt in pieces is the prompt, and what is echoed is the prompt too, with what a terminal must not get replaced.
+    #[test]
+    fn a_prompt_is_read_in_pieces_and_echoed() {
+        let config = ShaRnnConfig { d_model: 8, d_ff: 16, mem_len: 8, ..ShaRnnConfig::xs() };
+        let model = config.init_seeded::<burn::backend::Flex>(1, &Default::default());
+        let generator = || Generator::new(BackendKind::Flex.streams(&model, 1), Sampling::default()).unwrap();
+        let text = b"one\0two\x1b[2J, and more of it";
+        let (mut whole, mut pieces, mut shown) = (generator(), generator(), Vec::new());
+        whole.feed(text).unwrap();
+        let mut printable = Printable::new(&mut shown);
+        feed(&mut pieces, io::BufReader::with_capacity(3, &text[..]), Some(&mut printable)).unwrap();
+        printable.finish().unwrap();
+        let next = |generator: &mut Generator<_>| (0..9).map(|_| generator.next_byte().unwrap()).collect::<Vec<_>>();
+        assert_eq!(next(&mut pieces), next(&mut whole));
+        assert_eq!(String::from_utf8(shown).unwrap(), "one\u{FFFD}two\u{FFFD}[2J, and more of it\n");
     }
 }

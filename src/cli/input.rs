@@ -31,6 +31,11 @@ impl Input {
         Ok(Self { from: BufReader::with_capacity(BUFFER, file), name: Some(name) })
     }
 
+    /// All of it, for whoever has nothing to do while none comes.
+    pub fn into_reader(self) -> impl BufRead {
+        self.from
+    }
+
     /// Waits for bytes and returns those that are there, none at the end; `None` if somebody asked to stop while none came.
     pub fn wait(&mut self, interrupt: &Interrupt) -> io::Result<Option<&[u8]>> {
         while self.from.buffer().is_empty() && !self.has_more(PATIENCE) {

@@ -8,18 +8,20 @@ use anyhow::{Result, bail};
 use indicatif::{HumanCount, HumanDuration};
 use serde::Serialize;
 
+use super::model::ModelArgs;
+use super::paths;
 use super::report::Reached;
 use super::runs::{self, Needs};
 use crate::core::StepShape;
-use crate::train::{Manifest, Position, latest_manifest, read_config};
+use crate::train::{Manifest, Position, latest_manifest};
 use crate::{Recipe, ShaRnnConfig};
 
 /// Say what is in a run's directory or in a file of weights
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// A run's directory, a weights file (.safetensors), or `latest`, the run of the highest number under runs/ that has a
-    /// checkpoint
-    #[arg(value_name = "PATH")]
+    /// A run's directory, a weights file (.safetensors), `latest`, the run of the highest number under runs/ that has a checkpoint,
+    /// or `bundled`, the model that comes with the program
+    #[arg(value_name = "MODEL", default_value = "bundled")]
     path: PathBuf,
     /// Say it as JSON
     #[arg(long)]
@@ -29,6 +31,7 @@ pub struct Args {
 /// What was found.
 #[derive(Serialize)]
 struct Report {
+    #[serde(serialize_with = "paths::shown")]
     path: PathBuf,
     model: ShaRnnConfig,
     parameters: usize,
@@ -40,6 +43,7 @@ struct Report {
 
 #[derive(Serialize)]
 struct RunReport {
+    #[serde(serialize_with = "paths::shown")]
     checkpoint: PathBuf,
     /// Since it was written.
     checkpoint_age_seconds: Option<u64>,
@@ -60,7 +64,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         true => runs::latest(Needs::Checkpoint)?,
         false => args.path.clone(),
     };
-    let report = Report::of(path)?;
+    let report = Report::of(&ModelArgs::of(path))?;
     if args.json {
         say!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -70,14 +74,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 impl Report {
-    fn of(path: PathBuf) -> Result<Self> {
-        let (model, run) = if path.is_dir() {
-            let Some((checkpoint, manifest)) = latest_manifest(&path)? else {
-                bail!("there is no checkpoint in {}: name a run's directory or a weights file", path.display());
-            };
-            (manifest.config.clone(), Some(RunReport::of(&path, checkpoint, manifest)?))
-        } else {
-            (read_config(&path, &Default::default())?, None)
+    fn of(named: &ModelArgs) -> Result<Self> {
+        let (path, model, run) = match named.run_dir()? {
+            Some(dir) => {
+                let Some((checkpoint, manifest)) = latest_manifest(&dir)? else {
+                    bail!("there is no checkpoint in {}: name a run's directory or a weights file", dir.display());
+                };
+                let (model, run) = (manifest.config.clone(), RunReport::of(&dir, checkpoint, manifest)?);
+                (dir, model, Some(run))
+            }
+            None => (named.path().into(), named.trained()?.config, None),
         };
         Ok(Self {
             parameters: model.num_params(),

@@ -1,7 +1,8 @@
 //! What computes: the backend, its threads, and the precision that suits it.
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
+use crate::train::BackendError;
 use crate::{AutodiffBackend, BackendJob, BackendKind, Precision};
 
 /// Options that choose what computes.
@@ -16,11 +17,17 @@ pub struct MachineArgs {
 }
 
 impl MachineArgs {
-    /// Sets the number of threads that was asked for.
+    /// Sets the number of threads that was asked for, and starts them.
     pub fn set_threads(&self) -> Result<()> {
         match self.threads {
-            Some(threads) => Ok(self.backend.set_threads(threads)?),
-            None => Ok(()),
+            Some(threads) => self.backend.set_threads(threads).map_err(|error| match error {
+                BackendError::Threads { hint, .. } => anyhow!("--threads {threads} cannot be used: {hint}"),
+                error => error.into(),
+            }),
+            None => {
+                self.backend.start_threads();
+                Ok(())
+            }
         }
     }
 }

@@ -8,8 +8,12 @@ use anyhow::{Result, bail, ensure};
 use super::machine::MachineArgs;
 use super::outputs;
 use super::runs::{self, Needs};
-use crate::train::{CheckpointError, ImportOptions, import_weights, latest_manifest, load_best, load_newest};
-use crate::{Backend, Recipe, ShaRnn, ShaRnnConfig, Streams};
+use crate::core::{StreamShape, StreamState};
+use crate::train::{
+    CheckpointError, ImportOptions, InitialWeights, import_weights, latest_manifest, load_best, load_newest,
+    load_state_of, read_config, run_weights,
+};
+use crate::{Backend, Recipe, ShaRnn, ShaRnnConfig, Streams, pretrained};
 #[cfg(feature = "flex")]
 use crate::{BackendKind, DecodeEngine, WeightFormat};
 
@@ -79,7 +83,60 @@ pub struct Loaded<B: Backend> {
     pub recipe: Option<Recipe>,
 }
 
+/// Trained weights, for a run that goes on from them.
+pub struct Trained {
+    /// For a reader.
+    pub name: String,
+    pub config: ShaRnnConfig,
+    pub weights: InitialWeights,
+}
+
+impl Default for ModelArgs {
+    fn default() -> Self {
+        Self::of(BUNDLED.into())
+    }
+}
+
 impl ModelArgs {
+    /// A model that another option names.
+    pub fn of(model: PathBuf) -> Self {
+        Self { model, latest: OnceLock::new(), mem_len: None }
+    }
+
+    /// What names it.
+    pub fn path(&self) -> &Path {
+        &self.model
+    }
+
+    /// Its weights and configuration, before a device is there.
+    pub fn trained(&self) -> Result<Trained> {
+        Ok(match self.run_dir()? {
+            Some(dir) => {
+                ensure!(
+                    !dir.join("checkpoint.json").is_file(),
+                    "{} is a checkpoint: name the directory of its run",
+                    dir.display()
+                );
+                let (file, config, step) = match run_weights(&dir) {
+                    Err(CheckpointError::None { .. }) => {
+                        bail!("there is no run in {}: it has neither best/ nor a checkpoint", dir.display())
+                    }
+                    found => found?,
+                };
+                let name = format!("{}, the weights of step {step}", dir.display());
+                Trained { name, config, weights: file.into() }
+            }
+            None if self.is_bundled() => {
+                let weights = InitialWeights::Memory { name: pretrained::NAME, bytes: pretrained::WEIGHTS };
+                Trained { name: pretrained::NAME.into(), config: pretrained::config(), weights }
+            }
+            None => {
+                let config = read_config(&self.model, &ImportOptions::default())?;
+                Trained { name: self.model.display().to_string(), config, weights: self.model.clone().into() }
+            }
+        })
+    }
+
     /// Whether it is the one that comes with the program.
     pub fn is_bundled(&self) -> bool {
         self.model == Path::new(BUNDLED) && !self.model.is_dir()
@@ -120,8 +177,8 @@ impl ModelArgs {
         let loaded = match self.run_dir()? {
             Some(dir) => of_run(&dir, device)?,
             None if self.is_bundled() => {
-                let model = crate::pretrained::model::<B>(device);
-                Loaded { model, name: "the bundled model".into(), recipe: None }
+                let model = pretrained::model::<B>(device);
+                Loaded { model, name: pretrained::NAME.into(), recipe: None }
             }
             None => {
                 let model = import_weights::<B>(&self.model, &ImportOptions::default(), device)?;
@@ -137,6 +194,15 @@ impl ModelArgs {
             None => loaded,
         })
     }
+}
+
+/// The state of a stream in a file, of the weights of this digest.
+pub fn stream_state(path: &Path, shape: &StreamShape, weights: &[u8; 32]) -> Result<StreamState> {
+    let state = load_state_of(path, shape, weights)?;
+    if state.weights().is_none() {
+        tell!("{} does not say of which weights it is: it is taken for this model's", path.display());
+    }
+    Ok(state)
 }
 
 /// The best weights of a run, or where there are none yet its newest ones.

@@ -9,7 +9,7 @@ use plotters::prelude::*;
 
 use super::runs::{self, Needs};
 use super::{life, outputs};
-use crate::train::{METRICS_FILE, Metrics, Record};
+use crate::train::{METRICS_FILE, Metrics, Record, latest_manifest};
 
 /// Draw the loss curves of runs into one SVG
 #[derive(clap::Args, Debug)]
@@ -34,6 +34,17 @@ pub enum Over {
     Steps,
     Bytes,
     Seconds,
+}
+
+impl Over {
+    /// Where a record stands.
+    fn at(self, step: u64, bytes: f64, seconds: f64) -> f64 {
+        match self {
+            Self::Steps => step as f64,
+            Self::Bytes => bytes / 1e6,
+            Self::Seconds => seconds,
+        }
+    }
 }
 
 /// The curve of one run.
@@ -71,30 +82,43 @@ impl Curve {
         ensure!(run.join(METRICS_FILE).is_file(), "there is no {METRICS_FILE} in {}: name a run", run.display());
         let records = Metrics::read(run)?;
         let (mut train, mut valid) = (Vec::new(), Vec::new());
-        // What a validation is drawn over, but for its step, stands in the record before it.
-        let mut at = 0.0;
+        // What a validation is drawn over in bytes stands in the record before it. A run too short for a record has its checkpoint.
+        let position = latest_manifest(run)?.map(|(_, manifest)| manifest.position);
+        let bytes_of_step = position.map_or(0.0, |at| at.bytes as f64 / at.step.max(1) as f64);
+        let mut bytes = None;
         for record in &records {
             match record {
                 Record::Train(record) => {
-                    at = match over {
-                        Over::Steps => record.step as f64,
-                        Over::Bytes => record.bytes as f64 / 1e6,
-                        Over::Seconds => record.seconds,
-                    };
+                    bytes = Some(record.bytes as f64);
+                    let at = over.at(record.step, record.bytes as f64, record.seconds);
                     train.extend(record.train_bpc.map(|bpc| (at, bpc)));
                 }
-                Record::Valid(record) => valid.extend(record.bpc.map(|bpc| (at, bpc))),
+                Record::Valid(record) => {
+                    let bytes = bytes.unwrap_or(record.step as f64 * bytes_of_step);
+                    let at = over.at(record.step, bytes, record.seconds);
+                    valid.extend(record.bpc.map(|bpc| (at, bpc)));
+                }
                 Record::Test(_) => {}
             }
         }
-        ensure!(!train.is_empty(), "{} has no training loss yet: train on", run.display());
+        ensure!(
+            !train.is_empty() || !valid.is_empty(),
+            "the run in {} has measured nothing yet: its first record comes after --log-every steps, or with a validation",
+            run.display()
+        );
         Ok(Self { name: run.display().to_string(), train, valid })
     }
 
-    /// The highest loss after the first tenth.
+    /// The last place at which anything was measured.
+    fn end(&self) -> f64 {
+        self.train.iter().chain(&self.valid).map(|(at, _)| *at).fold(0.0, f64::max)
+    }
+
+    /// The highest loss after the first tenth; of a run that has none the highest score.
     fn highest(&self) -> f64 {
         let end = self.train.last().map_or(0.0, |(at, _)| *at);
-        let late = self.train.iter().filter(|(at, _)| *at >= end / 10.0).map(|(_, bpc)| *bpc);
+        let points = if self.train.is_empty() { &self.valid } else { &self.train };
+        let late = points.iter().filter(|(at, _)| *at >= end / 10.0).map(|(_, bpc)| *bpc);
         late.fold(0.0, f64::max)
     }
 
@@ -106,7 +130,7 @@ impl Curve {
 
 /// Draws curves; bits per byte above `max` are left out.
 pub fn draw(path: &Path, curves: &[Curve], over: Over, max: Option<f64>) -> Result<()> {
-    let end = curves.iter().filter_map(|curve| Some(curve.train.last()?.0)).fold(0.0, f64::max);
+    let end = curves.iter().map(Curve::end).fold(0.0, f64::max);
     let high = max.unwrap_or_else(|| curves.iter().map(Curve::highest).fold(0.0, f64::max) * 1.05);
     let low = curves.iter().map(Curve::lowest).fold(f64::INFINITY, f64::min).min(high) * 0.95;
     // Written whole or not at all.
@@ -118,8 +142,8 @@ pub fn draw(path: &Path, curves: &[Curve], over: Over, max: Option<f64>) -> Resu
             .margin(12)
             .x_label_area_size(44)
             .y_label_area_size(56)
-            // One point alone has no width.
-            .build_cartesian_2d(0.0..end.max(f64::MIN_POSITIVE), low..high.max(low + 0.01))?;
+            // A run of no step has no width.
+            .build_cartesian_2d(0.0..if end > 0.0 { end } else { 1.0 }, low..high.max(low + 0.01))?;
         let unit = match over {
             Over::Steps => "steps",
             Over::Bytes => "million bytes trained on",
@@ -134,6 +158,10 @@ pub fn draw(path: &Path, curves: &[Curve], over: Over, max: Option<f64>) -> Resu
                 .draw_series(LineSeries::new(visible, color.stroke_width(1)))?
                 .label(&curve.name)
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+            // One point alone is no line.
+            if let [(at, bpc)] = curve.train[..] {
+                chart.draw_series([Circle::new((at, bpc), 2, color.filled())])?;
+            }
             let points = curve.valid.iter().filter(|(_, bpc)| *bpc <= high);
             chart.draw_series(points.map(|&point| Circle::new(point, 4, color.filled())))?;
         }

@@ -18,6 +18,8 @@ const PROMPT_BYTES: usize = 200;
 /// What a run's metrics say that its model reached.
 #[derive(Default, Serialize)]
 pub struct Reached {
+    /// The score of the validation split before the first step, of a run that goes on from a model.
+    pub start: Option<EvalRecord>,
     /// The best of the validations.
     pub valid: Option<EvalRecord>,
     /// The last test.
@@ -30,22 +32,32 @@ impl Reached {
         let mut reached = Self::default();
         for record in Metrics::read(run_dir).unwrap_or_default() {
             match record {
-                Record::Valid(record) if record.best => reached.valid = Some(record),
+                Record::Valid(record) => {
+                    if record.step == 0 {
+                        reached.start.get_or_insert_with(|| record.clone());
+                    }
+                    if record.best {
+                        reached.valid = Some(record);
+                    }
+                }
                 Record::Test(record) => reached.test = Some(record),
-                _ => {}
+                Record::Train(_) => {}
             }
         }
         reached
     }
 
     /// One line for each score.
-    pub fn lines(&self) -> [String; 2] {
-        [("validation", &self.valid), ("test", &self.test)].map(|(name, record)| match record {
+    pub fn lines(&self) -> Vec<String> {
+        let start = self.start.as_ref().and_then(|start| start.bpc);
+        let before = start.map(|bpc| format!("validation before the first step: {bpc:.4} bits per byte"));
+        let after = [("validation", &self.valid), ("test", &self.test)].map(|(name, record)| match record {
             Some(EvalRecord { bpc: Some(bpc), step, bytes, .. }) => {
                 format!("{name}: {bpc:.4} bits per byte over {} bytes, after step {step}", HumanCount(*bytes))
             }
             _ => format!("{name}: not scored yet"),
-        })
+        });
+        before.into_iter().chain(after).collect()
     }
 }
 

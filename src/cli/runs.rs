@@ -179,7 +179,7 @@ impl Drop for Place {
 }
 
 /// What the start of a run puts into its directory.
-const OWN: [&str; 5] = ["lock", "group", "metrics.jsonl", "data.json", "ends.json"];
+const OWN: [&str; 6] = ["lock", "group", "metrics.jsonl", "data.json", "ends.json", "from.json"];
 
 /// What was not there before a start.
 #[derive(Debug)]

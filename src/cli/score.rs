@@ -10,11 +10,11 @@ use serde::Serialize;
 
 use super::input::Input;
 use super::machine::{MachineArgs, dispatch};
-use super::model::{FormatArgs, ModelArgs};
+use super::model::{FormatArgs, ModelArgs, stream_state};
 use super::printable::json;
 use super::{in_one_line, life};
 use crate::core::{BatchScorer, Scorer, Streams};
-use crate::train::{Interrupt, load_state_of, printable, save_state, weights_digest};
+use crate::train::{Interrupt, printable, save_state, weights_digest};
 use crate::{AutodiffBackend, BackendJob};
 
 /// Print the bits per byte of each line of a file
@@ -88,11 +88,7 @@ impl BackendJob for Args {
             let mut scorer = Scorer::new(streams)?;
             if let Some(path) = &self.from_state {
                 let weights = weights.as_ref().expect("they were asked for");
-                let state = load_state_of(path, scorer.streams().shape(), weights)?;
-                if state.weights().is_none() {
-                    tell!("{} does not say of which weights it is: it is taken for this model's", path.display());
-                }
-                scorer.set_state(&state)?;
+                scorer.set_state(&stream_state(path, scorer.streams().shape(), weights)?)?;
             }
             (one_stream(input, &mut scorer, &mut out, interrupt), Some(scorer))
         };

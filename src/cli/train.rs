@@ -2,11 +2,13 @@
 
 pub mod args;
 mod ends;
+mod origin;
 mod page;
+mod refusal;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::Serialize;
 
 pub use args::Args;
@@ -15,14 +17,17 @@ use args::Plan;
 use super::data::DataChoice;
 use super::printable::json;
 use super::runs::Place;
-use super::{in_one_line, life, processes, report};
-use crate::train::{Event, Observer, Progress, SharedGroup, Stop, TrainRecord, Trainer};
+use super::{in_one_line, life, paths, processes, report};
+use crate::data::order0_entropy;
+use crate::train::{Event, Observer, Progress, SharedGroup, Stop, TrainError, TrainRecord, Trainer};
 use crate::{AutodiffBackend, BackendJob, Splits};
 
 /// Trains as the options say, in every process of the group.
 pub fn run(args: Args, group: SharedGroup) -> Result<ExitCode> {
     let backend = args.machine.backend;
     processes::set_threads(group.as_ref(), &args.machine)?;
+    // Before this run has a directory, which would be the latest.
+    let trained = args.trained()?;
     let place = Place::choose(args.out.as_deref(), args.resume, group.as_ref())?;
     let run_dir = place.path();
     let stored = if args.resume { DataChoice::stored(run_dir)? } else { None };
@@ -30,7 +35,7 @@ pub fn run(args: Args, group: SharedGroup) -> Result<ExitCode> {
     let choice = DataChoice::from_args(&args.data, args.train_bytes, stored, speaks);
     // Should it have to be downloaded, then once on each machine.
     let splits = processes::in_turns(group.as_ref(), || choice.open(&args.data, group.is_first()))?;
-    let plan = args.plan(run_dir, &splits)?;
+    let plan = args.plan(run_dir, &splits, trained)?;
     let device = group.local_rank();
     backend.dispatch_on(device, Job { args, plan, place, choice, splits, group })?
 }
@@ -48,7 +53,12 @@ struct Job {
 /// What `--json` says.
 #[derive(Serialize)]
 struct Reached<'a> {
+    #[serde(serialize_with = "paths::shown")]
     run: &'a std::path::Path,
+    /// What the run went on from.
+    from: Option<String>,
+    /// Of the weights that it went on from.
+    valid_bpc_before: Option<f64>,
     steps: u64,
     best_step: u64,
     valid_bpc: f64,
@@ -85,16 +95,19 @@ impl BackendJob for Job {
         if speaks {
             interrupt.set_notice("stopping after the step under way; a second signal gives it up");
         }
-        let Plan { config, recipe, options, limits, ends, .. } = plan;
-        let seed = recipe.seed;
-        let mut trainer = Trainer::<B>::open_in(group, config, recipe, splits.clone(), options, &device)?;
+        let Plan { config, recipe, options, limits, ends, origin, .. } = plan;
+        let (seed, vocab_size) = (recipe.seed, config.vocab_size);
+        let told = |error: TrainError| args.told(error, &run_dir, &recipe, &splits, &choice);
+        let opened = Trainer::<B>::open_in(group, config, recipe.clone(), splits.clone(), options, &device);
+        let mut trainer = opened.map_err(told)?;
         if first {
             choice.store(&run_dir)?;
             ends.keep(&run_dir)?;
+            origin.iter().try_for_each(|origin| origin.keep(&run_dir))?;
         }
         place.keep();
         let begun = trainer.position().step;
-        let stop = trainer.run(&limits, &mut watch, interrupt)?;
+        let stop = trainer.run(&limits, &mut watch, interrupt).map_err(told)?;
         let steps = trainer.position().step;
         let stopped = |progress: Option<Progress>| {
             drop(progress);
@@ -111,25 +124,34 @@ impl BackendJob for Job {
             return stopped(progress);
         }
         if speaks && args.resume && steps == begun {
-            tell!("{}", Args::at_its_end(stop, trainer.recipe()));
+            tell!("{}", refusal::at_its_end(stop, trainer.recipe(), &run_dir));
         }
         let finished = match trainer.finish(&mut watch) {
             Err(error) if error.is_interrupted() => return stopped(progress),
-            finished => finished?,
+            finished => finished.map_err(told)?,
         };
         drop(progress);
         if !first {
             return Ok(ExitCode::SUCCESS);
         }
+        let (valid, test) = (finished.best.bpc, finished.test.bpc());
+        let before = report::Reached::of(&run_dir).start.and_then(|start| start.bpc);
+        // Of a model that came with a score as bad it is not known what did the harm.
+        let diverged = refusal::diverged(valid, order0_entropy(&splits.valid), vocab_size);
+        if let (Some(diverged), None) = (diverged, before) {
+            page::write(&run_dir, &splits, None)?;
+            bail!("{diverged}");
+        }
         // What belongs in the directory is there before anything is said: whoever reads may have gone.
         let sample = report::sample(args.machine.backend.streams(&finished.model, 1), &splits, seed)?;
         let kept = page::write(&run_dir, &splits, Some(&sample));
         life::heed(0);
-        let (valid, test) = (finished.best.bpc, finished.test.bpc());
         let said = || -> Result<()> {
             if args.json {
                 let reached = Reached {
                     run: &run_dir,
+                    from: origin.as_ref().map(|origin| origin.model.clone()),
+                    valid_bpc_before: before,
                     steps,
                     best_step: finished.best.step,
                     valid_bpc: valid,
@@ -142,6 +164,14 @@ impl BackendJob for Job {
                 let best = finished.best.step;
                 say!("trained {steps} steps; best weights, after step {best}, are in {}", run_dir.display());
                 report::scores(&splits, [("validation", valid), ("test", test)], "SHA-RNN", choice.is_whole())?;
+                if let (Some(origin), Some(before)) = (&origin, before) {
+                    say!("{} scored {before:.4} on the validation split before", origin.model);
+                }
+                if origin.is_some() && best == 0 && !args.quiet {
+                    tell!(
+                        "no step made the model better than it was: these are the weights that the run started from; try a lower --lr"
+                    );
+                }
                 report::print_sample(&sample)?;
             }
             Ok(())

@@ -96,7 +96,6 @@ pub fn set_fields(config: ShaRnnConfig, recipe: Recipe, fields: &[String]) -> Re
     }
     let All { model, recipe } =
         serde_json::from_value(all).with_context(|| format!("--set {} cannot be used", fields.join(" --set ")))?;
-    model.validate()?;
     Ok((model, recipe))
 }
 

@@ -98,6 +98,19 @@ fn a_run_that_stopped_goes_on_to_its_end_without_being_told() {
     let stderr = String::from_utf8_lossy(&damaged.stderr).into_owned();
     assert!(damaged.status.code() == Some(1) && stderr.contains("ends.json is damaged: delete it"), "{stderr}");
 
+    // What changes no step that was made is taken; for the rest there is the command that does it.
+    at.write("run/ends.json", br#"{"steps": 7, "epochs": null, "seconds": null}"#);
+    let scored = at.both(
+        &[&resume[..], &["--eval-batch", "2", "--valid-every", "2", "--log-every", "3", "--valid-bytes", "500"]]
+            .concat(),
+    );
+    assert!(scored.0.starts_with(b"trained 7 steps; "), "{}", scored.1);
+    let refused = at.run(&[&resume[..], &["--lr", "5e-4"]].concat());
+    let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
+    let way_on = "with --lr 0.002, not 0.0005, and its steps so far depend on that; a new run goes on from its weights: \
+                  sharnn train --from run --threads 1 --lr 5e-4";
+    assert!(refused.status.code() == Some(1) && stderr.contains(way_on), "{stderr}");
+
     // A rate that has fallen to zero is no rate to go on with.
     let at = Workplace::new();
     at.stdout(&at.train(&["--quiet"]));
@@ -141,6 +154,143 @@ fn lines_are_scored_in_one_stream_or_each_alone() {
     at.stdout(&["score", "first", "--model", "run", "--to-state", "state"]);
     let second = at.json_lines(&["score", "second", "--model", "run", "--json", "--from-state", "state"]);
     assert_eq!(bits(&second, 2), bits(&stream, 3));
+}
+
+#[test]
+fn a_run_goes_on_from_whatever_is_a_model() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    at.stdout(&["export", "--model", "run", "--to", "weights.safetensors"]);
+    let data: String = (0..400).map(|i| format!("{i} other words\n")).collect();
+    at.write("other", data.as_bytes());
+    let from = |model: &'static str, out: &'static str, more: &[&'static str]| {
+        let options = "--data other --steps 2 --batch 4 --seq-len 16 --log-every 1 --precision f32 --threads 1 --json";
+        let options = options.split_whitespace().chain(more.iter().copied());
+        ["train", "--from", model, "--out", out].into_iter().chain(options).collect::<Vec<_>>()
+    };
+    for (model, out) in [("run", "a"), ("weights.safetensors", "b"), ("bundled", "c")] {
+        let trained = at.json(&from(model, out, &[]));
+        let [before, after] = ["valid_bpc_before", "valid_bpc"].map(|key| trained[key].as_f64().unwrap());
+        // The best weights are those of the start until a step is better.
+        assert!(after <= before && trained["from"].as_str().unwrap().contains(model), "{trained}");
+        let page = at.read(&format!("{out}/README.md"));
+        assert!(page.contains(&format!("- validation before the first step: {before:.4} bits per byte")), "{page}");
+        assert!(page.contains("- started from: ") && page.contains(model), "{page}");
+        let [own, of_start] = [out, if model == "bundled" { "bundled" } else { "run" }]
+            .map(|of| at.json(&["inspect", of, "--json"])["model"].clone());
+        assert_eq!(own, of_start);
+        // What was scored before is what `eval` scores.
+        let eval = ["eval", "--model", model, "--data", "other", "--split", "valid", "--json", "--precision", "f32"];
+        let recipe = at.json(&["inspect", out, "--json"])["run"]["recipe"]["valid"].clone();
+        let [lanes, seq_len] = ["lanes", "seq_len"].map(|key| recipe[key].to_string());
+        let eval = at.json(&[&eval[..], &["--lanes", &lanes, "--seq-len", &seq_len]].concat());
+        assert!((eval["bpc"].as_f64().unwrap() - before).abs() < 1e-6, "{eval}: {before}");
+    }
+    // Nothing is lost where nothing gets better.
+    let worse = at.json(&from("run", "d", &["--lr", "1e6"]));
+    assert_eq!(
+        (worse["best_step"].as_u64(), worse["valid_bpc"].as_f64()),
+        (Some(0), worse["valid_bpc_before"].as_f64())
+    );
+    assert!(at.stdout(&["inspect"]).starts_with("bundled\n"), "the model of every other command");
+}
+
+#[test]
+fn a_run_that_diverges_says_so() {
+    let at = Workplace::new();
+    let output = at.run(&at.train(&["--quiet", "--lr", "1e6"]));
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(last_line(&stderr).starts_with("error: the run diverged: at its best it scored "), "{stderr}");
+    assert!(at.path("run/README.md").is_file() && !at.path("run/sample.txt").exists());
+}
+
+#[test]
+fn a_prompt_may_come_from_a_file_or_a_state() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    let generate = |more: &[&str], stdin: &[u8]| {
+        at.with_stdin(&[&["generate", "--model", "run", "-n", "20"], more].concat(), stdin)
+    };
+    // With a NUL, which no argument holds, and longer than a buffer.
+    let prompt = [&b"one\0two\n".repeat(8_300)[..], b"and so"].concat();
+    at.write("prompt", &prompt);
+    let of_file = generate(&["--prompt-file", "prompt"], b"");
+    assert_eq!((of_file.len(), &of_file), (20, &generate(&["--prompt-file", "-"], &prompt)));
+    // What `score` read before is part of the prompt.
+    at.write("first", b"one\ntw");
+    at.write("second", b"o\nand so");
+    at.stdout(&["score", "first", "--model", "run", "--total", "--to-state", "state"]);
+    // A scored stream begins after a newline, a prompt as it is.
+    let whole = generate(&["--prompt-file", "-"], b"\none\ntwo\nand so");
+    assert_eq!(generate(&["--from-state", "state", "--prompt-file", "second"], b""), whole);
+    assert_eq!(generate(&["-p", "and so"], b""), generate(&["--prompt-file", "-", "--no-echo"], b"and so"));
+}
+
+/// Of a run whose steps are fewer than those between two records there is still a picture.
+#[test]
+fn a_run_of_few_records_is_drawn() {
+    fn every<'a>(at: &Workplace, steps: &'a str) -> Vec<&'a str> {
+        let mut options = at.train(&["--quiet"]);
+        *options.iter_mut().skip_while(|option| **option != "--log-every").nth(1).unwrap() = steps;
+        options
+    }
+    let at = Workplace::new();
+    at.stdout(&every(&at, "1000"));
+    for over in ["steps", "bytes", "seconds"] {
+        at.stdout(&["plot", "run", "--svg", "none.svg", "--over", over]);
+        assert_eq!(at.read("none.svg").matches("<circle").count(), 2, "the validation, and the legend");
+    }
+    let at = Workplace::new();
+    at.stdout(&every(&at, "3"));
+    at.stdout(&["plot", "run", "--svg", "one.svg"]);
+    assert_eq!(at.read("one.svg").matches("<circle").count(), 3, "the record too");
+}
+
+/// A file system takes any bytes for a name.
+#[cfg(target_os = "linux")]
+#[test]
+fn names_that_are_no_utf8_work_everywhere() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let at = Workplace::new();
+    let [run, data] = [&b"run\xff"[..], b"da\xfeta"].map(OsStr::from_bytes);
+    std::fs::write(at.path("text"), "some words, and more of them\n".repeat(300)).unwrap();
+    std::fs::rename(at.path("text"), at.path(data)).unwrap();
+    let tiny = at.train(&[]);
+    let tiny: Vec<&OsStr> =
+        tiny.iter().map(|option| OsStr::new(if *option == "run" { "unused" } else { option })).collect();
+    let with = |more: &[&OsStr]| {
+        let output = at.run_os(&[&tiny[..1], more, &tiny[3..]].concat());
+        assert!(output.status.success(), "{more:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    let [out, data_option, json, resume] = ["--out", "--data", "--json", "--resume"].map(OsStr::new);
+    let said: Value = serde_json::from_slice(&with(&[out, run, data_option, data, json])).unwrap();
+    assert_eq!(said["run"].as_str(), Some("run\\xff"));
+    with(&[out, run, resume, json]);
+    for args in [
+        &["inspect", "RUN", "--json"][..],
+        &["eval", "--model", "RUN", "--json"],
+        &["score", "DATA", "--model", "RUN", "--total"],
+        &["generate", "--model", "RUN", "-n", "3", "--prompt-file", "DATA"],
+        &["plot", "RUN"],
+        &["export", "--model", "RUN", "--to", "RUN.onnx"],
+        &["export", "--model", "RUN", "--to", "RUN.safetensors"],
+        &["attend", "--model", "RUN", "--text", "a", "--out", "RUN.html"],
+    ] {
+        let name = |word: &&str| match *word {
+            "RUN" => run.to_os_string(),
+            "DATA" => data.to_os_string(),
+            word => match word.strip_prefix("RUN") {
+                Some(rest) => [run, OsStr::new(rest)].into_iter().collect(),
+                None => word.into(),
+            },
+        };
+        let args: Vec<_> = args.iter().map(name).collect();
+        let output = at.run_os(&args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 #[test]
@@ -219,8 +369,22 @@ fn what_cannot_be_done_is_told_in_one_line() {
         (&["train", "--data", "nowhere"], 1, "nowhere"),
         (&["train", "--steps", "0"], 1, "--steps 0 cannot be used"),
         (&["train", "--minutes", "1e308"], 1, "--minutes"),
-        (&["train", "--lr", "nan"], 1, "phases[0].lr = NaN cannot be used"),
-        (&["train", "--mem-len", "100000000000"], 1, "mem_len = 100000000000 cannot be used"),
+        (&["train", "--lr", "nan", "--set", "model.d_ff=256"], 1, "error: --lr NaN cannot be used"),
+        (&["train", "--mem-len", "100000000000"], 1, "--mem-len 100000000000 cannot be used"),
+        (&["train", "--batch", "999999"], 1, "--batch 999999 cannot be used"),
+        (&["train", "--eval-batch", "999999"], 1, "--eval-batch 999999 cannot be used"),
+        (&["train", "--seq-len", "64", "--mem-len", "32"], 1, "--seq-len 64 cannot be used"),
+        (&["train", "--log-every", "0"], 1, "--log-every 0 cannot be used"),
+        (&["train", "--from", "nowhere"], 1, "nowhere"),
+        (&["train", "--from", "latest"], 1, "there is no run under runs/"),
+        (&["train", "--from", "bundled", "--resume"], 2, "--from"),
+        (&["eval", "--lanes", "999999"], 1, "use 1 to 26192 (--lanes)"),
+        (&["eval", "--seq-len", "64", "--mem-len", "32"], 1, "--seq-len 64 cannot be used"),
+        (&["generate", "--prompt-file", "nowhere"], 1, "nowhere"),
+        (&["generate", "--prompt-file", "."], 1, "is a directory"),
+        (&["generate", "--prompt", "a", "--prompt-file", "text"], 2, "--prompt-file"),
+        (&["generate", "--from-state", "text"], 1, "text"),
+        (&["generate", "--threads", "0"], 1, "--threads 0 cannot be used"),
         (&["train", "--preset", "quick"], 1, "there is no preset"),
         (&["train", "--resume", "--out", "nowhere"], 1, "there is no run in nowhere"),
         (&["bench", "--mode", "decode", "--batch", "2"], 1, "--batch 2 cannot be used"),
@@ -230,7 +394,8 @@ fn what_cannot_be_done_is_told_in_one_line() {
         (&["score", "text", "--top", "0"], 1, "--top 0 cannot be used"),
         (&["score", "text", "--model", "torn.safetensors"], 1, "torn.safetensors"),
         (&["generate", "--model", "nowhere"], 1, "nowhere"),
-        (&["generate", "--model", "nowhere", "--temperature=-1"], 1, "temperature = -1 cannot be used"),
+        (&["generate", "--model", "nowhere", "--top-k", "0"], 1, "--top-k 0 cannot be used"),
+        (&["generate", "--model", "nowhere", "--temperature=-1"], 1, "--temperature -1 cannot be used"),
         (&["import", "torn.safetensors", "--to", "a.pt"], 1, ".safetensors"),
         (&["import", "torn.safetensors", "--to", "a.safetensors"], 1, "torn.safetensors"),
         (&["import", "text", "--to", "a.safetensors", "--vocabulary", "text"], 1, "--vocabulary"),
@@ -254,7 +419,9 @@ fn what_cannot_be_done_is_told_in_one_line() {
         if code == 1 {
             assert!(last_line(&stderr).starts_with("error: "), "{args:?}: {stderr}");
         }
-        assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+        for internal in ["panicked", "recipe.", "phases[", "batch_size", "mem_len", "seq_len", "options."] {
+            assert!(!stderr.contains(internal), "{args:?}: {stderr}");
+        }
     }
 }
 

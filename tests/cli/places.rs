@@ -52,27 +52,35 @@ fn a_start_that_comes_to_nothing_leaves_nothing() {
     at.log("log", 200);
     at.write("bad.safetensors", b"no weights");
     at.write("short", b"abc");
-    let starts: [(&[&str], &str); 6] = [
-        (&["--init-weights", "bad.safetensors"], "log"),
-        (&["--init-weights", "nowhere.safetensors"], "log"),
+    let starts: [(&[&'static str], &'static str); 6] = [
+        (&["--from", "bad.safetensors"], "log"),
+        (&["--from", "nowhere.safetensors"], "log"),
         (&["--lr", "nan"], "log"),
         (&["--set", "model.d_ff=1"], "log"),
         (&[], "nowhere"),
         (&[], "short"),
     ];
+    // Which model it goes on from says what sizes it has.
+    let start = |data: &'static str, options: &[&'static str]| {
+        let mut args = at.train_on(data, options);
+        if options.contains(&"--from") {
+            assert_eq!(args.drain(1..3).collect::<Vec<_>>(), ["--preset", "xs"]);
+        }
+        args
+    };
     for (options, data) in starts {
-        at.error(&at.train_on(data, options));
-        at.error(&at.train_on(data, &[options, &["--out", "some/where"]].concat()));
+        at.error(&start(data, options));
+        at.error(&start(data, &[options, &["--out", "some/where"]].concat()));
         assert!(!at.path("runs").exists() && !at.path("some").exists(), "{options:?} on {data}");
         fs::create_dir(at.path("mine")).unwrap();
         at.write("mine/notes", b"mine");
-        at.error(&at.train_on(data, &[options, &["--out", "mine"]].concat()));
+        at.error(&start(data, &[options, &["--out", "mine"]].concat()));
         assert_eq!(names(&at, "mine"), ["notes"], "{options:?} on {data}");
         fs::remove_dir_all(at.path("mine")).unwrap();
     }
     // Beside a run that is whole.
     at.stdout(&at.train_on("log", &[]));
-    at.error(&at.train_on("log", &["--init-weights", "bad.safetensors"]));
+    at.error(&start("log", &["--from", "bad.safetensors"]));
     assert_eq!(names(&at, "runs"), ["001"]);
     at.error(&at.train_on("log", &["--out", "runs/001"]));
     assert!(at.path("runs/001/data.json").is_file(), "what was there is whole");

@@ -1,7 +1,8 @@
 //! The program in a directory of its own.
 
-use std::io::Read;
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
@@ -17,7 +18,7 @@ impl Workplace {
         Self { dir: TempDir::new().unwrap() }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -67,7 +68,26 @@ impl Workplace {
         self.command(args).output().unwrap()
     }
 
-    pub fn command(&self, args: &[&str]) -> Command {
+    /// The same with arguments that need not be UTF-8.
+    pub fn run_os(&self, args: &[impl AsRef<OsStr>]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// What the program writes of what it is given on standard input; it must succeed.
+    pub fn with_stdin(&self, args: &[&str], stdin: &[u8]) -> Vec<u8> {
+        let mut command = self.command(args);
+        let mut program = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut input = program.stdin.take().unwrap();
+        std::thread::scope(|scope| {
+            // A program that does not read it may be gone.
+            scope.spawn(move || drop(input.write_all(stdin)));
+            let output = program.wait_with_output().unwrap();
+            assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+            output.stdout
+        })
+    }
+
+    pub fn command(&self, args: &[impl AsRef<OsStr>]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sharnn"));
         command.args(args).current_dir(self.dir.path());
         command

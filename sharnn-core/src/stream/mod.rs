@@ -151,7 +151,7 @@ pub enum StreamError {
     },
     /// Segments cannot be of this length.
     #[error(
-        "segments of {segment_len} tokens cannot be used: use 1 to mem_len = {mem_len}; where that is 0, at least 1"
+        "segments of {segment_len} tokens cannot be used: use 1 to {mem_len}, the length of the memory; where that is 0, at least 1"
     )]
     SegmentLen {
         /// Tokens of a segment.

@@ -69,7 +69,7 @@ pub enum StateError {
     },
     /// The state is in the middle of a segment of another length.
     #[error(
-        "the stream state is {position} tokens into a segment of {found}, the streams have segments of {expected}: go on in segments of {found}, or call end_segment() on the state"
+        "the stream state is {position} tokens into a segment of {found}, the streams have segments of {expected}: go on in segments of {found}, or end the segment before the state is kept"
     )]
     Segment {
         /// Tokens of the segment that has begun.

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::backend::Flex;
 use burn::tensor::{Tensor, TensorData, f16};
 use sharnn_core::{Attend, ShaRnn, ShaRnnConfig};
 use sharnn_onnx::{OnnxExport, OnnxWeights};
-use sharnn_train::save_tensors;
+use sharnn_train::{import_weights, save_tensors};
 
 use crate::support::{Graph, Lanes, config, forward, largest_difference, model, state_tensors};
 
@@ -170,6 +170,36 @@ fn a_prompt_in_segments_then_byte_by_byte() {
         let difference = largest_difference(&carried, &want);
         assert!(difference <= TOLERANCE, "step {step}: {difference}");
         state = next;
+    }
+}
+
+/// A memory of none, one, some and many rows, before it is full and after.
+#[test]
+fn memories_of_every_length() {
+    for (names, mem_len, lengths) in [
+        (["memory_0", "step_memory_0"], 0, &[3, 1, 40][..]),
+        (["memory_1", "step_memory_1"], 1, &[1, 1, 1]),
+        (["memory_8", "step_memory_8"], 8, &[8, 3, 8, 1, 8]),
+        (["memory_512", "step_memory_512"], 512, &[300, 1, 512, 100]),
+    ] {
+        let model = model(&config(Attend::SecondLast, mem_len));
+        for batch in [1, 2] {
+            let lanes = Lanes::new(batch, lengths.iter().sum());
+            Exported::new(names[0], model.clone(), &segments()).assert_same(&lanes, lengths);
+            Exported::new(names[1], model.clone(), &single_step()).assert_same(&Lanes::new(batch, 20), &[1; 20]);
+        }
+    }
+}
+
+/// The repository's bundled model on English: weights that were trained, which a runtime that quantises them has to keep.
+#[test]
+fn the_bundled_model_on_text() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/enwik8.safetensors");
+    // This crate may be there alone.
+    if file.is_file() {
+        let model = import_weights(&file, &Default::default(), &Default::default()).unwrap();
+        let text = sharnn_data::enwik8::sample().valid[..2 * 256].iter().map(|&byte| byte.into()).collect();
+        Exported::new("bundled", model, &segments()).assert_same(&Lanes(vec![text]), &[256; 2]);
     }
 }
 

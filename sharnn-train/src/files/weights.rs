@@ -14,7 +14,7 @@ use std::path::Path;
 use burn::tensor::{Tensor, TensorData, backend::Backend as BurnBackend};
 use sharnn_core::{Backend, ShaRnn, ShaRnnConfig, pytorch_name};
 
-pub use import::{ImportOptions, import_weights, import_weights_from_bytes, read_config};
+pub use import::{ImportOptions, import_weights, import_weights_from_bytes, read_config, read_config_from_bytes};
 use model_file::ModelFile;
 pub(crate) use model_file::validate;
 pub use save::{CONFIG_KEY, SaveOptions, save_weights, save_weights_as};
@@ -38,11 +38,26 @@ const DECODER_BIAS: &str = "decoder.bias";
 /// # Errors
 /// Every other difference between file and model, and whatever makes the file unreadable: see [`WeightsError`].
 pub fn load_weights<B: BurnBackend>(model: ShaRnn<B>, path: &Path) -> Result<ShaRnn<B>, WeightsError> {
-    let file = ModelFile::open(path)?;
+    load(model, &ModelFile::open(path)?)
+}
+
+/// [`load_weights`] of a file in memory, as one that is part of the program; errors call it `name`.
+///
+/// # Errors
+/// As [`load_weights`].
+pub fn load_weights_from_bytes<B: BurnBackend>(
+    model: ShaRnn<B>,
+    name: &str,
+    bytes: &'static [u8],
+) -> Result<ShaRnn<B>, WeightsError> {
+    load(model, &ModelFile::in_memory(name, bytes)?)
+}
+
+fn load<B: BurnBackend>(model: ShaRnn<B>, file: &ModelFile) -> Result<ShaRnn<B>, WeightsError> {
     let config = model.config();
     let attending = |block: usize| model.blocks[block].attending.as_ref();
     file.check(&config, |block| attending(block).is_some_and(|part| part.attention.value_gate.linear.is_none()))?;
-    place(model, &file, &Vocabulary::Bytes)
+    place(model, file, &Vocabulary::Bytes)
 }
 
 /// A fresh model of `config`, not collapsed, with weights that were saved from one. The file is compared with the

@@ -74,7 +74,7 @@ impl LambConfig {
                 self.max_trust.is_none_or(|ceiling| {
                     ceiling.is_finite() && ceiling >= self.min_trust.unwrap_or(0.0) && positive(ceiling)
                 }),
-                "use a finite value above 0 and of at least min_trust, or none",
+                "use a finite value above 0 and of at least the least trust, or none",
             ),
             ("clip", self.clip.unwrap_or(1.0), self.clip.is_none_or(positive), "use a finite norm above 0, or none"),
         ];

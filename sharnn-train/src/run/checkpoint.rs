@@ -59,6 +59,13 @@ pub fn load_best<B: sharnn_core::Backend>(
     dir: &Path,
     device: &B::Device,
 ) -> Result<(ShaRnn<B>, BestManifest), CheckpointError> {
+    let (weights, manifest) = best_weights(dir)?;
+    let model = load_config(&manifest.config, &weights, device)?;
+    Ok((model, manifest))
+}
+
+/// The file of the best weights, and what stands beside it, both verified.
+fn best_weights(dir: &Path) -> Result<(PathBuf, BestManifest), CheckpointError> {
     let best_dir = if dir.join(BEST_MANIFEST).exists() { dir.to_path_buf() } else { dir.join(BEST_DIR) };
     if !best_dir.is_dir() {
         return Err(CheckpointError::NoBest { run_dir: dir.into() });
@@ -67,8 +74,23 @@ pub fn load_best<B: sharnn_core::Backend>(
     let manifest: BestManifest = read_json(&best_dir, BEST_MANIFEST, advice)?;
     let weights = best_dir.join(WEIGHTS);
     verify(&weights, &manifest.weights, advice)?;
-    let model = load_config(&manifest.config, &weights, device)?;
-    Ok((model, manifest))
+    Ok((weights, manifest))
+}
+
+/// The file of a run's weights, verified, with the model's configuration and the steps trained before: of its best weights or, before the
+/// first validation, of those of its newest checkpoint.
+///
+/// # Errors
+/// If there are none, or if a file is damaged.
+pub fn run_weights(dir: &Path) -> Result<(PathBuf, ShaRnnConfig, u64), CheckpointError> {
+    match best_weights(dir) {
+        Ok((weights, manifest)) => Ok((weights, manifest.config, manifest.best.step)),
+        Err(CheckpointError::NoBest { .. }) => {
+            let Checkpoint { manifest, dir } = Checkpoint::load_newest(dir)?;
+            Ok((dir.join(WEIGHTS), manifest.config, manifest.position.step))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Loads the weights of a run's newest checkpoint: for a run that no validation has scored yet.

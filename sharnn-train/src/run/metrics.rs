@@ -107,7 +107,8 @@ impl Record {
     fn is_before(&self, step: u64, validated: u64) -> bool {
         match self {
             Self::Train(record) => record.step <= step,
-            Self::Valid(record) => record.step <= validated,
+            // Of a run without a step the start is scored again.
+            Self::Valid(record) => record.step <= validated && step > 0,
             Self::Test(_) => false,
         }
     }

@@ -45,7 +45,7 @@ pub enum TrainError {
     },
 
     /// The data has bytes that the model has no token for.
-    #[error("the {split} split holds byte {byte}, the model's vocab_size is {vocab_size}: use vocab_size 256")]
+    #[error("the {split} split holds byte {byte}, the model knows {vocab_size} symbols: use a model of 256")]
     Vocabulary {
         /// "train", "valid" or "test".
         split: &'static str,
@@ -72,7 +72,7 @@ pub enum TrainError {
     #[error(
         "stopped: the steps up to {step} were skipped, {in_a_row} in a row, because loss or gradient were not finite \
          (the last finite loss was {last_bpc:.3} bits per byte); {last_checkpoint}. Try a lower learning rate, a longer \
-         warm-up, a smaller lamb.clip, or precision f32"
+         warm-up, a smaller clip of the gradient, or precision f32"
     )]
     Diverged {
         /// The last of these steps.

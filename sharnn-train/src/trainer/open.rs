@@ -9,7 +9,6 @@ use sharnn_data::{Lanes, Segments, Splits};
 
 use super::clock::Clock;
 use super::{Asked, Limits, TrainError, TrainOptions, Trainer};
-use crate::files::load_weights;
 use crate::group::{Alone, GroupError, SharedGroup, agree, all_ok};
 use crate::interrupt::Interrupt;
 use crate::optim::Optimizer;
@@ -46,6 +45,9 @@ impl<B: AutodiffBackend> Trainer<B> {
     }
 
     /// Resumes the run of the run directory where there is one, and starts one where there is none.
+    ///
+    /// A run that exists may go on with other evaluations than it began with ([`Recipe::with_evaluations_of`]): they change nothing of
+    /// its past. Where validations differ, its best weights are scored anew, so that the next ones are compared with what they can be.
     ///
     /// # Errors
     /// As [`new`](Self::new) and [`resume`](Self::resume), and if the run was started with another configuration or
@@ -144,6 +146,7 @@ struct Setup<'a> {
     log_every: u64,
     checkpoint_every: u64,
     recompute: bool,
+    score_start: bool,
     has_checkpoint: bool,
 }
 
@@ -186,6 +189,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
             log_every: self.options.log_every,
             checkpoint_every: self.options.checkpoint_every,
             recompute: self.options.recompute,
+            score_start: self.options.score_start,
             has_checkpoint,
         }
     }
@@ -213,8 +217,8 @@ impl<B: AutodiffBackend> Start<'_, B> {
             return Err(CheckpointError::Exists { run_dir: options.run_dir, checkpoint }.into());
         }
         let mut model = config.init_seeded::<B>(recipe.seed, device);
-        if let Some(path) = &options.initial_weights {
-            model = load_weights(model, path)?;
+        if let Some(weights) = &options.initial_weights {
+            model = weights.load(model)?;
         }
         let metrics = match &run_dir {
             Some(run_dir) => {
@@ -241,6 +245,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
             asked: Asked::default(),
             interrupt: Interrupt::default(),
             moved: None,
+            rescore_best: false,
             saved: None,
             save_due: false,
             device: device.clone(),
@@ -262,7 +267,18 @@ impl<B: AutodiffBackend> Start<'_, B> {
     ) -> Result<Trainer<B>, TrainError> {
         let Self { splits, options, group, device } = self;
         let checkpoint = Checkpoint::load_newest(&options.run_dir)?;
-        let manifest = checkpoint.manifest.clone();
+        let mut manifest = checkpoint.manifest.clone();
+        let validated_as = manifest.recipe.valid.clone();
+        if let Some((_, recipe)) = expected {
+            manifest.recipe = manifest.recipe.with_evaluations_of(recipe);
+        }
+        let mut otherwise = manifest.recipe.valid != validated_as;
+        if options.other_evaluation_data {
+            let given = CorpusIdentity::of(&splits);
+            otherwise |= manifest.corpus.valid != given.valid;
+            (manifest.corpus.valid, manifest.corpus.test) = (given.valid, given.test);
+        }
+        let rescore_best = manifest.best.is_some() && otherwise;
         manifest.check(&checkpoint.dir, expected, &splits)?;
         // Under its name and path of today, with the digests that it has.
         let corpus = manifest.corpus.clone().named_as(&splits);
@@ -300,6 +316,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
             run_dir: run_dir.unwrap_or_else(|| RunDir::of_group(&options.run_dir)),
             metrics,
             moved,
+            rescore_best,
             optimizer,
             corpus,
             group,

@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use sharnn_core::{Backend, ShaRnn};
+
+use crate::files::{WeightsError, load_weights, load_weights_from_bytes};
+
 /// Where a run is kept, and how often. No choice here changes what is computed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainOptions {
@@ -18,12 +22,47 @@ pub struct TrainOptions {
     pub checkpoint_interval: Option<Duration>,
     /// How many of the newest checkpoints are kept; at least 1. With 2, one is left should the newest be damaged.
     pub keep_checkpoints: usize,
-    /// Weights that a new run starts from, a safetensors file under the published PyTorch model's names. A resumed run
-    /// starts from its checkpoint.
-    pub initial_weights: Option<PathBuf>,
+    /// Weights that a new run starts from; by default they are drawn from the recipe's seed. A resumed run starts from its
+    /// checkpoint.
+    pub initial_weights: Option<InitialWeights>,
+    /// Whether the validation split is scored before the first step too: for a run that goes on from trained weights. They count as
+    /// its best until a step is better.
+    pub score_start: bool,
+    /// Whether a resumed run may be validated and tested on other bytes than before. Those that it trains on are always its own.
+    pub other_evaluation_data: bool,
     /// Whether each step computes activations again in its backward in place of keeping them: less memory, more time, the
     /// same run.
     pub recompute: bool,
+}
+
+/// Trained weights: a safetensors file under the published PyTorch model's names, on the disk or in memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InitialWeights {
+    /// The path of a file.
+    File(PathBuf),
+    /// A file that is part of the program.
+    Memory {
+        /// What errors call it.
+        name: &'static str,
+        /// Its bytes.
+        bytes: &'static [u8],
+    },
+}
+
+impl From<PathBuf> for InitialWeights {
+    fn from(path: PathBuf) -> Self {
+        Self::File(path)
+    }
+}
+
+impl InitialWeights {
+    /// Loads them into a model.
+    pub(super) fn load<B: Backend>(&self, model: ShaRnn<B>) -> Result<ShaRnn<B>, WeightsError> {
+        match self {
+            Self::File(path) => load_weights(model, path),
+            Self::Memory { name, bytes } => load_weights_from_bytes(model, name, bytes),
+        }
+    }
 }
 
 impl TrainOptions {
@@ -36,6 +75,8 @@ impl TrainOptions {
             checkpoint_interval: Some(Duration::from_secs(600)),
             keep_checkpoints: 2,
             initial_weights: None,
+            score_start: false,
+            other_evaluation_data: false,
             recompute: false,
         }
     }

@@ -151,6 +151,25 @@ impl<B: AutodiffBackend> Trainer<B> {
         Ok(())
     }
 
+    /// Scores the best weights as the next ones will be.
+    pub(super) fn score_best_anew(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        self.rescore_best = false;
+        let Some((old, _)) = self.best.clone() else { return Ok(()) };
+        self.read_steps(observer)?;
+        let model = self.best_model::<B::InnerBackend>(&self.device)?;
+        let evaluation = self.evaluate(&model, "valid", observer)?;
+        let best = Best { bpc: evaluation.bpc(), ..old };
+        let Best { bpc, step, epoch, phase } = best;
+        let (seconds, bytes) = (self.clock.seconds(), evaluation.bytes_scored);
+        let record = EvalRecord { step, phase, epoch, seconds, bpc: Some(bpc), bytes, best: true };
+        let digest = self.save_best(&best, &model)?;
+        self.best = Some((best, digest));
+        self.record(Record::Valid(record.clone()))?;
+        observer.on(Event::Valid(&record));
+        self.clock.skip_lap();
+        Ok(())
+    }
+
     fn evaluate(
         &self,
         model: &ShaRnn<B::InnerBackend>,
@@ -289,6 +308,9 @@ impl<B: AutodiffBackend> Trainer<B> {
     pub fn finish(mut self, observer: &mut dyn Observer) -> Result<Finished<B>, TrainError> {
         self.clock.start();
         self.read_steps(observer)?;
+        if self.rescore_best {
+            self.score_best_anew(observer)?;
+        }
         let Position { step, epoch, phase, validated, .. } = self.position;
         if self.best.is_none() || validated != step {
             self.validate(observer)?;

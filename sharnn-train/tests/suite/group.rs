@@ -147,13 +147,13 @@ fn a_process_that_fails_to_begin_is_named_by_the_first() {
     let dir = tempfile::tempdir().unwrap();
     let said = refusals(2, |group| {
         let missing = (group.rank() == 1).then(|| dir.path().join("missing.safetensors"));
-        open_with(group, recipe(), TrainOptions { initial_weights: missing, ..options(dir.path()) })
+        open_with(group, recipe(), TrainOptions { initial_weights: missing.map(Into::into), ..options(dir.path()) })
     });
     assert!(said[0].starts_with("process 1 of 2 cannot train: "), "{}", said[0]);
     assert!(said[0].contains("missing.safetensors"), "{}", said[0]);
     assert_eq!(said[1], GroupError::Elsewhere.to_string());
     let said = refusals(3, |group| open_with(group, recipe(), options(dir.path())));
-    assert_eq!(said[0], "batch_size = 4 cannot be shared by 3 processes: use a multiple of 3, or fewer processes");
+    assert_eq!(said[0], "4 lanes cannot be shared by 3 processes: use a multiple of 3, or fewer processes");
 }
 
 /// A directory of each machine's own would be missed only when the best weights are needed. Nor does it help that it was a run's
@@ -254,7 +254,8 @@ fn a_loss_that_is_not_finite_in_one_process_is_not_in_any() {
     let tensors: Vec<_> = tensors.into_iter().map(|(name, HostTensor { shape, data })| (name, shape, data)).collect();
     save_tensors(&weights, &tensors, &load_metadata(&weights).unwrap()).unwrap();
     let skipped = in_group(2, |group| {
-        let options = TrainOptions { initial_weights: Some(weights.clone()), ..options(&dir.path().join("run")) };
+        let options =
+            TrainOptions { initial_weights: Some(weights.clone().into()), ..options(&dir.path().join("run")) };
         let mut trainer =
             Trainer::<B>::open_in(group, untied.clone(), recipe(), splits.clone(), options, &Default::default())
                 .unwrap();
@@ -290,7 +291,7 @@ fn weights_that_differ_are_found_before_the_first_step() {
     let other = dir.path().join("other.safetensors");
     sharnn_train::save_weights(&config().init_seeded::<B>(99, &Default::default()), &other).unwrap();
     let said = refusals(2, |group| {
-        let initial_weights = (group.rank() == 1).then(|| other.clone());
+        let initial_weights = (group.rank() == 1).then(|| other.clone().into());
         open_with(group, recipe(), TrainOptions { initial_weights, ..options(&dir.path().join("run")) })
     });
     assert!(said[0].starts_with("after step 0 the weights of process 1 of 2 differ"), "{}", said[0]);

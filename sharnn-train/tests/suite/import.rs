@@ -9,8 +9,8 @@ use sharnn_core::{Attend, Pass, ShaRnn, ShaRnnConfig};
 use sharnn_data::enwik8;
 use sharnn_train::{
     EvalConfig, FloatType, HostTensor, ImportOptions, SaveOptions, UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError,
-    WeightsError, collect_params, evaluate, import_weights, load_tensors, read_config, save_tensors, save_weights,
-    save_weights_as,
+    WeightsError, collect_params, evaluate, import_weights, load_tensors, load_weights, read_config, save_tensors,
+    save_weights, save_weights_as,
 };
 use tempfile::TempDir;
 
@@ -87,6 +87,51 @@ fn published_models_are_imported_from_their_tensors_alone() {
         let published = read_config(&dir.path(), &with(Vocabulary::Bytes)).unwrap();
         assert_eq!((published.n_heads, published.mem_len), (1, 5000));
     }
+}
+
+/// The same model, however PyTorch and safetensors wrote it: wrapped as a whole or in parts, the tied weight under either name, with a
+/// word of that in the metadata, as `save_model` writes, or without.
+#[test]
+fn wrapped_models_and_shared_tensors_are_imported_whatever_their_names() {
+    let dir = Dir::new();
+    let tied: Vec<_> = fixtures("sha_").into_iter().filter(|fixture| fixture.bool("tied")).collect();
+    assert!(!tied.is_empty());
+    for fixture in tied {
+        let mem_len = fixture.usize("num_max_positions");
+        let options = ImportOptions { mem_len: Some(mem_len), ..with(Vocabulary::Bytes) };
+        let whole = |prefix: &'static str| move |name: &str| format!("{prefix}{name}");
+        let part = |name: &str| name.replace("blocks.0.", "blocks.0._orig_mod.").replace("encoder.", "module.encoder.");
+        let wrappers: [&dyn Fn(&str) -> String; 5] =
+            [&whole(""), &whole("module."), &whole("_orig_mod."), &whole("module._orig_mod.model."), &part];
+        for wrapped in wrappers {
+            for (kept, left_out) in [("encoder.weight", "decoder.weight"), ("decoder.weight", "encoder.weight")] {
+                for says_so in [true, false] {
+                    let mut tensors = state_dict(&fixture);
+                    let weight = tensors["encoder.weight"].clone();
+                    tensors.remove(left_out);
+                    tensors.insert(kept.into(), weight);
+                    let list: Vec<_> = tensors.into_iter().map(|(name, x)| (wrapped(&name), x.shape, x.data)).collect();
+                    let mut metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+                    if says_so {
+                        metadata.insert(wrapped(left_out), wrapped(kept));
+                    }
+                    save_tensors(&dir.path(), &list, &metadata).unwrap();
+                    let model = import(&dir.path(), &options).unwrap();
+                    assert_eq!(model.config(), fixture.config(), "{}", fixture.name);
+                    check_logits(&fixture, &model);
+                }
+            }
+        }
+    }
+    // Of a model that ties nothing both have to be there.
+    let untied = ShaRnnConfig { d_model: 8, d_ff: 16, tied: false, ..ShaRnnConfig::xs() };
+    let model = untied.init_seeded::<Flex>(1, &Default::default());
+    save_weights(&model, &dir.path()).unwrap();
+    let mut tensors = load_tensors(&dir.path()).unwrap();
+    tensors.remove("encoder.weight");
+    write(&dir.path(), &tensors);
+    let error = load_weights(model, &dir.path()).unwrap_err().to_string();
+    assert!(error.contains("encoder.weight [256, 8] is missing"), "{error}");
 }
 
 /// In the published model `vs` holds r after the collapse, and `vq` is gone.

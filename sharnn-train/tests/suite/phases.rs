@@ -79,7 +79,7 @@ fn poisoned_initial_weights_stop_the_run_by_name_and_save_nothing_of_it() {
     save_tensors(&poisoned, &tensors, &BTreeMap::new()).unwrap();
 
     let run_dir = dir.path().join("run");
-    let mut trainer = open(TrainOptions { initial_weights: Some(poisoned), ..options(&run_dir) }).unwrap();
+    let mut trainer = open(TrainOptions { initial_weights: Some(poisoned.into()), ..options(&run_dir) }).unwrap();
     let mut skipped = Vec::new();
     let mut watch = |event: Event<'_>| {
         if let Event::Skipped { step, in_a_row } = event {
@@ -156,7 +156,7 @@ fn skipped_steps_change_nothing_and_put_off_the_checkpoint() {
     save_tensors(&poisoned, &list, &BTreeMap::new()).unwrap();
     let run_dir = dir.path().join("run");
     let options =
-        TrainOptions { initial_weights: Some(poisoned), checkpoint_every: 1, log_every: 3, ..options(&run_dir) };
+        TrainOptions { initial_weights: Some(poisoned.into()), checkpoint_every: 1, log_every: 3, ..options(&run_dir) };
     let mut trainer = open(options).unwrap();
     let mut not_saved = 0;
     let mut watch = |event: Event<'_>| not_saved += usize::from(matches!(event, Event::NotSaved { .. }));

@@ -233,7 +233,8 @@ fn settings_and_data_that_cannot_work_are_refused_before_training() {
         let TrainError::Recipe(RecipeError { field: named, .. }) = &error else { panic!("{error}") };
         assert_eq!(named, &format!("options.{field}"));
     }
-    let missing = TrainOptions { initial_weights: Some("no/such/file".into()), ..options(dir.path()) };
+    let missing =
+        TrainOptions { initial_weights: Some(std::path::PathBuf::from("no/such/file").into()), ..options(dir.path()) };
     assert!(open(missing).err().unwrap().to_string().contains("no/such/file"));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the lock");
 }

@@ -1,9 +1,11 @@
 //! A run that is stopped, interrupted or killed at any moment and resumed is the run that never stopped, bit for bit.
 
 use crate::common::*;
+use burn::backend::Flex;
 use sharnn_core::{AutodiffBackend, Precision};
 use sharnn_train::{
-    Event, Interrupt, Limits, MuonConfig, Recipe, Record, Stop, TrainOptions, Trainer, latest_manifest,
+    Event, Interrupt, Limits, Metrics, MuonConfig, Recipe, Record, Stop, TrainOptions, Trainer, evaluate,
+    latest_manifest, load_best, run_weights,
 };
 
 /// The reference itself: all steps once, a memory that is full, a loss that falls, several validations.
@@ -255,6 +257,69 @@ fn a_run_that_was_tested_early_goes_on_as_if_it_had_not_been() {
     let mut trainer = open(options(dir.path())).unwrap();
     complete(&mut trainer);
     assert!(trace(&trainer, dir.path()) == reference);
+}
+
+/// How it is scored changes no step that was made. The best so far is scored as the next ones will be.
+#[test]
+fn a_run_may_go_on_with_other_evaluations() {
+    let reference = uninterrupted(options);
+    let dir = tempfile::tempdir().unwrap();
+    let mut trainer = open(options(dir.path())).unwrap();
+    trainer.run(&steps(20), &mut silent, &Interrupt::default()).unwrap();
+    drop(trainer);
+    let mut other = Recipe { valid_every_steps: Some(100), max_skipped_in_a_row: 9, ..recipe() };
+    (other.valid.lanes, other.test.seq_len) = (3, 8);
+    let mut trainer = open_with::<B>(other.clone(), options(dir.path())).unwrap();
+    assert_eq!(trainer.recipe(), &other);
+    trainer.run(&steps(33), &mut silent, &Interrupt::default()).unwrap();
+    drop(trainer);
+    let trained = |trace: &[Record]| -> Vec<Record> {
+        trace.iter().filter(|record| matches!(record, Record::Train(record) if record.step <= 33)).cloned().collect()
+    };
+    let trainer = open_with::<B>(other.clone(), options(dir.path())).unwrap();
+    let own = trace(&trainer, dir.path());
+    drop(trainer);
+    assert_eq!(trained(&own.records), trained(&reference.records));
+    let (_, manifest) = latest_manifest(dir.path()).unwrap().unwrap();
+    let best = manifest.best.unwrap();
+    let (model, kept) = load_best::<Flex>(dir.path(), &Default::default()).unwrap();
+    let scored =
+        evaluate(&model, &splits().valid, &other.valid, &Default::default(), &Interrupt::default(), |_, _| {}).unwrap();
+    assert_eq!((best.bpc, kept.best), (scored.bpc(), best.clone()));
+    // What computes the steps is still refused.
+    let error = open_with::<B>(other.with_batch_size(8), options(dir.path())).err().unwrap().to_string();
+    assert!(error.contains("batch_size = 4, not 8"), "{error}");
+}
+
+/// Weights that were trained before count as the best until a step is better, and what they score is kept.
+#[test]
+fn a_run_that_goes_on_from_weights_scores_them_first() {
+    let first = twelve_steps();
+    let weights = first.path().join("best/weights.safetensors");
+    let dir = tempfile::tempdir().unwrap();
+    let from =
+        || TrainOptions { initial_weights: Some(weights.clone().into()), score_start: true, ..options(dir.path()) };
+    let mut trainer = open(from()).unwrap();
+    trainer.run(&steps(3), &mut silent, &Interrupt::default()).unwrap();
+    drop(trainer);
+    let (model, _) = load_best::<Flex>(first.path(), &Default::default()).unwrap();
+    let scored =
+        evaluate(&model, &splits().valid, &recipe().valid, &Default::default(), &Interrupt::default(), |_, _| {})
+            .unwrap();
+    let (path, config, step) = run_weights(dir.path()).unwrap();
+    assert_eq!((config, step, path), (model.config(), 0, dir.path().join("best/weights.safetensors")));
+    // The same again after it is resumed: it was scored.
+    let mut trainer = open(TrainOptions { score_start: true, ..options(dir.path()) }).unwrap();
+    trainer.run(&steps(5), &mut silent, &Interrupt::default()).unwrap();
+    let records = Metrics::read(dir.path()).unwrap();
+    let starts: Vec<_> = records
+        .iter()
+        .filter_map(|record| match record {
+            Record::Valid(record) if record.step == 0 => Some((record.bpc, record.best)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(starts, [(Some(scored.bpc()), true)]);
 }
 
 #[test]

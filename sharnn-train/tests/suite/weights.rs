@@ -169,7 +169,7 @@ fn a_collapsed_model_comes_back_collapsed_only() {
 
     let error = saved.load_changed(model(2), |_| {}).unwrap_err();
     assert!(matches!(error, WeightsError::Collapsed { .. }), "{error}");
-    assert!(error.to_string().contains("collapse()"), "{error}");
+    assert!(error.to_string().contains("load it into a collapsed one"), "{error}");
     let error = Saved::new(&model(1)).load_changed(model(2).collapse(), |_| {}).unwrap_err();
     assert!(matches!(error, WeightsError::Uncollapsed { .. }), "{error}");
 }

@@ -7,13 +7,16 @@ use anyhow::{Result, bail, ensure};
 use indicatif::HumanCount;
 
 use crate::core::{MemoryEstimate, StepShape};
-use crate::train::{Limits, Schedule, Stop, latest_manifest};
+use crate::train::{Limits, Schedule, latest_manifest};
 use crate::{Backend, BackendKind, Precision, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions};
 
 use super::super::data::DataArgs;
 use super::super::machine::{MachineArgs, fastest};
+use super::super::model::{ModelArgs, Trained};
+use super::super::options::refused;
 use super::super::values::{attend, lanes, precision, preset, recipe, schedule, set_fields};
 use super::ends::Ends;
+use super::origin::Origin;
 
 /// Train a model on enwik8 or on any file, and score it in bits per byte
 ///
@@ -100,11 +103,12 @@ pub struct Args {
     #[arg(long, value_name = "DIR", help_heading = "Run")]
     pub out: Option<PathBuf>,
     /// Go on where the run in --out stopped
-    #[arg(long, help_heading = "Run", conflicts_with = "init_weights")]
+    #[arg(long, help_heading = "Run")]
     pub resume: bool,
-    /// Start from these weights: safetensors under the published PyTorch model's names
-    #[arg(long, value_name = "PATH", help_heading = "Run")]
-    pub init_weights: Option<PathBuf>,
+    /// Start a new run from the weights of a model, whose sizes it has: whatever --model takes elsewhere, a run's directory, `latest`, a
+    /// weights file or `bundled`. The validation split is scored before and after
+    #[arg(long, value_name = "MODEL", help_heading = "Model", conflicts_with_all = ["resume", "preset"])]
+    pub from: Option<PathBuf>,
     /// Compute activations again in the backward pass: three quarters of the memory, a quarter more work, the same run
     #[arg(long, help_heading = "Run")]
     pub recompute: bool,
@@ -150,6 +154,8 @@ pub struct Plan {
     /// When the run is to end, this call or a later one.
     pub ends: Ends,
     pub options: TrainOptions,
+    /// What the run goes on from, where that is no fresh weights.
+    pub origin: Option<Origin>,
     /// Whether the precision was chosen here, and neither by the user nor by the run.
     pub auto_precision: bool,
 }
@@ -163,11 +169,16 @@ fn suitable_multiple(backend: BackendKind) -> usize {
 }
 
 impl Args {
+    /// What the run goes on from, if it does.
+    pub fn trained(&self) -> Result<Option<Trained>> {
+        self.from.clone().map(|model| ModelArgs::of(model).trained()).transpose()
+    }
+
     /// Puts the options together. A run that exists lends its model and recipe, and the options given now change them: a
     /// change that it cannot take is refused by the trainer by name.
-    pub fn plan(&self, run_dir: &Path, splits: &Splits) -> Result<Plan> {
+    pub fn plan(&self, run_dir: &Path, splits: &Splits, trained: Option<Trained>) -> Result<Plan> {
         let stored = latest_manifest(run_dir)?.map(|(_, manifest)| manifest);
-        let trained = stored.as_ref().map_or(0.0, |manifest| manifest.seconds);
+        let seconds = stored.as_ref().map_or(0.0, |manifest| manifest.seconds);
         let stored = stored.map(|manifest| (manifest.config, manifest.recipe));
         let kept = if self.resume { Ends::kept(run_dir)? } else { None };
         let dir = run_dir.display();
@@ -183,25 +194,61 @@ impl Args {
             (None, None, Some((config, recipe))) => (config, recipe, false),
             _ => {
                 let (config, recipe) = self.preset()?;
-                (config, recipe, true)
+                (trained.as_ref().map_or(config, |trained| trained.config.clone()), recipe, true)
             }
         };
         self.change_model(&mut config)?;
         let run = stored.as_ref().map(|(_, recipe)| recipe);
-        let Asked { mut call, run: mut ends } = self.ends(kept, trained)?;
+        let Asked { mut call, run: mut ends } = self.ends(kept, seconds)?;
         if of_preset || self.changes_schedule() {
             self.change_schedule(&mut recipe, &call, run)?;
         }
         self.change_recipe(&mut recipe, of_preset.then_some(splits))?;
         self.change_segments(&mut recipe, run)?;
         let auto_precision = self.change_precision(&mut recipe, run)?;
+        // Before fields are set, so that the option is named, and not these.
+        recipe.validate().map_err(|error| refused(&error.field, &error.value, &error.hint, &[]))?;
         let (config, recipe) = set_fields(config, recipe, &self.set)?;
+        recipe.validate_for(&config).map_err(|error| refused(&error.field, &error.value, &error.hint, &self.set))?;
+        if let Some(trained) = &trained {
+            self.check_sizes(trained, &config)?;
+        }
         if call == Ends::default() && kept.is_none() && !self.has_an_end(&recipe) {
-            call.seconds = Some(trained + QUICK_SECONDS);
+            call.seconds = Some(seconds + QUICK_SECONDS);
             ends = call;
         }
-        let (limits, options) = (call.limits(trained), self.options(run_dir));
-        Ok(Plan { config, recipe, limits, ends, options, auto_precision })
+        let origin = match &trained {
+            Some(trained) => Some(Origin { model: trained.name.clone() }),
+            None if self.resume => Origin::kept(run_dir)?,
+            None => None,
+        };
+        let options = TrainOptions {
+            initial_weights: trained.map(|trained| trained.weights),
+            score_start: origin.is_some(),
+            other_evaluation_data: self.data.valid_bytes.is_some() || self.data.full_eval,
+            ..self.options(run_dir)
+        };
+        Ok(Plan { config, recipe, limits: call.limits(seconds), ends, options, origin, auto_precision })
+    }
+
+    /// That no option asks for other sizes than those of the weights.
+    fn check_sizes(&self, trained: &Trained, config: &ShaRnnConfig) -> Result<()> {
+        // No tensor depends on memory and dropouts.
+        let sizes = |config: &ShaRnnConfig| serde_json::to_value(config.clone().with_mem_len(0).with_dropout(0.0));
+        let (own, asked) = (sizes(&trained.config)?, sizes(config)?);
+        if let Some((field, own)) =
+            own.as_object().into_iter().flatten().find(|(field, own)| asked.get(field) != Some(own))
+        {
+            let typed = match (&self.attend, &field[..]) {
+                (Some(which), "attend") => format!("--attend {which}"),
+                _ => format!("--set model.{field}={}", asked[field]),
+            };
+            bail!(
+                "{typed} cannot be used with --from: the sizes are those of {}, where it is {own}; leave it out",
+                trained.name
+            );
+        }
+        Ok(())
     }
 
     /// The model and the recipe that were named, or those that are used where nothing is said.
@@ -255,8 +302,7 @@ impl Args {
         if let Some(dropout) = self.dropout {
             *config = config.clone().with_dropout(dropout);
         }
-        config.validate()?;
-        Ok(())
+        config.validate().map_err(|error| refused(&format!("model.{}", error.field), &error.value, &error.hint, &[]))
     }
 
     /// Whether an option says how the learning rate of a run falls that exists.
@@ -355,7 +401,8 @@ impl Args {
         };
         recipe.segments = recipe.segments.with_multiple(multiple);
         if let Err(error) = recipe.segments.validate() {
-            bail!("--segment-multiple {multiple} cannot be used: {error}");
+            let given = if self.segment_multiple.is_some() { "--segment-multiple" } else { "a multiple of" };
+            bail!("{given} {multiple} cannot be used: {error}");
         }
         Ok(())
     }
@@ -372,25 +419,10 @@ impl Args {
         Ok(given.is_none() && run.is_none())
     }
 
-    /// What to say of a run that was over before this call.
-    pub fn at_its_end(stop: Stop, recipe: &Recipe) -> &'static str {
-        let falls = recipe.phases.iter().any(|phase| phase.schedule != Schedule::Constant);
-        match stop {
-            Stop::Steps | Stop::Epochs | Stop::Time if !falls => {
-                "the run has come to the end that it was given: --steps, --epochs or --minutes train it longer"
-            }
-            Stop::Time => "the run has come to the end that it was given: --minutes trains it longer",
-            _ => {
-                "the run has come to the end of its recipe: a longer one is a new run (--init-weights starts it from these weights)"
-            }
-        }
-    }
-
     fn options(&self, run_dir: &Path) -> TrainOptions {
         TrainOptions {
             log_every: self.log_every,
             checkpoint_every: self.checkpoint_every,
-            initial_weights: self.init_weights.clone(),
             recompute: self.recompute,
             ..TrainOptions::new(run_dir)
         }
@@ -469,7 +501,8 @@ mod tests {
     }
 
     fn plan(options: &[&str]) -> Result<Plan> {
-        args(options).plan(Path::new("nowhere"), &enwik8::sample())
+        let args = args(options);
+        args.plan(Path::new("nowhere"), &enwik8::sample(), args.trained()?)
     }
 
     fn precisions(recipe: &Recipe) -> [Precision; 3] {
@@ -618,7 +651,7 @@ mod tests {
         assert_eq!(lanes(&["--preset", "paper"]), (12, 8), "52,385 bytes a split");
         assert_eq!(lanes(&[]), (8, 8));
         assert_eq!(lanes(&["--eval-batch", "3"]), (3, 3));
-        let huge = plan(&["--seq-len", "4611686018427387904"]).unwrap().recipe;
+        let huge = plan(&["--seq-len", "4611686018427387904", "--mem-len", "0"]).unwrap().recipe;
         assert_eq!(huge.valid.lanes, 1);
     }
 
@@ -629,9 +662,45 @@ mod tests {
         };
         assert_eq!(rates(&["--preset", "paper", "--lr", "4e-3"]), [4e-3, 2e-3]);
         assert_eq!(rates(&["--lr", "1.1e-3"]), [1.1e-3], "to the last bit");
-        assert!(plan(&["--lr", "-1"]).unwrap().recipe.validate().is_err());
+        for (options, said) in [
+            (&["--lr", "-1"][..], "--lr -1 cannot be used: "),
+            (&["--lr", "nan", "--set", "model.d_ff=256"], "--lr NaN cannot be used: "),
+            (&["--set", "recipe.phases.0.lr=-1"], "--set recipe.phases.0.lr=-1 cannot be used: "),
+            (&["--batch", "0"], "--batch 0 cannot be used: "),
+            (&["--eval-batch", "0"], "--eval-batch 0 cannot be used: "),
+            (&["--dropout", "2"], "--dropout 2 cannot be used: "),
+            (&["--attend", "9"], "--attend [9] cannot be used: "),
+            (&["--seq-len", "64", "--mem-len", "32"], "--seq-len 64 cannot be used: "),
+            (&["--set", "recipe.lamb.clip=0"], "--set recipe.lamb.clip=0 cannot be used: "),
+        ] {
+            let error = plan(options).err().unwrap().to_string();
+            assert!(error.starts_with(said), "{options:?}: {error}");
+        }
         assert_eq!(plan(&["--valid-every", "7"]).unwrap().recipe.valid_every_steps, Some(7));
         assert!(plan(&["--valid-every", "0"]).is_err());
+    }
+
+    #[test]
+    fn a_run_that_goes_on_from_a_model_has_its_sizes() {
+        let plan_of = |options: &[&str]| plan(&[&["--from", "bundled"], options].concat());
+        let from = plan_of(&["--mem-len", "100", "--dropout", "0.1", "--steps", "9"]).unwrap();
+        let expected = crate::pretrained::config().with_mem_len(100).with_dropout(0.1);
+        assert_eq!((&from.config, from.recipe.phases), (&expected, Recipe::budget(Some(9)).phases));
+        assert_eq!(plan_of(&[]).unwrap().config, crate::pretrained::config());
+        assert!(from.options.score_start && from.options.initial_weights.is_some());
+        assert_eq!(from.origin, Some(Origin { model: "the bundled model".into() }));
+        for (options, said) in [
+            (
+                ["--set", "model.d_model=128"],
+                "--set model.d_model=128 cannot be used with --from: the sizes are those of the bundled model",
+            ),
+            (["--attend", "all"], "--attend all cannot be used with --from"),
+        ] {
+            let error = plan_of(&options).err().unwrap().to_string();
+            assert!(error.starts_with(said), "{error}");
+        }
+        let error = plan(&["--from", "nowhere"]).err().unwrap().to_string();
+        assert!(error.contains("nowhere"), "{error}");
     }
 
     #[test]
@@ -660,7 +729,7 @@ mod tests {
             ("recipe.phases.7.lr=1", "there is no field"),
             ("model.d_fff=1", "unknown field `d_fff`"),
             ("recipe.lamb.clip=much", "invalid type"),
-            ("model.d_ff=1", "d_ff = 1 cannot be used"),
+            ("model.d_ff=1", "--set model.d_ff=1 cannot be used"),
         ] {
             let error = format!("{:#}", plan_of(&[field]).err().unwrap());
             assert!(error.contains(what), "{field}: {error}");

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use super::super::outputs;
 use super::super::plot::{Curve, Over, draw};
 use super::super::report::Reached;
+use super::origin::Origin;
 use crate::Splits;
 use crate::train::{Manifest, latest_manifest};
 
@@ -40,6 +41,9 @@ fn page(run_dir: &Path, manifest: &Manifest, splits: &Splits, picture: bool, sam
     let Manifest { config, recipe, position, seconds, backend, .. } = manifest;
     let mut page = String::from("# A SHA-RNN training run\n\n");
     writeln!(page, "- trained: {} steps, {} bytes, {seconds:.0} seconds on {backend}", position.step, position.bytes)?;
+    if let Some(Origin { model }) = Origin::kept(run_dir)? {
+        writeln!(page, "- started from: {model}")?;
+    }
     for line in Reached::of(run_dir).lines() {
         writeln!(page, "- {line}")?;
     }

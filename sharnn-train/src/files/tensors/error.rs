@@ -228,7 +228,7 @@ pub enum WeightsError {
     },
     /// A tied model meets a decoder of its own.
     #[error(
-        "decoder.weight in {file} holds {decoder} at position {index} where encoder.weight holds {encoder}, but the model ties them: load it with tied = false"
+        "decoder.weight in {file} holds {decoder} at position {index} where encoder.weight holds {encoder}, but the model ties them: load it into one that does not"
     )]
     NotTied {
         /// The file.
@@ -242,7 +242,7 @@ pub enum WeightsError {
     },
     /// A collapsed file meets an uncollapsed model.
     #[error(
-        "{file} holds a collapsed model (no {tensor}), this one is not collapsed: call collapse() on the model before loading; a collapsed model cannot be trained as before"
+        "{file} holds a collapsed model (no {tensor}), this one is not collapsed: load it into a collapsed one, which scores and writes text; to train, use weights from before the collapse"
     )]
     Collapsed {
         /// The file.

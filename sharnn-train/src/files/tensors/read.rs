@@ -92,13 +92,20 @@ impl TensorFile {
         self.infos.get(name).map(|info| info.shape.as_slice())
     }
 
-    /// Takes the beginning of every name away, where all have it.
-    pub(crate) fn strip_prefix(mut self, prefix: &str) -> Self {
-        if self.infos.keys().all(|name| name.starts_with(prefix)) {
-            let stripped = |(name, info): (String, TensorInfo)| (name[prefix.len()..].to_string(), info);
-            self.infos = self.infos.into_iter().map(stripped).collect();
+    /// Gives every tensor another name, unless two would have the same.
+    pub(crate) fn rename(mut self, name: impl Fn(&str) -> String) -> Self {
+        let renamed: BTreeMap<_, _> = self.infos.iter().map(|(old, info)| (name(old), info.clone())).collect();
+        if renamed.len() == self.infos.len() {
+            self.infos = renamed;
         }
         self
+    }
+
+    /// Lets the tensor `of`, where it is there, be found under `name` too, where nothing is.
+    pub(crate) fn alias(&mut self, name: &str, of: &str) {
+        if let (None, Some(info)) = (self.infos.get(name), self.infos.get(of)) {
+            self.infos.insert(name.into(), info.clone());
+        }
     }
 
     /// Reads the tensor `name`, which must be there, as f32.

@@ -31,6 +31,18 @@ pub fn read_config(path: &Path, options: &ImportOptions) -> Result<ShaRnnConfig,
     Ok(Import::of(ModelFile::open(path)?, options)?.config)
 }
 
+/// [`read_config`] of a file in memory, as one that is part of the program; errors call it `name`.
+///
+/// # Errors
+/// As [`read_config`].
+pub fn read_config_from_bytes(
+    name: &str,
+    bytes: &'static [u8],
+    options: &ImportOptions,
+) -> Result<ShaRnnConfig, WeightsError> {
+    Ok(Import::of(ModelFile::in_memory(name, bytes)?, options)?.config)
+}
+
 /// Makes a model of a file and loads it. What the file may hold is what [`load_weights`](crate::load_weights) takes; a value gate may be
 /// collapsed or not, and is then so in the model. A model of other symbols than bytes is expanded to bytes: see
 /// [`Vocabulary`].

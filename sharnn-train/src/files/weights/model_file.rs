@@ -19,6 +19,8 @@ pub(super) struct AttentionInFile {
 #[derive(Debug)]
 pub(super) struct ModelFile {
     tensors: TensorFile,
+    /// Whether the embedding is there under the decoder's name alone: right where the two are tied.
+    has_decoder_alone: bool,
 }
 
 /// Refuses a configuration in `file` of which no model can be made.
@@ -31,7 +33,8 @@ pub(crate) fn validate(config: &ShaRnnConfig, file: &str) -> Result<(), WeightsE
 }
 
 impl ModelFile {
-    /// Opens a file. What stands before [`ENCODER`] there is taken from every name, where all have it.
+    /// Opens a file. Names are those of the model alone, whatever wrapped it, and a tensor that the file has once is there under each
+    /// of its names.
     pub(super) fn open(path: &Path) -> Result<Self, WeightsError> {
         Ok(Self::new(TensorFile::open(path)?))
     }
@@ -42,10 +45,29 @@ impl ModelFile {
     }
 
     fn new(tensors: TensorFile) -> Self {
+        let tensors = tensors.rename(unwrapped);
         let names = tensors.shapes().map(|(name, _)| name);
-        let prefix = names.filter_map(|name| name.strip_suffix(ENCODER)).min_by_key(|prefix| prefix.len());
-        let prefix = prefix.filter(|prefix| prefix.ends_with('.')).unwrap_or_default().to_string();
-        Self { tensors: tensors.strip_prefix(&prefix) }
+        let prefixes = names.filter_map(|name| [ENCODER, DECODER].iter().find_map(|known| name.strip_suffix(known)));
+        let prefix = prefixes.min_by_key(|prefix| prefix.len()).filter(|prefix| prefix.ends_with('.'));
+        let prefix = prefix.unwrap_or_default().to_string();
+        let is_shared = tensors.shapes().all(|(name, _)| name.starts_with(&prefix));
+        let bare = |name: &str| match name.strip_prefix(&prefix) {
+            Some(bare) if is_shared => bare.to_string(),
+            _ => name.to_string(),
+        };
+        let mut tensors = tensors.rename(&bare);
+        // What safetensors' `save_model` writes of a tensor that has several names: it is there under one, and the others are metadata.
+        let aliases = tensors.metadata.iter().filter(|(name, _)| *name != CONFIG_KEY);
+        let aliases: Vec<_> = aliases.map(|(name, of)| [name, of].map(|name| bare(&unwrapped(name)))).collect();
+        for [name, of] in aliases {
+            tensors.alias(&name, &of);
+        }
+        // A tied weight that was left out without a word of it. Files of ours have it, and say whether it is tied.
+        let has_decoder_alone = !tensors.metadata.contains_key(CONFIG_KEY) && tensors.shape(ENCODER).is_none();
+        if has_decoder_alone {
+            tensors.alias(ENCODER, DECODER);
+        }
+        Self { tensors, has_decoder_alone }
     }
 
     /// The path, for messages.
@@ -140,7 +162,8 @@ impl ModelFile {
         let own_decoder =
             (config.tied && self.has(DECODER)).then(|| (DECODER.to_string(), vec![config.vocab_size, config.d_model]));
         for (name, expected) in tensors(config, n_blocks, attending, collapsed).chain(own_decoder) {
-            let found = self.tensors.shape(&name);
+            let is_there = config.tied || !self.has_decoder_alone || name != ENCODER;
+            let found = self.tensors.shape(&name).filter(|_| is_there);
             // A gate may be a plain vector.
             let fits = |found: &[usize]| found == expected || matches!(expected[..], [1, 1, d] if found == [d]);
             if !found.is_some_and(fits) {
@@ -156,7 +179,8 @@ impl ModelFile {
             })
         };
         for (name, found) in self.tensors.shapes() {
-            if !known.contains(name) && !passed_over(name) {
+            let is_alias = self.has_decoder_alone && name == ENCODER;
+            if !known.contains(name) && !passed_over(name) && !is_alias {
                 mismatch.add(name, None, Some(found));
             }
         }
@@ -218,6 +242,13 @@ impl ModelFile {
         let index = encoder.iter().zip(&decoder).position(|(encoder, decoder)| encoder != decoder);
         Ok(index.map(|index| (index, encoder[index], decoder[index])))
     }
+}
+
+/// A name without what PyTorch puts into it where a module is wrapped, for many processes or to be compiled: anywhere, since parts of a
+/// model can be wrapped too.
+fn unwrapped(name: &str) -> String {
+    const WRAPPERS: [&str; 4] = ["module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+    name.split('.').filter(|part| !WRAPPERS.contains(part)).collect::<Vec<_>>().join(".")
 }
 
 /// Those of the first `n_blocks` blocks that attend, in rising order. Neither is gone through as often as there are of the
