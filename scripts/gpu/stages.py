@@ -205,6 +205,8 @@ def run_tests(runner, bundle, name, program, filters, env=None, limit=None, pref
 def names_of(runner, bundle, program, filters):
     """The tests that a program would run."""
     done = runner.command(f"list-{program}", [bundle.program(program), *filters, "--list", "--format=terse"], 20, bundle.env())
+    if not done.ok:
+        raise RuntimeError(f"{program} cannot list its tests ({done.code}): {done.last_line()}")
     return [line.rsplit(": ", 1)[0] for line in done.output.splitlines() if line.endswith(": test")]
 
 
