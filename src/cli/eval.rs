@@ -194,7 +194,8 @@ impl BackendJob for Job {
             scored.push((if split == "test" { "test" } else { "validation" }, evaluation.bpc()));
         }
         // Of what was scored nothing is lost.
-        if !args.json && !(stopped && scored.is_empty()) {
+        let is_empty = stopped && scored.is_empty();
+        if !args.json && !is_empty {
             let heading = if matches!(scorer.how, How::Dynamic(_)) { "dynamic" } else { "SHA-RNN" };
             report::scores(&splits, scored, heading, whole)?;
         }

@@ -98,7 +98,7 @@ fn several_starts_at_once_have_a_number_each() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
     assert_eq!(names(&at, "runs"), ["001", "002", "003", "004"]);
-    assert!(names(&at, "runs").iter().all(|name| at.path(&format!("runs/{name}/README.md")).is_file()));
+    assert!(names(&at, "runs").iter().all(|name| at.path(format!("runs/{name}/README.md")).is_file()));
 }
 
 /// Whatever is written is written whole, or what was there stays; errors name the file that was asked for.

@@ -49,6 +49,7 @@ type ByPath<B> = BTreeMap<String, Tensor<B, 1>>;
 ///
 /// # Errors
 /// As [`evaluate`](super::evaluate), an interruption among them, of either data; for rates that are negative or not finite, an `eps` or `prior_segments` of 0.
+#[allow(clippy::too_many_arguments, reason = "what is scored, how, and who may stop or watch it")]
 pub fn evaluate_dynamic<B: AutodiffBackend>(
     mut model: ShaRnn<B>,
     train: &[u8],

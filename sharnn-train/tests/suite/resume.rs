@@ -195,7 +195,7 @@ fn an_evaluation_is_broken_off_and_begun_anew() {
             interrupt.raise();
         }
     };
-    let error = trainer.finish(&mut raise).err().expect("it was interrupted");
+    let error = trainer.finish(&mut raise).map(|_| ()).expect_err("it was interrupted");
     assert!(error.is_interrupted(), "{error}");
 }
 

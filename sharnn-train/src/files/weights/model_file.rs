@@ -55,7 +55,7 @@ impl ModelFile {
             Some(bare) if is_shared => bare.to_string(),
             _ => name.to_string(),
         };
-        let mut tensors = tensors.rename(&bare);
+        let mut tensors = tensors.rename(bare);
         // What safetensors' `save_model` writes of a tensor that has several names: it is there under one, and the others are metadata.
         let aliases = tensors.metadata.iter().filter(|(name, _)| *name != CONFIG_KEY);
         let aliases: Vec<_> = aliases.map(|(name, of)| [name, of].map(|name| bare(&unwrapped(name)))).collect();
