@@ -448,20 +448,20 @@ mod cuda_persistent {
 
     #[test]
     fn agrees_with_the_generic_body() {
-        in_a_process_of_its_own("agrees_with_the_generic_body", agrees::<crate::support::Cuda>);
+        in_a_process_of_its_own("agrees_with_the_generic_body", agrees::<sharnn_core::UnfusedCuda>);
     }
 
     #[test]
     fn agrees_with_the_generic_body_under_fusion() {
         in_a_process_of_its_own(
             "agrees_with_the_generic_body_under_fusion",
-            agrees::<burn_fusion::Fusion<crate::support::Cuda>>,
+            agrees::<burn_fusion::Fusion<sharnn_core::UnfusedCuda>>,
         );
     }
 
     #[test]
     fn keeps_nothing_where_nothing_is_wanted() {
-        in_a_process_of_its_own("keeps_nothing_where_nothing_is_wanted", without_gradients::<crate::support::Cuda>);
+        in_a_process_of_its_own("keeps_nothing_where_nothing_is_wanted", without_gradients::<sharnn_core::UnfusedCuda>);
     }
 }
 
