@@ -100,7 +100,7 @@ pub struct Trainer<B: AutodiffBackend> {
     moved: Option<Moved>,
     /// Whether the best weights were scored otherwise than the next ones will be.
     rescore_best: bool,
-    /// The position of the newest checkpoint.
+    /// The position of the newest checkpoint; `None` where the run has other settings, or another best, than that says.
     saved: Option<Position>,
     save_due: bool,
     run_dir: RunDir,
@@ -141,6 +141,21 @@ pub struct Finished<B: AutodiffBackend> {
 }
 
 impl<B: AutodiffBackend> Trainer<B> {
+    /// Leaves the checkpoint that [`run`](Self::run) leaves before anything else, where it is due: of a new run, or of one that goes on
+    /// with other evaluations or evaluation data than its newest checkpoint says. Whoever keeps something beside it does so then.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn save_start(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        // It is worth no word: nothing was trained since the one before.
+        let mut but_for_that = |event: Event<'_>| {
+            if !matches!(event, Event::Checkpoint { .. }) {
+                observer.on(event);
+            }
+        };
+        if self.saved.is_none() { self.checkpoint(&mut but_for_that) } else { Ok(()) }
+    }
+
     /// Trains until the recipe is done, a limit is reached or somebody interrupts, and leaves a checkpoint. A run that is
     /// done comes back at once.
     ///
@@ -162,9 +177,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         agree(self.group.as_ref(), &limits.of_position())?;
         self.clock.start();
         self.announce(observer);
-        if self.saved.is_none() {
-            self.checkpoint(observer)?;
-        }
+        self.save_start(observer)?;
         // Later it is told with the gradients.
         let mut flags = self.asks().flags();
         self.group.sum(&mut flags);
@@ -178,18 +191,13 @@ impl<B: AutodiffBackend> Trainer<B> {
                 self.clock.stop();
                 return Ok(stop);
             }
-            if self.rescore_best {
-                self.score_best_anew(observer)?;
-            }
-            if self.validation_is_due() {
-                self.checkpoint_before_evaluation(observer)?;
-                match self.validate(observer) {
-                    Err(error) if error.is_interrupted() => {
-                        self.asked.interrupt = true;
-                        continue;
-                    }
-                    validated => validated?,
+            let scored = self.score_what_is_due(observer);
+            match scored {
+                Err(error) if error.is_interrupted() => {
+                    self.asked.interrupt = true;
+                    continue;
                 }
+                scored => scored?,
             }
             if self.epoch_has_ended() {
                 self.next_epoch(observer)?;
@@ -213,6 +221,18 @@ impl<B: AutodiffBackend> Trainer<B> {
                 self.read_steps(observer)?;
             }
         }
+    }
+
+    /// Scores the best weights anew, and the validation split, where either is due.
+    fn score_what_is_due(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
+        if self.rescore_best {
+            self.score_best_anew(observer)?;
+        }
+        if self.validation_is_due() {
+            self.checkpoint_before_evaluation(observer)?;
+            self.validate(observer)?;
+        }
+        Ok(())
     }
 
     /// The next segment, unless the file has lost bytes meanwhile: then what was trained before is saved.

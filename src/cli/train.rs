@@ -100,10 +100,18 @@ impl BackendJob for Job {
         let told = |error: TrainError| args.told(error, &run_dir, &recipe, &splits, &choice);
         let opened = Trainer::<B>::open_in(group, config, recipe.clone(), splits.clone(), options, &device);
         let mut trainer = opened.map_err(told)?;
-        if first {
+        let keep = || -> Result<()> {
             choice.store(&run_dir)?;
             ends.keep(&run_dir)?;
-            origin.iter().try_for_each(|origin| origin.keep(&run_dir))?;
+            origin.iter().try_for_each(|origin| origin.keep(&run_dir))
+        };
+        // A new run cannot go on without them. One that goes on must not be said to read what its checkpoint does not know of.
+        if first && !args.resume {
+            keep()?;
+        }
+        trainer.save_start(&mut watch).map_err(told)?;
+        if first && args.resume {
+            keep()?;
         }
         place.keep();
         let begun = trainer.position().step;

@@ -119,6 +119,24 @@ fn a_run_that_stopped_goes_on_to_its_end_without_being_told() {
 }
 
 #[test]
+fn a_run_that_goes_on_with_other_evaluation_data_goes_on_and_is_scored_on_it() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet", "--recipe", "paper"]));
+    let resume = |more: &[&str]| {
+        at.json(&[&["train", "--resume", "--out", "run", "--threads", "1", "--json"], more].concat())["valid_bytes"]
+            .as_u64()
+    };
+    // The run is over, and comes to no other checkpoint by itself.
+    assert_eq!(resume(&["--valid-bytes", "300"]), Some(300));
+    assert_eq!(resume(&[]), Some(300));
+    let scored = at.json_lines(&["eval", "--model", "run", "--json"]);
+    assert!(scored.iter().all(|line| line["bytes"].as_u64() < Some(300)), "{scored:?}");
+    // Where the start comes to nothing, the run is as it was.
+    at.error(&["train", "--resume", "--out", "run", "--threads", "1", "--valid-bytes", "2"]);
+    assert_eq!(resume(&["--steps", "4"]), Some(300));
+}
+
+#[test]
 fn lines_are_scored_in_one_stream_or_each_alone() {
     let at = Workplace::new();
     at.stdout(&at.train(&["--quiet"]));

@@ -41,6 +41,9 @@ pub struct Manifest {
     pub segments: SegmentsState,
     /// The best validation so far.
     pub best: Option<Best>,
+    /// Whether that was scored otherwise, or on other bytes, than the next validations will be: it is to be scored anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rescore_best: bool,
     /// What was measured since the last metrics record.
     pub window: Window,
     /// The smoothed training loss.

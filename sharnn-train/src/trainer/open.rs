@@ -268,17 +268,18 @@ impl<B: AutodiffBackend> Start<'_, B> {
         let Self { splits, options, group, device } = self;
         let checkpoint = Checkpoint::load_newest(&options.run_dir)?;
         let mut manifest = checkpoint.manifest.clone();
-        let validated_as = manifest.recipe.valid.clone();
         if let Some((_, recipe)) = expected {
             manifest.recipe = manifest.recipe.with_evaluations_of(recipe);
         }
-        let mut otherwise = manifest.recipe.valid != validated_as;
         if options.other_evaluation_data {
             let given = CorpusIdentity::of(&splits);
-            otherwise |= manifest.corpus.valid != given.valid;
             (manifest.corpus.valid, manifest.corpus.test) = (given.valid, given.test);
         }
-        let rescore_best = manifest.best.is_some() && otherwise;
+        let before = &checkpoint.manifest;
+        let otherwise = manifest.recipe.valid != before.recipe.valid || manifest.corpus.valid != before.corpus.valid;
+        manifest.rescore_best = manifest.best.is_some() && (otherwise || before.rescore_best);
+        // What the run goes on with, its newest checkpoint has to say: whoever resumes it next compares with that.
+        let is_as_saved = manifest == *before;
         manifest.check(&checkpoint.dir, expected, &splits)?;
         // Under its name and path of today, with the digests that it has.
         let corpus = manifest.corpus.clone().named_as(&splits);
@@ -301,7 +302,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
             segments: Segments::restore(lanes, recipe.segments, manifest.segments)?.select_lanes(share.clone())?,
             state: checkpoint.state(device)?.lanes(share),
             model: Some(model),
-            saved: Some(manifest.position.clone()),
+            saved: is_as_saved.then(|| manifest.position.clone()),
             position: manifest.position,
             pending: StepLog::new(),
             window: manifest.window,
@@ -316,7 +317,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
             run_dir: run_dir.unwrap_or_else(|| RunDir::of_group(&options.run_dir)),
             metrics,
             moved,
-            rescore_best,
+            rescore_best: manifest.rescore_best,
             optimizer,
             corpus,
             group,

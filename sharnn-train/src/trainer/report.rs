@@ -153,7 +153,6 @@ impl<B: AutodiffBackend> Trainer<B> {
 
     /// Scores the best weights as the next ones will be.
     pub(super) fn score_best_anew(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
-        self.rescore_best = false;
         let Some((old, _)) = self.best.clone() else { return Ok(()) };
         self.read_steps(observer)?;
         let model = self.best_model::<B::InnerBackend>(&self.device)?;
@@ -164,6 +163,8 @@ impl<B: AutodiffBackend> Trainer<B> {
         let record = EvalRecord { step, phase, epoch, seconds, bpc: Some(bpc), bytes, best: true };
         let digest = self.save_best(&best, &model)?;
         self.best = Some((best, digest));
+        // Not before: until then it is still to be done, and the newest checkpoint says so.
+        (self.rescore_best, self.saved) = (false, None);
         self.record(Record::Valid(record.clone()))?;
         observer.on(Event::Valid(&record));
         self.clock.skip_lap();
@@ -254,6 +255,7 @@ impl<B: AutodiffBackend> Trainer<B> {
             position: self.position.clone(),
             segments: self.segments.state(),
             best: self.best.as_ref().map(|(best, _)| best.clone()),
+            rescore_best: self.rescore_best,
             window: self.window.clone(),
             smoothed: self.smoothed.clone(),
             seconds: self.clock.seconds(),
@@ -310,6 +312,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.read_steps(observer)?;
         if self.rescore_best {
             self.score_best_anew(observer)?;
+            self.checkpoint(observer)?;
         }
         let Position { step, epoch, phase, validated, .. } = self.position;
         if self.best.is_none() || validated != step {

@@ -3,6 +3,7 @@
 use crate::common::*;
 use burn::backend::Flex;
 use sharnn_core::{AutodiffBackend, Precision};
+use sharnn_data::Splits;
 use sharnn_train::{
     Event, Interrupt, Limits, Metrics, MuonConfig, Recipe, Record, Stop, TrainOptions, Trainer, evaluate,
     latest_manifest, load_best, run_weights,
@@ -197,6 +198,57 @@ fn an_evaluation_is_broken_off_and_begun_anew() {
     };
     let error = trainer.finish(&mut raise).map(|_| ()).expect_err("it was interrupted");
     assert!(error.is_interrupted(), "{error}");
+}
+
+/// Best weights that were scored otherwise are scored anew, if not now then by whoever resumes next, without being told again.
+#[test]
+fn the_best_weights_are_scored_anew_once_and_by_whoever_resumes() {
+    let dir = twelve_steps();
+    let manifest = || latest_manifest(dir.path()).unwrap().unwrap().1;
+    let mut other = recipe();
+    other.valid.lanes = 1;
+    assert!(!manifest().rescore_best);
+    let interrupt = Interrupt::default();
+    let mut raise = |event: Event<'_>| {
+        if matches!(event, Event::Evaluating { .. }) {
+            interrupt.raise();
+        }
+    };
+    let stop = open_with::<B>(other.clone(), options(dir.path())).unwrap().run(&steps(14), &mut raise, &interrupt);
+    assert_eq!(stop.unwrap(), Stop::Interrupted);
+    assert_eq!((manifest().recipe, manifest().rescore_best), (other, true));
+
+    let mut scored = Vec::new();
+    let mut watch = |event: Event<'_>| {
+        if let Event::Valid(record) = event {
+            scored.push((record.step, record.bpc));
+        }
+    };
+    let mut trainer = Trainer::<B>::resume(splits(), options(dir.path()), &Default::default()).unwrap();
+    trainer.run(&steps(13), &mut watch, &Interrupt::default()).unwrap();
+    trainer.run(&steps(14), &mut watch, &Interrupt::default()).unwrap();
+    let best = manifest().best.unwrap();
+    assert_eq!((scored, manifest().rescore_best), (vec![(best.step, Some(best.bpc))], false));
+}
+
+/// Of a run that is over too: what it is resumed with is what it then says of itself.
+#[test]
+fn other_evaluation_data_is_kept_with_the_run() {
+    let dir = twelve_steps();
+    let mut shorter = splits();
+    (shorter.valid, shorter.test) = (shorter.valid.head(100), shorter.test.head(90));
+    let resume = |splits: &Splits, other_evaluation_data| {
+        let options = TrainOptions { other_evaluation_data, ..options(dir.path()) };
+        let mut trainer = Trainer::<B>::resume(splits.clone(), options, &Default::default())?;
+        trainer.run(&steps(12), &mut silent, &Interrupt::default())?;
+        trainer.finish(&mut silent)
+    };
+    let once = resume(&shorter, true).unwrap();
+    assert!(resume(&splits(), false).is_err());
+    let (_, manifest) = latest_manifest(dir.path()).unwrap().unwrap();
+    assert_eq!((manifest.corpus.valid.bytes, manifest.corpus.test.bytes, manifest.rescore_best), (100, 90, false));
+    let again = resume(&shorter, false).unwrap();
+    assert_eq!((again.best, again.test.bpc()), (once.best, once.test.bpc()));
 }
 
 #[test]
