@@ -3,9 +3,10 @@
 //! Here lives what hears signals; what is saved then, whoever was interrupted decides.
 //! It uses no other room; all may use it.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Requests to stop, shared by whoever asks and whoever stops. Clones are the same requests.
 ///
@@ -78,15 +79,12 @@ impl Interrupt {
         self.0.heeded.store(signals, Ordering::SeqCst);
     }
 
-    /// What is written to standard error, as a line, at the moment in which a first signal comes.
+    /// What is written to standard error, as a line, at the moment in which a first signal comes. A text that comes again takes no
+    /// more memory.
     pub fn set_notice(&self, text: &str) {
-        let old = self.0.notice.load(Ordering::SeqCst);
-        // SAFETY: Null, or what was leaked below.
-        if unsafe { old.as_ref() }.is_none_or(|old| old.trim() != text.trim()) {
-            // A terminal shows ^C where the cursor stands.
-            let line = Box::leak(Box::new(format!("\n{text}\n")));
-            self.0.notice.store(line, Ordering::SeqCst);
-        }
+        // A terminal shows ^C where the cursor stands.
+        let line = interned(format!("\n{text}\n"));
+        self.0.notice.store(std::ptr::from_ref(line).cast_mut(), Ordering::SeqCst);
     }
 
     /// Asks to stop.
@@ -105,6 +103,19 @@ impl Interrupt {
     }
 }
 
+/// The one text of these letters that is never freed.
+fn interned(text: String) -> &'static String {
+    static TEXTS: Mutex<BTreeSet<&'static String>> = Mutex::new(BTreeSet::new());
+    // A set that a panic has left is whole.
+    let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = texts.get(&text) {
+        return known;
+    }
+    let text: &'static String = Box::leak(Box::new(text));
+    texts.insert(text);
+    text
+}
+
 impl Requests {
     /// In a signal's handler.
     fn signal(&self) {
@@ -113,7 +124,7 @@ impl Requests {
             signal_hook::low_level::exit(EXIT_STATUS);
         }
         if before == 0 {
-            // SAFETY: Null, or leaked by `set_notice`, and never changed.
+            // SAFETY: Null, or `interned`, and so never freed or changed.
             if let Some(text) = unsafe { self.notice.load(Ordering::SeqCst).as_ref() } {
                 say(text.as_bytes());
             }
@@ -145,4 +156,20 @@ fn is_ignored(signal: i32) -> bool {
 #[cfg(not(unix))]
 fn is_ignored(_: i32) -> bool {
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notice_that_comes_again_takes_no_more_memory() {
+        let interrupt = Interrupt::default();
+        let notice = |text| {
+            interrupt.set_notice(text);
+            interrupt.0.notice.load(Ordering::SeqCst)
+        };
+        let [first, other, again] = ["about 2 s", "about 3 s", "about 2 s"].map(notice);
+        assert!(first == again && first != other);
+    }
 }
