@@ -78,6 +78,18 @@ fn share_of_cores(cores: usize, processes: usize) -> usize {
     (cores / processes).max(1)
 }
 
+/// That an option was given to all processes or to none: what they ask of each other depends on it.
+pub fn agree_to(group: &dyn Group, given: bool, option: &str) -> Result<()> {
+    let mut with = [f64::from(u8::from(given))];
+    group.sum_f64(&mut with);
+    let (with, size) = (with[0], group.size());
+    anyhow::ensure!(
+        with == 0.0 || with == size as f64,
+        "{option} was given to {with} of {size} processes: start all of them with the same options"
+    );
+    Ok(())
+}
+
 /// Lets the first process go ahead, and then the first one of each other machine, with what the others then find done.
 pub fn in_turns<T>(group: &dyn Group, job: impl FnOnce() -> Result<T>) -> Result<T> {
     let wait = || group.sum(&mut [0.0]);
@@ -91,6 +103,13 @@ pub fn in_turns<T>(group: &dyn Group, job: impl FnOnce() -> Result<T>) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_process_agrees_with_itself() {
+        for given in [false, true] {
+            agree_to(&crate::train::Alone, given, "--resume").unwrap();
+        }
+    }
 
     #[test]
     fn processes_share_the_cores() {

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 pub use args::Args;
 use args::Plan;
+use origin::Origin;
 
 use super::data::DataChoice;
 use super::printable::json;
@@ -28,14 +29,24 @@ pub fn run(args: Args, group: SharedGroup) -> Result<ExitCode> {
     processes::set_threads(group.as_ref(), &args.machine)?;
     // Before this run has a directory, which would be the latest.
     let trained = args.trained()?;
-    let place = Place::choose(args.out.as_deref(), args.resume, group.as_ref())?;
-    let run_dir = place.path();
-    let stored = if args.resume { DataChoice::stored(run_dir)? } else { None };
+    // Each asks what the others answer, in the order that this decides.
+    processes::agree_to(group.as_ref(), args.resume, "--resume")?;
+    let choose = || Place::choose(args.out.as_deref(), args.resume, group.as_ref());
+    let existing = args.resume.then(choose).transpose()?;
+    let stored = existing.as_ref().map_or(Ok(None), |place| DataChoice::stored(place.path()))?;
     let speaks = group.is_first() && !args.quiet && !args.json;
     let choice = DataChoice::from_args(&args.data, args.train_bytes, stored, speaks);
     // Should it have to be downloaded, then once on each machine.
     let splits = processes::in_turns(group.as_ref(), || choice.open(&args.data, group.is_first()))?;
-    let plan = args.plan(run_dir, &splits, trained)?;
+    // Until here a signal ends the process at once. Now there is something to lose, first of all a directory that is to be no empty
+    // one: the first signal ends the run after the step under way, a second one gives that up, and only a third one ends the
+    // process at once.
+    let interrupt = life::heed(2);
+    if speaks {
+        interrupt.set_notice(&notice(None, group.size() == 1));
+    }
+    let place = existing.map_or_else(choose, Ok)?;
+    let plan = args.plan(place.path(), &splits, trained)?;
     let device = group.local_rank();
     backend.dispatch_on(device, Job { args, plan, place, choice, splits, group })?
 }
@@ -83,27 +94,25 @@ impl BackendJob for Job {
         let interrupt = life::interrupt();
         let mut watch = |event: Event<'_>| {
             if let (true, Event::Train { record, .. }) = (speaks, &event) {
-                interrupt.set_notice(&notice(record));
+                interrupt.set_notice(&notice(Some(record), group.size() == 1));
             }
             if let Some(progress) = &mut progress {
                 progress.on(event);
             }
         };
-        // Before anything is kept, so that nothing is lost: the first signal ends the run after the step under way, a second one
-        // gives that up, and only a third one ends the process at once.
-        life::heed(2);
-        if speaks {
-            interrupt.set_notice("stopping after the step under way; a second signal gives it up");
-        }
         let Plan { config, recipe, options, limits, ends, origin, .. } = plan;
         let (seed, vocab_size) = (recipe.seed, config.vocab_size);
         let told = |error: TrainError| args.told(error, &run_dir, &recipe, &splits, &choice);
-        let opened = Trainer::<B>::open_in(group, config, recipe.clone(), splits.clone(), options, &device);
+        let opened = Trainer::<B>::open_in(group.clone(), config, recipe.clone(), splits.clone(), options, &device);
         let mut trainer = opened.map_err(told)?;
         let keep = || -> Result<()> {
             choice.store(&run_dir)?;
             ends.keep(&run_dir)?;
-            origin.iter().try_for_each(|origin| origin.keep(&run_dir))
+            match &origin {
+                Some(origin) => origin.keep(&run_dir),
+                // That of a start in this directory that was killed.
+                None => Origin::forget(&run_dir),
+            }
         };
         // A new run cannot go on without them. One that goes on must not be said to read what its checkpoint does not know of.
         if first && !args.resume {
@@ -131,6 +140,9 @@ impl BackendJob for Job {
         if stop == Stop::Interrupted {
             return stopped(progress);
         }
+        if speaks {
+            interrupt.set_notice("stopping; what was trained is saved");
+        }
         if speaks && args.resume && steps == begun {
             tell!("{}", refusal::at_its_end(stop, trainer.recipe(), &run_dir));
         }
@@ -151,9 +163,23 @@ impl BackendJob for Job {
             bail!("{diverged}");
         }
         // What belongs in the directory is there before anything is said: whoever reads may have gone.
-        let sample = report::sample(args.machine.backend.streams(&finished.model, 1), &splits, seed)?;
-        let kept = page::write(&run_dir, &splits, Some(&sample));
-        life::heed(0);
+        if speaks {
+            interrupt.set_notice("stopping once it is written what the run reached");
+        }
+        let mut kept = Ok(());
+        let sample = life::whole(|| {
+            let sample = report::sample(args.machine.backend.streams(&finished.model, 1), &splits, seed)?;
+            kept = page::write(&run_dir, &splits, Some(&sample));
+            Ok::<_, anyhow::Error>(sample)
+        });
+        let sample = match sample {
+            Err(error) if life::is_stopped(&error) => {
+                kept?;
+                tell!("the run has come to its end, after step {steps}; what it reached is in {}", run_dir.display());
+                return Ok(life::stopped());
+            }
+            sample => sample?,
+        };
         let said = || -> Result<()> {
             if args.json {
                 let reached = Reached {
@@ -190,14 +216,43 @@ impl BackendJob for Job {
     }
 }
 
-/// What is said when a signal comes: how long the step may take that is under way.
-fn notice(record: &TrainRecord) -> String {
-    let step_bytes = record.bytes as f64 / record.step.max(1) as f64;
-    let seconds = step_bytes / record.bytes_per_s.max(f64::MIN_POSITIVE);
-    let about = match seconds {
-        s if s < 1.0 => "less than a second".into(),
-        s if s < 100.0 => format!("about {s:.0} s"),
-        s => format!("about {:.0} minutes", s / 60.0),
-    };
-    format!("stopping after the step under way, which takes {about}; a second signal gives it up")
+/// What is said when a signal comes: how long the step may take that is under way, where one was measured. Of a group no process
+/// gives up a step alone.
+fn notice(record: Option<&TrainRecord>, is_alone: bool) -> String {
+    let about = record.map_or(String::new(), |record| {
+        let step_bytes = record.bytes as f64 / record.step.max(1) as f64;
+        match step_bytes / record.bytes_per_s.max(f64::MIN_POSITIVE) {
+            s if s < 1.0 => ", which takes less than a second".into(),
+            s if s < 100.0 => format!(", which takes about {s:.0} s"),
+            s => format!(", which takes about {:.0} minutes", s / 60.0),
+        }
+    });
+    let second = if is_alone { "; a second signal gives it up" } else { "" };
+    format!("stopping after the step under way{about}{second}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_promised_than_is_kept() {
+        let record = |bytes_per_s| TrainRecord {
+            step: 2,
+            phase: 0,
+            epoch: 0,
+            bytes: 200,
+            seconds: 1.0,
+            train_bpc: None,
+            lr: 1.0,
+            grad_norm: None,
+            bytes_per_s,
+            skipped: 0,
+        };
+        let said = notice(Some(&record(10.0)), true);
+        assert_eq!(said, "stopping after the step under way, which takes about 10 s; a second signal gives it up");
+        assert_eq!(notice(None, true), "stopping after the step under way; a second signal gives it up");
+        let said = notice(Some(&record(0.5)), false);
+        assert_eq!(said, "stopping after the step under way, which takes about 3 minutes");
+    }
 }

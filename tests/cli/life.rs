@@ -97,6 +97,52 @@ fn a_run_that_was_killed_before_its_first_step_goes_on() {
     assert!(!at.path("run/step-00000000").exists());
 }
 
+/// Whenever the signal comes, there is a run that can go on, or no directory.
+#[test]
+fn a_signal_at_the_start_leaves_a_run_or_nothing() {
+    let at = Workplace::new();
+    at.write("text", &[b'a'; 3_000_000]);
+    let mut options = endless(&at);
+    options.splice(1..3, ["--data", "text"]);
+    for milliseconds in [0, 5, 10, 15, 20, 30, 40, 60, 80, 120, 200, 400] {
+        let program = at.start(&options);
+        sleep(Duration::from_millis(milliseconds));
+        signal(&program, "TERM");
+        let (status, said) = end(program);
+        // Before it can hear a signal the system ends it.
+        assert!(matches!(status.code(), Some(130) | None), "{milliseconds} ms: {said}");
+        for run in std::fs::read_dir(at.path("runs")).into_iter().flatten() {
+            let run = run.unwrap().path();
+            let checkpoint = |entry: std::io::Result<std::fs::DirEntry>| {
+                entry.unwrap().file_name().to_string_lossy().starts_with("step-")
+            };
+            let is_run = std::fs::read_dir(&run).unwrap().any(checkpoint);
+            assert!(is_run, "{milliseconds} ms: {} has no checkpoint: {said}", run.display());
+        }
+    }
+}
+
+/// A signal while the page is written comes too late to stop the run, and too early for what it reached to be said.
+#[test]
+fn a_signal_at_the_end_leaves_a_whole_run_and_is_not_taken_for_success() {
+    let at = Workplace::new();
+    let program = at.start(&at.train(&[]));
+    until("the last test", || {
+        std::fs::read_to_string(at.path("run/metrics.jsonl")).is_ok_and(|metrics| metrics.contains("\"test\""))
+    });
+    signal(&program, "TERM");
+    let (status, said) = end(program);
+    assert!(at.path("run/sample.txt").is_file() && at.path("run/README.md").is_file(), "{said}");
+    // On a machine that was busy elsewhere it may have been over.
+    match status.code() {
+        Some(0) => assert!(!said.contains("stopping"), "{said}"),
+        code => {
+            assert_eq!(code, Some(130), "{said}");
+            assert!(said.contains("the run has come to its end, after step 3; what it reached is in run"), "{said}");
+        }
+    }
+}
+
 #[test]
 fn a_validation_is_broken_off_and_nothing_is_lost() {
     let at = Workplace::new();
@@ -198,8 +244,7 @@ fn a_limit_on_the_size_of_files_is_told() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.starts_with("error: ") && said.contains("File too large"), "{said}");
-    let left = std::fs::read_dir(at.path("run")).unwrap().map(|entry| entry.unwrap().file_name());
-    assert!(left.into_iter().all(|name| !name.to_string_lossy().starts_with(".tmp")));
+    assert!(!at.path("run").exists(), "its first checkpoint could not be written: there is no run");
 }
 
 #[test]

@@ -88,6 +88,18 @@ fn a_start_that_comes_to_nothing_leaves_nothing() {
 }
 
 #[test]
+fn a_run_is_not_said_to_come_from_where_an_earlier_start_did() {
+    let at = Workplace::new();
+    at.log("log", 200);
+    // As a start with --from leaves it that was killed.
+    fs::create_dir(at.path("run")).unwrap();
+    at.write("run/from.json", br#"{"model": "another model"}"#);
+    at.stdout(&at.train_on("log", &["--out", "run"]));
+    assert!(!at.path("run/from.json").exists());
+    assert!(!at.read("run/README.md").contains("another model"));
+}
+
+#[test]
 fn several_starts_at_once_have_a_number_each() {
     let at = Workplace::new();
     at.log("log", 200);

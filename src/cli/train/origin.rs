@@ -1,9 +1,10 @@
 //! What a run goes on from that `--from` named, kept in its directory: `--resume` scores that too before the first step, and the page
 //! names it.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::super::runs;
@@ -25,5 +26,16 @@ impl Origin {
 
     pub fn keep(&self, run_dir: &Path) -> Result<()> {
         runs::keep(run_dir, FILE, self)
+    }
+
+    /// Removes that of another run, where there is one.
+    pub fn forget(run_dir: &Path) -> Result<()> {
+        let path = run_dir.join(FILE);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
     }
 }
