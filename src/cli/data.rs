@@ -1,5 +1,6 @@
 //! Which bytes are trained on and scored, and remembering it for `--resume` and `eval`.
 
+use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
 use crate::Splits;
@@ -82,9 +83,27 @@ impl DataChoice {
         self.path.is_none()
     }
 
-    /// The file; `None` for the slice.
-    pub fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+    /// The options that ask for it, each by its name and by those of the options that take its place, with its value.
+    pub fn options(&self) -> Vec<(&'static [&'static str], Option<OsString>)> {
+        let number = |bytes: usize| Some(bytes.to_string().into());
+        let mut options: Vec<(&'static [&'static str], _)> = Vec::new();
+        if let Some(path) = &self.path {
+            options.push((&["--data", "--download"], Some(path.into())));
+        }
+        if let Some(bytes) = self.train_bytes {
+            options.push((&["--train-bytes"], number(bytes)));
+        }
+        match self.scored_bytes {
+            None => options.push((&["--full-eval", "--valid-bytes"], None)),
+            Some(DEFAULT_SCORED) => {}
+            Some(bytes) => options.push((&["--valid-bytes", "--full-eval"], number(bytes))),
+        }
+        options
+    }
+
+    #[cfg(test)]
+    pub fn of(path: &str, train_bytes: Option<usize>, scored_bytes: Option<usize>) -> Self {
+        Self { path: Some(path.into()), from_run: None, train_bytes, scored_bytes }
     }
 
     /// Whether both splits that are scored are whole.

@@ -86,6 +86,43 @@ fn a_run_is_scored_on_the_file_that_it_was_trained_on() {
     assert!(resume.status.code() == Some(1) && said.contains("was trained on other data than "), "{said}");
 }
 
+/// The command that a message ends with, as words.
+fn command_of(error: &str) -> Vec<&str> {
+    error.split_once(": sharnn ").unwrap_or_else(|| panic!("{error}")).1.split(' ').collect()
+}
+
+#[test]
+fn other_data_is_refused_with_the_command_that_trains_on_it() {
+    let at = Workplace::new();
+    at.log("log", 200);
+    at.log("other", 210);
+    at.stdout(&at.train_on("log", &["--out", "run", "--train-bytes", "3000"]));
+    let resume = ["train", "--resume", "--out", "run", "--threads", "1"];
+    for (more, difference, command) in [
+        (
+            &["--train-bytes", "2000"][..],
+            "its training split had 3000 bytes, and has 2000",
+            "train --from run --threads 1 --train-bytes 2000 --data ",
+        ),
+        (
+            &["--data", "other"],
+            "its validation split had 363 bytes, and has 381",
+            "train --from run --threads 1 --data other --train-bytes 3000",
+        ),
+    ] {
+        let error = at.error(&[&resume[..], more].concat());
+        assert!(
+            error.starts_with("error: run was trained on other data than ") && error.contains(difference),
+            "{error}"
+        );
+        let mut words = command_of(&error);
+        assert!(words.join(" ").starts_with(command), "{error}");
+        words.extend(["--steps", "2", "--json"]);
+        let reached = at.json(&words);
+        assert_eq!(reached["from"].as_str().map(|from| from.starts_with("run, the weights")), Some(true), "{reached}");
+    }
+}
+
 #[test]
 fn a_stream_goes_on_with_the_weights_that_it_is_of_and_no_others() {
     let at = Workplace::new();

@@ -42,8 +42,16 @@ impl Args {
                 precision.name()
             ),
             TrainError::Checkpoint(CheckpointError::Differs { field, saved, given, .. }) => {
-                let typed = std::env::args_os().skip(1);
-                anyhow!("{}", differs(run_dir, [&field, &saved, &given], typed, data.path()))
+                anyhow!("{}", differs(run_dir, [&field, &saved, &given], std::env::args_os().skip(1), data))
+            }
+            TrainError::Checkpoint(CheckpointError::OtherCorpus { saved, given, split, difference, .. }) => {
+                let own = saved.map_or(String::new(), |saved| format!(" ({saved})"));
+                anyhow!(
+                    "{} was trained on other data than {given}: its {split} split {difference}. Resume it with the data that it was \
+                     started with{own}; a new run goes on with this from its weights: {}",
+                    run_dir.display(),
+                    command(run_dir, std::env::args_os().skip(1), data)
+                )
             }
             error => error.into(),
         }
@@ -55,18 +63,11 @@ fn differs(
     run_dir: &Path,
     [field, saved, given]: [&str; 3],
     typed: impl Iterator<Item = OsString>,
-    data: Option<&Path>,
+    data: &DataChoice,
 ) -> String {
     let run = run_dir.display();
     let other_sizes =
         field.starts_with("model.") && option(field).starts_with("--set") || field.starts_with("model.attend");
-    if field.starts_with("corpus.") {
-        return format!(
-            "{run} was trained on other data than this ({} {saved}, not {given}); a new run goes on with it from its weights: {}",
-            field.trim_start_matches("corpus.").replace('.', " "),
-            command(run_dir, typed, data)
-        );
-    }
     let what = format!("{run} was trained with {} {saved}, not {given}", option(field));
     match other_sizes {
         true => format!("{what}: a model of other sizes is a new run, leave out --resume and name another --out"),
@@ -78,11 +79,11 @@ fn differs(
 }
 
 /// The command that was typed, as one that starts a new run from the weights of this one on the same data.
-fn command(run_dir: &Path, typed: impl Iterator<Item = OsString>, data: Option<&Path>) -> String {
+fn command(run_dir: &Path, typed: impl Iterator<Item = OsString>, data: &DataChoice) -> String {
     let mut words = vec!["--from".to_string(), quoted(run_dir.as_os_str())];
     let mut typed = typed.peekable();
     let is_program = typed.next_if(|word| word == "train").is_some();
-    let mut names_data = false;
+    let mut of_data = data.options();
     while let Some(word) = typed.next() {
         let text = word.to_string_lossy().into_owned();
         let named =
@@ -97,11 +98,12 @@ fn command(run_dir: &Path, typed: impl Iterator<Item = OsString>, data: Option<&
             }
             continue;
         }
-        names_data |= named("--data") || text == "--download";
+        of_data.retain(|(names, _)| !names.iter().any(|name| named(name)));
         words.push(quoted(&word));
     }
-    if let (false, Some(data)) = (names_data, data) {
-        words.extend(["--data".to_string(), quoted(data.as_os_str())]);
+    for (names, value) in of_data {
+        words.push(names[0].into());
+        words.extend(value.as_deref().map(quoted));
     }
     let program = if is_program { "sharnn train " } else { "" };
     format!("{program}{}", words.join(" "))
@@ -146,25 +148,29 @@ mod tests {
     fn a_change_of_what_was_computed_names_the_command_that_makes_it() {
         let dir = Path::new("runs/my run");
         let lr = ["recipe.phases[0].lr", "0.002", "0.0005"];
-        let said =
-            differs(dir, lr, words("train --resume --lr 5e-4 --out runs/my --preset=xs"), Some(Path::new("a.txt")));
+        let data = DataChoice::of("/a.txt", None, Some(500_000));
+        let said = differs(dir, lr, words("train --resume --lr 5e-4 --out runs/my --preset=xs"), &data);
         let expected = "runs/my run was trained with --lr 0.002, not 0.0005, and its steps so far depend on that; a new run goes on from its \
-                        weights: sharnn train --from 'runs/my run' --lr 5e-4 --data a.txt";
+                        weights: sharnn train --from 'runs/my run' --lr 5e-4 --data /a.txt";
         assert_eq!(said, expected);
-        let said = differs(
-            dir,
-            ["model.dropout_input", "0", "0.1"],
-            words("--dropout .1 --data b --resume"),
-            Some(Path::new("a")),
-        );
+        let said = differs(dir, ["model.dropout_input", "0", "0.1"], words("--dropout .1 --data b --resume"), &data);
         assert!(
             said.contains("with --dropout 0, not 0.1") && said.ends_with("--from 'runs/my run' --dropout .1 --data b"),
             "{said}"
         );
-        let said = differs(dir, ["model.d_model", "16", "32"], words("train --resume"), None);
+        let said = differs(dir, ["model.d_model", "16", "32"], words("train --resume"), &data);
         assert!(said.contains("--set model.d_model 16, not 32: a model of other sizes is a new run"), "{said}");
-        let said = differs(dir, ["corpus.train.bytes", "16", "32"], words("train --resume --train-bytes 32"), None);
-        assert!(said.contains("(train bytes 16, not 32)") && said.ends_with("--train-bytes 32"), "{said}");
+        // As much of it as the run reads, unless the line says otherwise.
+        for (scored, typed, options) in [
+            (Some(300), "train --resume --lr 5e-4", "--lr 5e-4 --data /a.txt --train-bytes 5000 --valid-bytes 300"),
+            (None, "train --resume --lr 5e-4", "--lr 5e-4 --data /a.txt --train-bytes 5000 --full-eval"),
+            (None, "train --valid-bytes=9 --train-bytes 7 --resume", "--valid-bytes=9 --train-bytes 7 --data /a.txt"),
+            (Some(300), "train --resume --full-eval", "--full-eval --data /a.txt --train-bytes 5000"),
+            (Some(300), "train --resume --download", "--download --train-bytes 5000 --valid-bytes 300"),
+        ] {
+            let said = differs(dir, lr, words(typed), &DataChoice::of("/a.txt", Some(5000), scored));
+            assert!(said.ends_with(&format!(": sharnn train --from 'runs/my run' {options}")), "{said}");
+        }
     }
 
     #[test]
