@@ -100,6 +100,29 @@ fn a_run_is_not_said_to_come_from_where_an_earlier_start_did() {
 }
 
 #[test]
+fn a_new_run_takes_the_place_of_no_weights() {
+    let at = Workplace::new();
+    at.log("log", 200);
+    at.stdout(&at.train_on("log", &["--out", "run"]));
+    fs::create_dir(at.path("kept")).unwrap();
+    fs::rename(at.path("run/best"), at.path("kept/best")).unwrap();
+    let weights = fs::read(at.path("kept/best/weights.safetensors")).unwrap();
+    let error = at.error(&at.train_on("log", &["--out", "kept"]));
+    assert!(
+        error.starts_with("error: there are best weights in kept, ") && error.ends_with("name another --out"),
+        "{error}"
+    );
+    assert_eq!(names(&at, "kept"), ["best"]);
+    assert!(fs::read(at.path("kept/best/weights.safetensors")).unwrap() == weights);
+    fs::create_dir(at.path("measured")).unwrap();
+    let metrics = at.read("run/metrics.jsonl");
+    at.write("measured/metrics.jsonl", metrics.as_bytes());
+    let error = at.error(&at.train_on("log", &["--out", "measured"]));
+    assert!(error.starts_with("error: there are measurements of a run (metrics.jsonl) in measured, "), "{error}");
+    assert_eq!(at.read("measured/metrics.jsonl"), metrics);
+}
+
+#[test]
 fn several_starts_at_once_have_a_number_each() {
     let at = Workplace::new();
     at.log("log", 200);

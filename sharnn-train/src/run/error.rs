@@ -55,6 +55,20 @@ pub enum CheckpointError {
         checkpoint: String,
     },
 
+    /// A new run was asked for where there is what only a run writes, and no checkpoint beside it.
+    #[error("{} is there already, and a new run would replace it: start the run in another directory", path.display())]
+    Occupied {
+        /// The best weights, or the metrics.
+        path: PathBuf,
+    },
+
+    /// The best weights of a run are gone, of which its checkpoint knows.
+    #[error("the best weights of {} are missing: resume the run, which restores them from its checkpoint", run_dir.display())]
+    BestMissing {
+        /// The run directory.
+        run_dir: PathBuf,
+    },
+
     /// A file is missing, cut short or changed.
     #[error("{} is damaged: expected {expected}, found {found}; {advice}", file.display())]
     Damaged {

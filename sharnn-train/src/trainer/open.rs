@@ -1,5 +1,7 @@
 //! Starting a run, and resuming one.
 
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 
 use burn::module::Module;
@@ -14,8 +16,8 @@ use crate::interrupt::Interrupt;
 use crate::optim::Optimizer;
 use crate::recipe::{Recipe, RecipeError};
 use crate::run::{
-    BEST_DIR, Checkpoint, CheckpointError, CorpusIdentity, Metrics, Position, RunDir, Smoothed, StepLog, Window,
-    checkpoints,
+    BEST_DIR, Checkpoint, CheckpointError, CorpusIdentity, METRICS_FILE, Metrics, Position, RunDir, Smoothed, StepLog,
+    Window, checkpoints,
 };
 
 impl<B: AutodiffBackend> Trainer<B> {
@@ -156,6 +158,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
     fn look(&self, config: &ShaRnnConfig, recipe: &Recipe) -> Result<bool, TrainError> {
         let found = !checkpoints(&self.options.run_dir)?.is_empty();
         if !found {
+            refuse_to_replace(&self.options.run_dir)?;
             self.check(config, recipe)?;
         }
         let (batch_size, size) = (recipe.batch_size, self.group.size());
@@ -199,6 +202,9 @@ impl<B: AutodiffBackend> Start<'_, B> {
     }
 
     fn new_run(self, config: ShaRnnConfig, recipe: Recipe) -> Result<Trainer<B>, TrainError> {
+        if checkpoints(&self.options.run_dir)?.is_empty() {
+            refuse_to_replace(&self.options.run_dir)?;
+        }
         self.check(&config, &recipe)?;
         let run_dir = self.lock()?;
         self.new_in(Some(run_dir), config, recipe)
@@ -222,7 +228,8 @@ impl<B: AutodiffBackend> Start<'_, B> {
         }
         let metrics = match &run_dir {
             Some(run_dir) => {
-                run_dir.remove_dir(BEST_DIR)?;
+                // Again, now that nobody else begins here.
+                refuse_to_replace(run_dir.path())?;
                 Some(Metrics::open(run_dir.path(), 0, 0)?)
             }
             None => None,
@@ -326,6 +333,17 @@ impl<B: AutodiffBackend> Start<'_, B> {
             options,
             splits,
         })
+    }
+}
+
+/// Refuses a directory without a run that has best weights or metrics all the same: a new run would write its own in their place. A
+/// start that was killed leaves no more than an empty file.
+fn refuse_to_replace(run_dir: &Path) -> Result<(), CheckpointError> {
+    let (best, metrics) = (run_dir.join(BEST_DIR), run_dir.join(METRICS_FILE));
+    let is_filled = |path: &Path| fs::metadata(path).is_ok_and(|it| !it.is_file() || it.len() > 0);
+    match [best, metrics].into_iter().find(|path| is_filled(path)) {
+        Some(path) => Err(CheckpointError::Occupied { path }),
+        None => Ok(()),
     }
 }
 

@@ -63,6 +63,30 @@ fn a_new_run_over_an_old_one_is_refused() {
     assert!(matches!(error, TrainError::Checkpoint(CheckpointError::None { .. })), "{error}");
 }
 
+/// What only a run writes is somebody's, though no checkpoint is beside it.
+#[test]
+fn a_new_run_replaces_no_weights_and_no_metrics() {
+    let dir = twelve_steps();
+    for step in [10, 12] {
+        fs::remove_dir_all(dir.path().join(format!("step-{step:08}"))).unwrap();
+    }
+    let weights = || fs::read(dir.path().join("best/weights.safetensors")).unwrap();
+    let metrics = || fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
+    let before = (weights(), metrics());
+    let new = || Trainer::<B>::new(config(), recipe(), splits(), options(dir.path()), &Default::default());
+    for error in [new().err().unwrap(), open(options(dir.path())).err().unwrap()] {
+        assert!(matches!(error, TrainError::Checkpoint(CheckpointError::Occupied { .. })), "{error}");
+        assert!(error.to_string().contains("best is there already"), "{error}");
+    }
+    assert!((weights(), metrics()) == before);
+    fs::remove_dir_all(dir.path().join("best")).unwrap();
+    let error = new().err().unwrap().to_string();
+    assert!(error.contains("metrics.jsonl is there already"), "{error}");
+    // What a start leaves that was killed.
+    fs::write(dir.path().join("metrics.jsonl"), b"").unwrap();
+    new().unwrap();
+}
+
 #[test]
 fn a_second_trainer_in_the_directory_is_refused() {
     let dir = twelve_steps();

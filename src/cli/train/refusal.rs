@@ -10,7 +10,7 @@ use super::super::options::{option, refused};
 use super::super::paths::quoted;
 use super::Args;
 use crate::data::DataError;
-use crate::train::{CheckpointError, GroupError, Stop, TrainError};
+use crate::train::{BEST_DIR, CheckpointError, GroupError, Stop, TrainError};
 use crate::{Recipe, Splits};
 
 impl Args {
@@ -43,6 +43,14 @@ impl Args {
             ),
             TrainError::Checkpoint(CheckpointError::Differs { field, saved, given, .. }) => {
                 anyhow!("{}", differs(run_dir, [&field, &saved, &given], std::env::args_os().skip(1), data))
+            }
+            TrainError::Checkpoint(CheckpointError::Occupied { path }) => {
+                let what =
+                    if path.ends_with(BEST_DIR) { "best weights" } else { "measurements of a run (metrics.jsonl)" };
+                anyhow!(
+                    "there are {what} in {}, and no checkpoint to go on from: a new run would replace them, name another --out",
+                    run_dir.display()
+                )
             }
             TrainError::Checkpoint(CheckpointError::OtherCorpus { saved, given, split, difference, .. }) => {
                 let own = saved.map_or(String::new(), |saved| format!(" ({saved})"));
