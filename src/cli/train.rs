@@ -6,6 +6,7 @@ mod origin;
 mod page;
 mod refusal;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
@@ -20,7 +21,9 @@ use super::printable::json;
 use super::runs::Place;
 use super::{in_one_line, life, paths, processes, report};
 use crate::data::order0_entropy;
-use crate::train::{Event, Observer, Progress, SharedGroup, Stop, TrainError, TrainRecord, Trainer};
+use crate::train::{
+    Event, Metrics, Observer, Progress, Record, SharedGroup, Stop, TrainError, TrainRecord, Trainer, latest_manifest,
+};
 use crate::{AutodiffBackend, BackendJob, Splits};
 
 /// Trains as the options say, in every process of the group.
@@ -65,7 +68,7 @@ struct Job {
 #[derive(Serialize)]
 struct Reached<'a> {
     #[serde(serialize_with = "paths::shown")]
-    run: &'a std::path::Path,
+    run: &'a Path,
     /// What the run went on from.
     from: Option<String>,
     /// Of the weights that it went on from.
@@ -157,7 +160,7 @@ impl BackendJob for Job {
         let (valid, test) = (finished.best.bpc, finished.test.bpc());
         let before = report::Reached::of(&run_dir).start.and_then(|start| start.bpc);
         // Of a model that came with a score as bad it is not known what did the harm.
-        let diverged = refusal::diverged(valid, order0_entropy(&splits.valid), vocab_size);
+        let diverged = refusal::diverged(valid, train_bpc(&run_dir)?, order0_entropy(&splits.valid), vocab_size);
         if let (Some(diverged), None) = (diverged, before) {
             page::write(&run_dir, &splits, None)?;
             bail!("{diverged}");
@@ -214,6 +217,19 @@ impl BackendJob for Job {
         let said = said();
         kept.and(said).map(|()| ExitCode::SUCCESS)
     }
+}
+
+/// The training loss of a run's last steps; `None` where none of them counted.
+fn train_bpc(run_dir: &Path) -> Result<Option<f64>> {
+    // Those since the last record, where there are any.
+    if let Some(bpc) = latest_manifest(run_dir)?.and_then(|(_, manifest)| manifest.window.bpc()) {
+        return Ok(Some(bpc));
+    }
+    let last = Metrics::read(run_dir)?.into_iter().rev().find_map(|record| match record {
+        Record::Train(record) => Some(record.train_bpc),
+        _ => None,
+    });
+    Ok(last.flatten())
 }
 
 /// What is said when a signal comes: how long the step may take that is under way, where one was measured. Of a group no process

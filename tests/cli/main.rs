@@ -223,6 +223,17 @@ fn a_run_that_diverges_says_so() {
     assert!(at.path("run/README.md").is_file() && !at.path("run/sample.txt").exists());
 }
 
+/// Bytes that it has never seen cost more than those of a model that knows nothing, and no lower rate would help.
+#[test]
+fn a_run_that_knows_its_data_by_heart_has_not_diverged() {
+    let at = Workplace::new();
+    at.write("text", &[b"ab".repeat(4500), (0..1000_u32).map(|i| b'0' + (i * i % 61) as u8).collect()].concat());
+    let train = at.train_on("text", &["--out", "run", "--lr", "0.02", "--recipe", "paper", "--json"]);
+    let train: Vec<_> = train.into_iter().map(|word| if word == "3" { "150" } else { word }).collect();
+    let reached = at.json(&train);
+    assert!(reached["valid_bpc"].as_f64().unwrap() > 9.0, "{reached}");
+}
+
 #[test]
 fn a_prompt_may_come_from_a_file_or_a_state() {
     let at = Workplace::new();
