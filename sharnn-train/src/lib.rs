@@ -41,8 +41,8 @@ pub use recipe::{LATE_FALL, Phase, Recipe, RecipeError, Schedule};
 pub use report::{Event, Observer, Progress, draws_live_lines, printable};
 pub use run::{
     BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, EvalRecord, FORMAT, FileDigest, METRICS_FILE,
-    Manifest, Metrics, MetricsError, Moved, Position, Record, Smoothed, TrainRecord, Window, latest_manifest,
-    load_best, load_newest, run_weights,
+    Manifest, Metrics, MetricsError, Moved, Position, Record, RunWeights, Smoothed, TrainRecord, Window,
+    latest_manifest, load_best, load_run, run_weights,
 };
 pub use sharnn_core::{GenerateError, Generator, Sampling, SamplingError, Scorer};
 pub use trainer::{Finished, InitialWeights, Limits, Stop, TrainError, TrainOptions, Trainer, select_state};

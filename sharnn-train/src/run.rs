@@ -10,7 +10,7 @@ mod manifest;
 mod metrics;
 mod step_log;
 
-pub use checkpoint::{BEST_DIR, BestManifest, latest_manifest, load_best, load_newest, run_weights};
+pub use checkpoint::{BEST_DIR, BestManifest, RunWeights, latest_manifest, load_best, load_run, run_weights};
 pub use error::CheckpointError;
 pub use manifest::{Best, CorpusIdentity, FORMAT, FileDigest, Manifest, Moved, Position};
 pub use metrics::{EvalRecord, METRICS_FILE, Metrics, MetricsError, Record, TrainRecord};

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Error, Result, anyhow, bail, ensure};
 
 use super::machine::MachineArgs;
 use super::outputs;
 use super::runs::{self, Needs};
 use crate::core::{StreamShape, StreamState};
 use crate::train::{
-    CheckpointError, ImportOptions, InitialWeights, import_weights, latest_manifest, load_best, load_newest,
+    CheckpointError, ImportOptions, InitialWeights, RunWeights, import_weights, latest_manifest, load_run,
     load_state_of, read_config, run_weights,
 };
 use crate::{Backend, Recipe, ShaRnn, ShaRnnConfig, Streams, pretrained};
@@ -112,17 +112,8 @@ impl ModelArgs {
     pub fn trained(&self) -> Result<Trained> {
         Ok(match self.run_dir()? {
             Some(dir) => {
-                ensure!(
-                    !dir.join("checkpoint.json").is_file(),
-                    "{} is a checkpoint: name the directory of its run",
-                    dir.display()
-                );
-                let (file, config, step) = match run_weights(&dir) {
-                    Err(CheckpointError::None { .. }) => {
-                        bail!("there is no run in {}: it has neither best/ nor a checkpoint", dir.display())
-                    }
-                    found => found?,
-                };
+                let RunWeights { file, config, step, .. } =
+                    run_weights(&dir).map_err(|error| of_run_error(&dir, error))?;
                 let name = format!("{}, the weights of step {step}", dir.display());
                 Trained { name, config, weights: file.into() }
             }
@@ -208,31 +199,24 @@ pub fn stream_state(path: &Path, shape: &StreamShape, weights: &[u8; 32]) -> Res
 /// The best weights of a run, or where there are none yet its newest ones.
 fn of_run<B: Backend>(dir: &Path, device: &B::Device) -> Result<Loaded<B>> {
     let shown = dir.display();
-    let newest = latest_manifest(dir)?;
-    let (model, step) = match load_best::<B>(dir, device) {
-        Err(CheckpointError::NoBest { .. }) if dir.join("checkpoint.json").is_file() => {
-            bail!("{shown} is a checkpoint: name the directory of its run")
-        }
-        Err(CheckpointError::NoBest { .. }) => match &newest {
-            None => bail!("there is no run in {shown}: it has neither best/ nor a checkpoint"),
-            Some((_, manifest)) if manifest.best.is_some() => {
-                bail!(
-                    "the best weights of {shown} are missing: resume the run, which restores them from its checkpoint"
-                )
-            }
-            Some(_) => {
-                let (model, manifest) = load_newest::<B>(dir, device)?;
-                let step = manifest.position.step;
-                tell!("{shown} has no best weights yet: using those after step {step}");
-                (model, step)
-            }
-        },
-        loaded => {
-            let (model, manifest) = loaded?;
-            (model, manifest.best.step)
-        }
-    };
     // Best weights that were copied somewhere else have none.
-    let recipe = newest.map(|(_, manifest)| manifest.recipe);
+    let recipe = latest_manifest(dir)?.map(|(_, manifest)| manifest.recipe);
+    let (model, RunWeights { step, is_best, .. }) =
+        load_run::<B>(dir, device).map_err(|error| of_run_error(dir, error))?;
+    if !is_best {
+        tell!("{shown} has no best weights yet: using those after step {step}");
+    }
     Ok(Loaded { model, name: format!("{shown}, the weights of step {step}"), recipe })
+}
+
+/// Why the weights of a run cannot be had from a directory, said of what was named.
+fn of_run_error(dir: &Path, error: CheckpointError) -> Error {
+    let shown = dir.display();
+    match error {
+        CheckpointError::None { .. } if dir.join("checkpoint.json").is_file() => {
+            anyhow!("{shown} is a checkpoint: name the directory of its run")
+        }
+        CheckpointError::None { .. } => anyhow!("there is no run in {shown}: it has neither best/ nor a checkpoint"),
+        error => error.into(),
+    }
 }

@@ -122,6 +122,25 @@ fn a_new_run_takes_the_place_of_no_weights() {
     assert_eq!(at.read("measured/metrics.jsonl"), metrics);
 }
 
+/// Whatever reads weights takes the same ones, or none.
+#[test]
+fn best_weights_that_are_gone_are_missed_by_every_command() {
+    let at = Workplace::new();
+    at.log("log", 200);
+    at.stdout(&at.train_on("log", &["--out", "run", "--valid-every", "2"]));
+    fs::rename(at.path("run/best"), at.path("elsewhere")).unwrap();
+    let from = ["train", "--from", "run", "--data", "log", "--steps", "1", "--threads", "1", "--out", "next"];
+    for args in [&from[..], &["generate", "--model", "run", "--bytes", "3"], &["score", "log", "--model", "run"]] {
+        let error = at.error(args);
+        assert!(error.starts_with("error: the best weights of run are missing: resume the run, "), "{args:?}: {error}");
+        assert!(!at.path("next").exists());
+    }
+    let error = at.error(&["train", "--from", "run/step-00000003", "--data", "log"]);
+    assert!(error.ends_with("run/step-00000003 is a checkpoint: name the directory of its run"), "{error}");
+    at.stdout(&["train", "--resume", "--out", "run", "--threads", "1", "--quiet"]);
+    at.stdout(&from);
+}
+
 #[test]
 fn several_starts_at_once_have_a_number_each() {
     let at = Workplace::new();

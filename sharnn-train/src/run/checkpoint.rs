@@ -77,32 +77,50 @@ fn best_weights(dir: &Path) -> Result<(PathBuf, BestManifest), CheckpointError> 
     Ok((weights, manifest))
 }
 
-/// The file of a run's weights, verified, with the model's configuration and the steps trained before: of its best weights or, before the
-/// first validation, of those of its newest checkpoint.
+/// The weights that a run has to show for itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunWeights {
+    /// Their file.
+    pub file: PathBuf,
+    /// The model.
+    pub config: ShaRnnConfig,
+    /// Steps trained before.
+    pub step: u64,
+    /// Whether they are the best of a validation, and not the newest of a run that had none yet.
+    pub is_best: bool,
+}
+
+/// Finds and verifies the weights of a run: the best ones or, before the first validation, those of its newest checkpoint.
 ///
 /// # Errors
-/// If there are none, or if a file is damaged.
-pub fn run_weights(dir: &Path) -> Result<(PathBuf, ShaRnnConfig, u64), CheckpointError> {
+/// If there are none, if the best ones are gone, or if a file is damaged.
+pub fn run_weights(dir: &Path) -> Result<RunWeights, CheckpointError> {
     match best_weights(dir) {
-        Ok((weights, manifest)) => Ok((weights, manifest.config, manifest.best.step)),
-        Err(CheckpointError::NoBest { .. }) => {
+        Ok((file, BestManifest { config, best, .. })) => {
+            Ok(RunWeights { file, config, step: best.step, is_best: true })
+        }
+        Err(CheckpointError::NoBest { run_dir }) => {
             let Checkpoint { manifest, dir } = Checkpoint::load_newest(dir)?;
-            Ok((dir.join(WEIGHTS), manifest.config, manifest.position.step))
+            if manifest.best.is_some() {
+                return Err(CheckpointError::BestMissing { run_dir });
+            }
+            let (file, step) = (dir.join(WEIGHTS), manifest.position.step);
+            Ok(RunWeights { file, config: manifest.config, step, is_best: false })
         }
         Err(error) => Err(error),
     }
 }
 
-/// Loads the weights of a run's newest checkpoint: for a run that no validation has scored yet.
+/// Loads the weights of a run: those that [`run_weights`] finds.
 ///
 /// # Errors
-/// If there is none, or if one of its files is damaged.
-pub fn load_newest<B: sharnn_core::Backend>(
-    run_dir: &Path,
+/// As [`run_weights`], or if they do not fit their configuration.
+pub fn load_run<B: sharnn_core::Backend>(
+    dir: &Path,
     device: &B::Device,
-) -> Result<(ShaRnn<B>, Manifest), CheckpointError> {
-    let checkpoint = Checkpoint::load_newest(run_dir)?;
-    Ok((checkpoint.model(device)?, checkpoint.manifest))
+) -> Result<(ShaRnn<B>, RunWeights), CheckpointError> {
+    let weights = run_weights(dir)?;
+    Ok((load_config(&weights.config, &weights.file, device)?, weights))
 }
 
 /// Replaces `best/` by the weights that `write` writes.

@@ -5,7 +5,7 @@ use burn::backend::Flex;
 use sharnn_core::{AutodiffBackend, Precision};
 use sharnn_data::Splits;
 use sharnn_train::{
-    Event, Interrupt, Limits, Metrics, MuonConfig, Recipe, Record, Stop, TrainOptions, Trainer, evaluate,
+    Event, Interrupt, Limits, Metrics, MuonConfig, Recipe, Record, RunWeights, Stop, TrainOptions, Trainer, evaluate,
     latest_manifest, load_best, run_weights,
 };
 
@@ -358,8 +358,9 @@ fn a_run_that_goes_on_from_weights_scores_them_first() {
     let scored =
         evaluate(&model, &splits().valid, &recipe().valid, &Default::default(), &Interrupt::default(), |_, _| {})
             .unwrap();
-    let (path, config, step) = run_weights(dir.path()).unwrap();
-    assert_eq!((config, step, path), (model.config(), 0, dir.path().join("best/weights.safetensors")));
+    let file = dir.path().join("best/weights.safetensors");
+    let expected = RunWeights { file, config: model.config(), step: 0, is_best: true };
+    assert_eq!(run_weights(dir.path()).unwrap(), expected);
     // The same again after it is resumed: it was scored.
     let mut trainer = open(TrainOptions { score_start: true, ..options(dir.path()) }).unwrap();
     trainer.run(&steps(5), &mut silent, &Interrupt::default()).unwrap();
