@@ -142,6 +142,21 @@ fn best_weights_that_are_gone_are_missed_by_every_command() {
 }
 
 #[test]
+fn a_model_with_a_short_memory_is_gone_on_from_without_a_word_of_segments() {
+    let at = Workplace::new();
+    at.log("log", 200);
+    let short = at.train_on("log", &["--out", "run"]).into_iter().map(|word| if word == "64" { "16" } else { word });
+    at.stdout(&short.collect::<Vec<_>>());
+    at.stdout(&["train", "--from", "run", "--data", "log", "--steps", "1", "--threads", "1", "--out", "next"]);
+    let recipe = &at.json(&["inspect", "next", "--json"])["run"]["recipe"];
+    assert_eq!(
+        (recipe["segments"]["len"].as_u64(), recipe["valid"]["seq_len"].as_u64()),
+        (Some(16), Some(16)),
+        "{recipe}"
+    );
+}
+
+#[test]
 fn several_starts_at_once_have_a_number_each() {
     let at = Workplace::new();
     at.log("log", 200);

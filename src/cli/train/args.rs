@@ -203,6 +203,9 @@ impl Args {
         if of_preset || self.changes_schedule() {
             self.change_schedule(&mut recipe, &call, run)?;
         }
+        if of_preset {
+            self.fit_segments(&mut recipe, &config);
+        }
         self.change_recipe(&mut recipe, of_preset.then_some(splits))?;
         self.change_segments(&mut recipe, run)?;
         let auto_precision = self.change_precision(&mut recipe, run)?;
@@ -332,6 +335,21 @@ impl Args {
             }
         }
         Ok(())
+    }
+
+    /// Shortens segments, where nobody asked for theirs, to what fits into the memory that the model was trained with or that was asked
+    /// for.
+    fn fit_segments(&self, recipe: &mut Recipe, config: &ShaRnnConfig) {
+        let most = config.mem_len;
+        let is_bounded = config.n_attending() > 0 && most > 0;
+        if self.seq_len.is_some() || !is_bounded || recipe.segments.max() <= most {
+            return;
+        }
+        let fixed = matches!(recipe.segments, SegmentLengths::Fixed { .. });
+        *recipe = recipe.clone().with_segments_around(most);
+        if fixed {
+            recipe.segments = SegmentLengths::Fixed { len: most };
+        }
     }
 
     /// Sets what the options say; the lanes of the evaluations suit the splits, where they are given.
@@ -701,6 +719,26 @@ mod tests {
         }
         let error = plan(&["--from", "nowhere"]).err().unwrap().to_string();
         assert!(error.contains("nowhere"), "{error}");
+    }
+
+    /// What nobody typed is not refused: a short memory has short segments.
+    #[test]
+    fn segments_nobody_asked_for_fit_into_the_memory() {
+        let of = |options: &[&str]| {
+            let Recipe { segments, valid, test, .. } = plan(options).unwrap().recipe;
+            (segments, valid.seq_len, test.seq_len)
+        };
+        let fixed = |len| (SegmentLengths::Fixed { len }, len, len);
+        assert_eq!(of(&["--mem-len", "20"]), fixed(20));
+        assert_eq!(of(&["--from", "bundled", "--mem-len", "20"]), fixed(20));
+        assert_eq!(of(&["--preset", "paper", "--mem-len", "100"]), (SegmentLengths::around(100), 100, 100));
+        for unbounded in [&[][..], &["--mem-len", "0"], &["--mem-len", "32"], &["--mem-len", "20", "--attend", "none"]]
+        {
+            assert_eq!(of(unbounded), fixed(32), "{unbounded:?}");
+        }
+        assert_eq!(of(&["--mem-len", "20", "--seq-len", "7"]), fixed(7));
+        let error = plan(&["--mem-len", "20", "--seq-len", "21"]).err().unwrap().to_string();
+        assert!(error.starts_with("--seq-len 21 cannot be used: use at most 20"), "{error}");
     }
 
     #[test]
