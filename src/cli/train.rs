@@ -136,7 +136,7 @@ impl BackendJob for Job {
                 if let Err(error) = page::write(&run_dir, &splits, None) {
                     tell!("{}", in_one_line(&error));
                 }
-                tell!("stopped after step {steps}; go on with: --resume --out {}", run_dir.display());
+                tell!("stopped after step {steps}; go on with: --resume --out {}", paths::quoted(run_dir.as_os_str()));
             }
             Ok(life::stopped())
         };

@@ -71,6 +71,22 @@ fn each_signal_that_asks_to_stop_saves_and_ends_a_run() {
     }
 }
 
+/// A shell takes the commands that are named as they are.
+#[test]
+fn what_is_to_be_typed_is_quoted() {
+    let at = Workplace::new();
+    let options: Vec<_> = endless(&at).into_iter().map(|word| if word == "run" { "my run" } else { word }).collect();
+    let program = at.start(&options);
+    until("a step", || {
+        std::fs::read_to_string(at.path("my run/metrics.jsonl")).is_ok_and(|metrics| metrics.contains("\"train\""))
+    });
+    signal(&program, "TERM");
+    let (status, said) = end(program);
+    assert_eq!(status.code(), Some(130), "{said}");
+    assert!(said.contains("go on with: --resume --out 'my run'\n"), "{said}");
+    assert!(at.read("my run/README.md").contains("`sharnn train --resume --out 'my run'`"));
+}
+
 #[test]
 fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
     for name in ["HUP", "INT"] {

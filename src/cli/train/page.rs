@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::super::outputs;
+use super::super::paths::quoted;
 use super::super::plot::{Curve, Over, draw};
 use super::super::report::Reached;
 use super::origin::Origin;
@@ -53,7 +54,7 @@ fn page(run_dir: &Path, manifest: &Manifest, splits: &Splits, picture: bool, sam
         writeln!(page, "![training and validation loss over steps]({PICTURE})\n")?;
     }
     writeln!(page, "| | |\n|---|---|")?;
-    let dir = run_dir.display();
+    let dir = quoted(run_dir.as_os_str());
     if manifest.best.is_some() || sample {
         writeln!(page, "| `best/` | weights of the best validation: `sharnn generate --model {dir}` |")?;
     }
