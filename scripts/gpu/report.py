@@ -102,14 +102,14 @@ def kernels(stages):
 
 def lstm(stages):
     """Microseconds a step."""
-    lines = ["| LSTM | pass | d | lanes | µs a step |", "|---|---|---|---|---|"]
+    lines = ["| LSTM | pass | d | lanes | µs a step | persistent launches |", "|---|---|---|---|---|---|"]
     for name, kernel in stages["lstm"].get("kernels", {}).items():
         for row in kernel["rows"]:
-            lines.append(f"| {name} | {row['pass']} | {row['d']} | {row['lanes']} | {row['median_us']:.2f} |")
+            lines.append(f"| {name} | {row['pass']} | {row['d']} | {row['lanes']} | {row['median_us']:.2f} | {row.get('persistent_launches', '')} |")
         for notice in sorted({notice for row in kernel["rows"] for notice in row.get("notices", [])}):
-            lines.append(f"| {name} | {notice} | | | |")
+            lines.append(f"| {name} | {notice} | | | | |")
         if "error" in kernel:
-            lines.append(f"| {name} | {kernel['error'].replace('|', '/')[:200]} | | | |")
+            lines.append(f"| {name} | {kernel['error'].replace('|', '/')[:200]} | | | | |")
     return lines
 
 

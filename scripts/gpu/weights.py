@@ -81,21 +81,19 @@ def unpack(source, target):
     write(target, whole, metadata)
 
 
-def split(path, size):
-    """The parts, which take the file's place."""
-    path = pathlib.Path(path)
+def split(path, size, directory):
+    """The file's parts of at most so many bytes, in a directory; the file stays."""
     data = path.read_bytes()
     parts = []
     for number, begin in enumerate(range(0, len(data), size)):
-        part = path.with_name(f"{path.name}.{number}")
+        part = directory / f"{path.name}.{number}"
         part.write_bytes(data[begin : begin + size])
         parts.append(part)
-    path.unlink()
     return parts
 
 
 if __name__ == "__main__":
-    commands = {"int8": int8, "unpack": unpack, "split": lambda path, size: split(path, int(size))}
+    commands = {"int8": int8, "unpack": unpack}
     if len(sys.argv) != 4 or sys.argv[1] not in commands:
         sys.exit(__doc__)
     commands[sys.argv[1]](*sys.argv[2:])
