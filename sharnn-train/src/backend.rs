@@ -81,10 +81,10 @@ pub enum BackendError {
         /// What would do.
         hint: String,
     },
-    /// The variable that chooses how the LSTM is computed on CUDA has a value that is not known.
+    /// A variable of the environment that chooses how CUDA computes has a value that is not known.
     #[cfg(feature = "cuda")]
     #[error(transparent)]
-    CudaLstm(#[from] sharnn_core::ops::UnknownCudaLstm),
+    Variable(#[from] sharnn_core::ops::UnknownValue),
 }
 
 /// The environment variable that turns Burn's fusion off, with `off`, in a program with the feature `fusion`: for backends `cuda` and
@@ -145,12 +145,12 @@ impl BackendKind {
     }
 
     /// Sets the number of threads of the CPU backends written in Rust, once and before anything is computed; without it they
-    /// take one a core. (The matrix products of `ndarray` read the environment variable `MATMUL_NUM_THREADS` instead.)
+    /// take one a core. Returns how many there are: fewer where the system refuses some. (The matrix products of `ndarray` read the environment variable `MATMUL_NUM_THREADS` instead.)
     ///
     /// # Errors
     /// [`BackendError::Threads`] for a number that cannot be meant, for a backend that has no such threads, and if they were
     /// set before.
-    pub fn set_threads(self, threads: usize) -> Result<(), BackendError> {
+    pub fn set_threads(self, threads: usize) -> Result<usize, BackendError> {
         let refuse = |hint: String| Err(BackendError::Threads { kind: self, threads, hint });
         match self {
             _ if !(1..=MAX_THREADS).contains(&threads) => refuse(format!("use 1 to {MAX_THREADS}")),
@@ -212,7 +212,9 @@ impl BackendKind {
             Self::NdArray => Ok(job.run::<Autodiff<NdArray<f32>>>(Default::default())),
             #[cfg(feature = "cuda")]
             Self::Cuda => {
+                // Asked for here, where an error can be told; what computes would panic.
                 sharnn_core::ops::CudaLstm::current()?;
+                sharnn_core::ops::cuda_tf32()?;
                 let device = cuda::CudaDevice::new(wrapped::<Cuda>(gpu));
                 // Where fusion is not compiled in, both are the same backend.
                 Ok(if fuses()? { job.run::<Autodiff<Cuda>>(device) } else { job.run::<Autodiff<UnfusedCuda>>(device) })
@@ -248,8 +250,8 @@ impl BackendKind {
 }
 
 /// Sets the threads of the kernels, and starts rayon's pool, which can be built once, whether or not that succeeds: so it is asked for as
-/// many as there can be. An error says what would do.
-fn start(threads: usize) -> Result<(), String> {
+/// many as there can be: so many are returned. An error says what would do.
+fn start(threads: usize) -> Result<usize, String> {
     let mut threads = threads;
     while threads > 1 && !has_room_for(threads) {
         threads /= 2;
@@ -266,7 +268,8 @@ fn start(threads: usize) -> Result<(), String> {
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     let pool = if had < 4 { pool.use_current_thread() } else { pool };
-    pool.build_global().map_err(|error| error.to_string())
+    pool.build_global().map_err(|error| error.to_string())?;
+    Ok(threads)
 }
 
 /// Whether a limit of the address space, where there is one, leaves room for so many threads of the pool and as many of the kernels: each

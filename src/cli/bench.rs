@@ -44,13 +44,12 @@ const LEARNING_RATE: f64 = 1e-4;
 /// Measure training, scoring and decoding on this machine, in bytes a second
 ///
 /// Random weights and random bytes: only the time counts. Scoring is a forward pass in lanes, decoding reads byte after byte in
-/// one lane. The two modes for ceilings and ops read none of the model's options, and always print JSON; mode lstm reads --dtype,
-/// --batch, --seq-len, --warmup, --runs and --json.
+/// one lane. Modes ceilings and ops always print JSON.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// d_model / d_ff of four blocks: XS 128/512, S 256/1024, M 512/2048, L 1024/4096 (the paper)
-    #[arg(long, value_enum, ignore_case = true, default_value = "S")]
-    size: Size,
+    /// d_model / d_ff of four blocks: XS 128/512, S 256/1024, M 512/2048, L 1024/4096 (the paper) [default: S]
+    #[arg(long, value_enum, ignore_case = true)]
+    size: Option<Size>,
     /// What to time [default: train, forward and decode]
     #[arg(long, value_enum)]
     mode: Option<Mode>,
@@ -63,30 +62,30 @@ pub struct Args {
     /// Bytes of a segment; decoding goes byte by byte [default: 256]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     seq_len: Option<usize>,
-    /// Bytes read before the clock starts, which fill the memory, in whole segments
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    memory: usize,
-    /// Rows of memory kept at most; 0 keeps none
-    #[arg(long, value_name = "N", default_value_t = 5000)]
-    mem_len: usize,
+    /// Bytes read before the clock starts, which fill the memory, in whole segments [default: 1024]
+    #[arg(long, value_name = "N")]
+    memory: Option<usize>,
+    /// Rows of memory kept at most; 0 keeps none [default: 5000]
+    #[arg(long, value_name = "N")]
+    mem_len: Option<usize>,
     /// All three dropouts; they act in training only [default: 0.1]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     dropout: Option<f64>,
     /// Compute activations again in the backward pass, in place of keeping them
     #[arg(long)]
     recompute: bool,
-    /// Runs before those that count
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    warmup: usize,
-    /// Runs that count
-    #[arg(long, value_name = "N", default_value_t = 7, value_parser = at_least_one)]
-    runs: usize,
-    /// Blocks that attend: none, the second-last, or all
-    #[arg(long, value_enum, default_value = "one")]
-    attend: Which,
-    /// Seed of weights, bytes and dropout
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
+    /// Runs before those that count [default: 2]
+    #[arg(long, value_name = "N")]
+    warmup: Option<usize>,
+    /// Runs that count [default: 7]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    runs: Option<usize>,
+    /// Blocks that attend: none, the second-last, or all [default: one]
+    #[arg(long, value_enum)]
+    attend: Option<Which>,
+    /// Seed of weights, bytes and dropout [default: 1]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// Print a line of JSON for each measurement
     #[arg(long)]
     json: bool,
@@ -158,7 +157,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         enqueued.sort_by(f64::total_cmp);
         let median_s = median(&seconds);
         let line = Line {
-            size: args.size,
+            size: args.size(),
             mode: plan.mode,
             dtype: plan.dtype,
             device: plan.backend.name(),
@@ -250,6 +249,18 @@ impl Line {
 }
 
 impl Args {
+    fn size(&self) -> Size {
+        self.size.unwrap_or(Size::S)
+    }
+
+    fn warmup(&self) -> usize {
+        self.warmup.unwrap_or(2)
+    }
+
+    fn runs(&self) -> usize {
+        self.runs.unwrap_or(7)
+    }
+
     /// What to measure, one after the other.
     fn plans(&self) -> Result<Vec<Plan>> {
         let dtype = self.dtype.unwrap_or(Dtype::F32);
@@ -278,8 +289,8 @@ impl Args {
             precision,
             lanes: self.batch,
             seq_len: self.seq_len.unwrap_or(256),
-            warmup: self.warmup,
-            runs: self.runs,
+            warmup: self.warmup(),
+            runs: self.runs(),
             json: self.json,
             device: self.machine.backend.name(),
         })
@@ -297,6 +308,24 @@ impl Args {
             ensure!(dropout == 0.0, "--dropout {dropout} cannot be used: dropout acts in --mode train only");
         }
         ensure!(!self.recompute || mode == Mode::Train, "--recompute cannot be used: it acts in --mode train only");
+        let without_runs = matches!(mode, Mode::Ceilings | Mode::Ops);
+        let without_model = without_runs || mode == Mode::Lstm;
+        let named = format!("{mode:?}").to_lowercase();
+        for (option, is_given, is_idle) in [
+            ("--size", self.size.is_some(), without_model),
+            ("--memory", self.memory.is_some(), without_model),
+            ("--mem-len", self.mem_len.is_some(), without_model),
+            ("--attend", self.attend.is_some(), without_model),
+            ("--seed", self.seed.is_some(), without_model),
+            ("--dropout", self.dropout.is_some(), without_runs),
+            ("--batch", self.batch.is_some(), without_runs),
+            ("--seq-len", self.seq_len.is_some(), without_runs),
+            ("--warmup", self.warmup.is_some(), without_runs),
+            ("--runs", self.runs.is_some(), without_runs),
+            ("--dtype", self.dtype.is_some(), mode == Mode::Ceilings),
+        ] {
+            ensure!(!(is_given && is_idle), "{option} cannot be used: --mode {named} does not read it");
+        }
         Ok(())
     }
 
@@ -307,24 +336,25 @@ impl Args {
             _ => (self.batch.unwrap_or(16), self.seq_len.unwrap_or(256)),
         };
         let attend = match self.attend {
-            Which::None => Attend::None,
-            Which::One => Attend::SecondLast,
-            Which::All => Attend::All,
+            Some(Which::None) => Attend::None,
+            None | Some(Which::One) => Attend::SecondLast,
+            Some(Which::All) => Attend::All,
         };
-        let config = match self.size {
+        let mem_len = self.mem_len.unwrap_or(5000);
+        let config = match self.size() {
             Size::Xs => ShaRnnConfig::xs(),
             Size::S => ShaRnnConfig::s(),
             Size::M => ShaRnnConfig::m(),
             Size::L => ShaRnnConfig::enwik8(),
         };
-        let config = config.with_attend(attend).with_mem_len(self.mem_len).with_dropout(self.dropout.unwrap_or(0.1));
+        let config = config.with_attend(attend.clone()).with_mem_len(mem_len).with_dropout(self.dropout.unwrap_or(0.1));
         config.validate()?;
         ensure!(
-            seq_len <= self.mem_len || self.mem_len == 0 || self.attend == Which::None,
-            "--seq-len {seq_len} is more than --mem-len {}: use shorter segments, a longer memory, or --mem-len 0",
-            self.mem_len
+            seq_len <= mem_len || mem_len == 0 || attend == Attend::None,
+            "--seq-len {seq_len} is more than --mem-len {mem_len}: use shorter segments, a longer memory, or --mem-len 0"
         );
-        let Self { memory, recompute, warmup, runs, seed, .. } = *self;
+        let (memory, seed) = (self.memory.unwrap_or(1024), self.seed.unwrap_or(1));
+        let (recompute, warmup, runs) = (self.recompute, self.warmup(), self.runs());
         let backend = self.machine.backend;
         ensure!(
             dtype != Dtype::Int8 || (mode == Mode::Decode && backend.name() == "flex"),

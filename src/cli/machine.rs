@@ -19,16 +19,18 @@ pub struct MachineArgs {
 impl MachineArgs {
     /// Sets the number of threads that was asked for, and starts them.
     pub fn set_threads(&self) -> Result<()> {
-        match self.threads {
-            Some(threads) => self.backend.set_threads(threads).map_err(|error| match error {
-                BackendError::Threads { hint, .. } => anyhow!("--threads {threads} cannot be used: {hint}"),
-                error => error.into(),
-            }),
-            None => {
-                self.backend.start_threads();
-                Ok(())
-            }
+        let Some(threads) = self.threads else {
+            self.backend.start_threads();
+            return Ok(());
+        };
+        let started = self.backend.set_threads(threads).map_err(|error| match error {
+            BackendError::Threads { hint, .. } => anyhow!("--threads {threads} cannot be used: {hint}"),
+            error => error.into(),
+        })?;
+        if started < threads {
+            tell!("--threads {threads}: this system lets the program have no more than {started}");
         }
+        Ok(())
     }
 }
 

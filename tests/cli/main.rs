@@ -419,6 +419,9 @@ fn what_cannot_be_done_is_told_in_one_line() {
         (&["bench", "--mode", "decode", "--batch", "2"], 1, "--batch 2 cannot be used"),
         (&["bench", "--mode", "lstm", "--dtype", "int8"], 1, "--dtype int8 cannot be used"),
         (&["bench", "--mode", "lstm", "--dropout", "0.1"], 1, "--dropout 0.1 cannot be used"),
+        (&["bench", "--mode", "lstm", "--size", "L"], 1, "--size cannot be used"),
+        (&["bench", "--mode", "ops", "--runs", "3"], 1, "--runs cannot be used"),
+        (&["bench", "--mode", "ceilings", "--dtype", "f32"], 1, "--dtype cannot be used"),
         (&["score", "nowhere", "--model", "torn.safetensors"], 1, "nowhere"),
         (&["score", "text", "--top", "0"], 1, "--top 0 cannot be used"),
         (&["score", "text", "--model", "torn.safetensors"], 1, "torn.safetensors"),
@@ -486,7 +489,7 @@ fn speed_is_measured_as_a_table_or_as_json() {
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let sizes: Vec<_> =
         lines.iter().map(|line| (line["d"].as_u64().unwrap(), line["pass"].as_str().unwrap())).collect();
-    let want = [256, 512, 768, 1024].map(|d| [(d, "forward"), (d, "forward+backward")]);
+    let want = [1024, 768, 512, 256].map(|d| [(d, "forward"), (d, "forward+backward")]);
     assert_eq!(sizes, want.concat());
     assert!(lines.iter().all(|line| line["median_us"].as_f64().unwrap() > 0.0 && line["lanes"] == 3), "{lines:?}");
 }

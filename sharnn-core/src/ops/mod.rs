@@ -35,7 +35,7 @@ use burn::tensor::backend::ExecutionError;
 pub use attention::{AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved};
 pub use boom::{BoomGrads, BoomInputs, BoomSaved};
 #[cfg(feature = "cuda")]
-pub use cube::{CUDA_LSTM_VARIABLE, CudaLstm, UnknownCudaLstm};
+pub use cube::{CUDA_LSTM_VARIABLE, CudaLstm, UnknownValue, cuda_tf32};
 pub use decoder_loss::{DecoderLossInputs, DecoderLossSaved};
 pub(crate) use dropout::drop;
 pub use dropout::{Dropout, DropoutKey, DropoutSite, DropoutStream, LaneAxis};

@@ -1,8 +1,9 @@
-// Runs lstm.cu, which stands in front of this in a namespace of its own, and forgets what it was compiled for.
+// Runs lstm.cu and poison.cu, which stand in front of this in a namespace of their own, and forgets what they were compiled for.
 
-// Reads seq_len steps of inputs and a gradient; writes the error flag, output, gates, cells, and the flag, gradients of gates and of
+// Reads seq_len steps of inputs and a gradient; writes `raised`, the error flag, output, gates, cells, and `raised`, the flag, gradients of gates and of
 // the first cells of a backward pass that starts from what this forward pass left.
-inline void run(const emulated::Case& its, unsigned seq_len, unsigned seed, std::FILE* in, std::FILE* out) {
+// Each launch finds the word `raised` as it is given.
+inline void run(const emulated::Case& its, unsigned seq_len, unsigned raised, unsigned seed, std::FILE* in, std::FILE* out) {
     const size_t all = static_cast<size_t>(seq_len) * LANES * D, state = static_cast<size_t>(LANES) * D;
     const auto projected = emulated::read(in, 4 * all), given = emulated::read(in, 4ul * D * D);
     const auto bias_ih = emulated::read(in, 4 * D), bias_hh = emulated::read(in, 4 * D);
@@ -18,13 +19,22 @@ inline void run(const emulated::Case& its, unsigned seq_len, unsigned seed, std:
     auto output = emulated::room(all + state), gates = emulated::room(4 * all), cells = emulated::room(all);
     {
         emulated::Scratch scratch(its.forward_scratch);
+        unsigned word = raised;
         emulated::flag = scratch.get();
         emulated::launch(BLOCKS, THREADS, seed, its.forward_shared, [&](unsigned char* shared) {
-            persistent_forward(
-                projected.data(), weight.data(), bias_ih.data(), bias_hh.data(), h0.data(), c0.data(), output.data(), gates.data(),
-                cells.data(), scratch.get(), shared, seq_len
-            );
+            bool given_up = is_raised(&word);
+            if (!given_up) {
+                persistent_forward(
+                    projected.data(), weight.data(), bias_ih.data(), bias_hh.data(), h0.data(), c0.data(), output.data(), gates.data(),
+                    cells.data(), scratch.get(), shared, seq_len
+                );
+                given_up = was_given_up(scratch.get(), &word);
+            }
+            if (given_up) {
+                poison(output.data(), output.size());
+            }
         });
+        emulated::write(out, &word, 1);
         emulated::write(out, scratch.get(), 1);
     }
     emulated::write(out, output.data(), output.size());
@@ -33,13 +43,23 @@ inline void run(const emulated::Case& its, unsigned seq_len, unsigned seed, std:
     auto dgates = emulated::room(4 * all), dcells = emulated::room(state);
     {
         emulated::Scratch scratch(its.backward_scratch);
+        unsigned word = raised;
         emulated::flag = scratch.get();
         emulated::launch(BLOCKS, THREADS, seed, its.backward_shared, [&](unsigned char* shared) {
-            persistent_backward(
-                weight.data(), gates.data(), cells.data(), c0.data(), grad.data(), dgates.data(), dcells.data(), scratch.get(), shared,
-                seq_len
-            );
+            bool given_up = is_raised(&word);
+            if (!given_up) {
+                persistent_backward(
+                    weight.data(), gates.data(), cells.data(), c0.data(), grad.data(), dgates.data(), dcells.data(), scratch.get(),
+                    shared, seq_len
+                );
+                given_up = was_given_up(scratch.get(), &word);
+            }
+            if (given_up) {
+                poison(dgates.data(), dgates.size());
+                poison(dcells.data(), dcells.size());
+            }
         });
+        emulated::write(out, &word, 1);
         emulated::write(out, scratch.get(), 1);
     }
     emulated::write(out, dgates.data(), dgates.size());

@@ -22,6 +22,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #define SHARNN_EMULATED
@@ -48,7 +49,7 @@ struct Index {
     unsigned x;
 };
 // Of the context that runs now, and of this thread.
-inline thread_local Index threadIdx, blockIdx;
+inline thread_local Index threadIdx, blockIdx, blockDim;
 
 namespace emulated {
 
@@ -143,6 +144,13 @@ public:
 
     void sync_block() { meet(at_block_, threads_.size(), [] {}); }
 
+    // Whether any thread has given something other than 0.
+    bool any(int x) {
+        any_ = any_ || x != 0;
+        meet(at_block_, threads_.size(), [this] { met_any_ = std::exchange(any_, false); });
+        return met_any_;
+    }
+
     void sync_warp() { meet(at_warp_[running_ / 32], 32, [] {}); }
 
     void multiply_tile(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
@@ -207,6 +215,7 @@ private:
     std::vector<Thread> threads_;
     std::vector<Warp> warps_;
     Barrier at_block_;
+    bool any_ = false, met_any_ = false;
     std::vector<Barrier> at_warp_;
 };
 
@@ -239,6 +248,7 @@ inline void launch(unsigned blocks, unsigned threads, unsigned seed, size_t shar
     for (unsigned block = 0; block < blocks; ++block) {
         running.emplace_back([=, &body] {
             blockIdx.x = block;
+            blockDim.x = threads;
             // Whatever is read before it was written is not a number.
             std::vector<uint64_t> shared(shared_bytes / 8 + 3, ~0ull);
             auto* aligned = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(shared.data()) + 15) / 16 * 16);
@@ -253,7 +263,7 @@ inline void launch(unsigned blocks, unsigned threads, unsigned seed, size_t shar
 // A shape and division that lstm.cu was compiled for.
 struct Case {
     size_t forward_shared, backward_shared, forward_scratch, backward_scratch;
-    void (*run)(const Case&, unsigned seq_len, unsigned seed, std::FILE* in, std::FILE* out);
+    void (*run)(const Case&, unsigned seq_len, unsigned raised, unsigned seed, std::FILE* in, std::FILE* out);
 };
 
 inline std::vector<float> read(std::FILE* in, size_t count) {
@@ -287,6 +297,21 @@ private:
 
 inline void __syncthreads() { emulated::Block::current->sync_block(); }
 inline void __syncwarp() { emulated::Block::current->sync_warp(); }
+inline int __syncthreads_or(int x) { return emulated::Block::current->any(x); }
+
+// An access of its own: ThreadSanitizer knows no fences.
+inline void __threadfence() {
+    static unsigned word = 0;
+    __atomic_fetch_add(&word, 0u, __ATOMIC_SEQ_CST);
+}
+inline unsigned atomicAdd(unsigned* at, unsigned x) { return __atomic_fetch_add(at, x, __ATOMIC_RELAXED); }
+inline unsigned atomicOr(unsigned* at, unsigned x) { return __atomic_fetch_or(at, x, __ATOMIC_RELAXED); }
+
+inline float __int_as_float(int bits) {
+    float x;
+    std::memcpy(&x, &bits, 4);
+    return x;
+}
 
 inline unsigned __float_as_uint(float x) {
     unsigned bits;

@@ -1,7 +1,7 @@
 // The program: `emulated INPUT OUTPUT` runs the cases that INPUT names.
 //
-// INPUT is a sequence of: the case's number, seq_len, the block that is to stall (all ones: none), and what run() in case.h reads. All
-// values have 32 bits, in the machine's own order.
+// INPUT is a sequence of: the case's number, seq_len, the block that is to stall (all ones: none), the word `raised`, and what run() in
+// case.h reads. All values have 32 bits, in the machine's own order.
 
 int main(int argc, char** argv) {
     if (argc != 3) {
@@ -12,15 +12,15 @@ int main(int argc, char** argv) {
     if (in == nullptr || out == nullptr) {
         emulated::fail("can't open its files");
     }
-    unsigned head[3];
+    unsigned head[4];
     unsigned seed = 1;
-    while (std::fread(head, 4, 3, in) == 3) {
+    while (std::fread(head, 4, 4, in) == 4) {
         if (head[0] >= sizeof(CASES) / sizeof(CASES[0])) {
             emulated::fail("no such case");
         }
         emulated::stalled = head[2];
         const emulated::Case& its = *CASES[head[0]];
-        its.run(its, head[1], seed++, in, out);
+        its.run(its, head[1], head[3], seed++, in, out);
     }
     if (std::fclose(out) != 0) {
         emulated::fail("can't write");

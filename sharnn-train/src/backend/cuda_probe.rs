@@ -1,8 +1,10 @@
 //! Whether all that Burn's CUDA backend needs is on this machine, asked before its first use: it panics, in a thread of its
 //! own, over whatever it misses.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use burn_cubecl::cubecl::cuda::install;
 use cudarc::driver::result::{self as driver, DriverError, device};
@@ -45,7 +47,10 @@ trait Machine {
 /// # Errors
 /// What is missing.
 pub(super) fn check(gpu: usize) -> Result<(), MissingPiece> {
-    check_on(&ThisMachine, gpu)
+    // To compile takes some tenths of a second, and a program may ask again with each of its jobs.
+    static CHECKED: Mutex<BTreeMap<usize, Result<(), MissingPiece>>> = Mutex::new(BTreeMap::new());
+    let mut checked = CHECKED.lock().unwrap_or_else(PoisonError::into_inner);
+    checked.entry(gpu).or_insert_with(|| check_on(&ThisMachine, gpu)).clone()
 }
 
 fn check_on(machine: &impl Machine, gpu: usize) -> Result<(), MissingPiece> {

@@ -34,20 +34,25 @@ impl<B: AutodiffBackend> Trainer<B> {
     /// [`TrainError::Diverged`] where too many in a row were skipped.
     pub(super) fn read_steps(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let results = self.pending.read();
-        // Before what they may explain: a step that is skipped.
-        B::notices(&self.device).iter().for_each(|line| observer.on(Event::Notice(line)));
+        // Before what they may explain: a step that is skipped. Such steps say of the device that it failed, and not of the model
+        // that it diverged.
+        let notices = B::notices(&self.device);
+        notices.iter().for_each(|line| observer.on(Event::Notice(line)));
         for result in results {
             let in_a_row = if result.finite { 0 } else { self.position.skipped_in_a_row + 1 };
             self.position.skipped_in_a_row = in_a_row;
             if !result.finite {
                 self.position.skipped += 1;
                 observer.on(Event::Skipped { step: result.step, in_a_row });
-                if in_a_row >= self.recipe.max_skipped_in_a_row {
+                if notices.is_empty() && in_a_row >= self.recipe.max_skipped_in_a_row {
                     return Err(self.diverged(result.step));
                 }
             }
             self.window.add(&result);
             self.smoothed.add(&result);
+        }
+        if !notices.is_empty() {
+            self.position.skipped_in_a_row = 0;
         }
         self.window.seconds += self.clock.lap();
         Ok(())

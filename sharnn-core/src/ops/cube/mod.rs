@@ -18,6 +18,8 @@ mod lstm;
 mod persistent;
 mod product;
 mod reduce;
+#[cfg(feature = "cuda")]
+mod variable;
 
 use burn::tensor::backend::ExecutionError;
 use burn::tensor::{DType, Shape, Tensor, TensorPrimitive};
@@ -32,7 +34,11 @@ use burn_cubecl::{CubeBackend, CubeRuntime, FloatElement, IntElement};
 use product::{operand_values, product};
 
 #[cfg(feature = "cuda")]
-pub use self::persistent::{CUDA_LSTM_VARIABLE, CudaLstm, UnknownCudaLstm};
+pub use self::persistent::{CUDA_LSTM_VARIABLE, CudaLstm};
+#[cfg(feature = "cuda")]
+pub use self::product::cuda_tf32;
+#[cfg(feature = "cuda")]
+pub use self::variable::UnknownValue;
 use super::{
     AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomInputs, BoomSaved, DecoderLossInputs,
     DecoderLossSaved, Dropout, LambParam, LambRatios, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs,

@@ -1,7 +1,5 @@
 //! Matrix products, by Burn's kernels.
 
-use std::sync::OnceLock;
-
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::cubecl::prelude::*;
@@ -16,8 +14,24 @@ use cubek::std::InputBinding;
 use super::{OnCube, room, tensor};
 use crate::ops::Precision;
 
-/// `1` lets f32 products be computed in TF32 where the device has it: f32 with 10 bits of its mantissa, several times as fast.
-const TF32_VARIABLE: &str = "SHARNN_CUDA_TF32";
+/// Whether products of f32 may be computed in TF32 where a CUDA device has it: f32 with 10 bits of its mantissa, several times as
+/// fast. So the variable `SHARNN_CUDA_TF32` says, `1` or `0`; it is read once, and without it they may not.
+///
+/// # Errors
+/// If the variable has another value.
+#[cfg(feature = "cuda")]
+pub fn cuda_tf32() -> Result<bool, super::UnknownValue> {
+    const VARIABLE: &str = "SHARNN_CUDA_TF32";
+    static ALLOWED: std::sync::OnceLock<Result<bool, super::UnknownValue>> = std::sync::OnceLock::new();
+    let known = [(false, "0"), (true, "1")];
+    ALLOWED.get_or_init(|| super::variable::choose(VARIABLE, std::env::var_os(VARIABLE), &known)).clone()
+}
+
+/// Without CUDA there are no products in TF32.
+#[cfg(not(feature = "cuda"))]
+fn cuda_tf32() -> Result<bool, std::convert::Infallible> {
+    Ok(false)
+}
 
 /// A matrix product of f32 whose operands are taken in `precision`, of as many matrices each. It is contiguous, where Burn's
 /// own choice on CUDA puts rows at multiples of up to 512 bytes: a kernel would be given a copy.
@@ -31,7 +45,7 @@ pub(super) fn product<B: OnCube, const D: usize>(
     shape[D - 1] = of_b[D - 1];
     let [a, b] = [a, b].map(|x| operand(x.into_primitive().tensor(), precision));
     let out = room(&a, shape);
-    if a.dtype == DType::F32 && rounds_f32(&a.client) && !tf32_is_allowed() {
+    if a.dtype == DType::F32 && rounds_f32(&a.client) && !cuda_tf32().unwrap_or_else(|error| panic!("{error}")) {
         exact(a, b, &out);
         return tensor(out);
     }
@@ -58,11 +72,6 @@ pub(super) fn operand_values<B: OnCube, const D: usize>(
 /// Whether Burn's products of f32 round their operands to TF32 on this device: they do where its tensor cores have it.
 fn rounds_f32<R: CubeRuntime>(client: &ComputeClient<R>) -> bool {
     client.properties().supports_type(tf32::as_type_native_unchecked().storage_type())
-}
-
-fn tf32_is_allowed() -> bool {
-    static ALLOWED: OnceLock<bool> = OnceLock::new();
-    *ALLOWED.get_or_init(|| std::env::var(TF32_VARIABLE).is_ok_and(|value| value == "1"))
 }
 
 /// A product of f32 in f32, into `out`.

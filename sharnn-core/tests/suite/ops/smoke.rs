@@ -111,6 +111,20 @@ fn lstm_bf16<B: AutodiffBackend>() {
 fn lstm_in<B: AutodiffBackend>(how: How, tolerance: f64) {
     let dims @ [t, b, d_in, d] = [6, 17, 48, 64];
     beside_flex::<B>(tolerance, &lstm_op(dims, how), &lstm_op(dims, how), &inputs(&lstm_sizes(t, b, d_in, d)));
+    #[cfg(feature = "cuda")]
+    assert_persistent_if_asked_for::<B::InnerBackend>();
+}
+
+/// Where CUDA's persistent kernel was asked for, the stepwise one in its place must not pass for it.
+#[cfg(feature = "cuda")]
+fn assert_persistent_if_asked_for<B: Backend>() {
+    use sharnn_core::ops::CudaLstm;
+
+    let device = Default::default();
+    if B::name(&device).contains("cuda") && CudaLstm::current() == Ok(CudaLstm::Persistent) {
+        let notices = B::notices(&device);
+        assert!(notices.is_empty() && CudaLstm::persistent_launches() > 0, "{notices:?}");
+    }
 }
 
 fn attention<B: AutodiffBackend>() {

@@ -18,7 +18,7 @@ use burn_cubecl::cubecl::prelude::Runtime;
 use burn_cubecl::ops::numeric::zeros_client;
 use burn_cubecl::tensor::CubeTensor;
 
-pub use choice::{CUDA_LSTM_VARIABLE, CudaLstm, UnknownCudaLstm};
+pub use choice::{CUDA_LSTM_VARIABLE, CudaLstm};
 
 use self::plan::{Device, Pass, Plan};
 use super::lstm::{Keeps, Outputs};
@@ -97,17 +97,26 @@ pub(super) fn notices<D: 'static>(device: &D) -> Vec<String> {
     }
 }
 
-/// The sources of all kinds of kernels at the sizes that matter most, for a device with the numbers of an H100.
+/// The sources of all kinds of kernels at the sizes that matter most, for devices with the numbers of an H100 and of an A100.
 #[cfg(test)]
 pub(super) fn sources() -> Vec<(String, String)> {
+    let [h100, a100] = [plan::tests::H100, plan::tests::A100];
+    let (training, scoring) = (Keeps { gates: true, cells: true }, Keeps { gates: false, cells: false });
+    let passes = [("forward", Pass::Forward(training)), ("backward", Pass::Backward)];
+    let mut wanted = Vec::new();
+    for (name, pass) in passes {
+        wanted.extend([256, 512, 768, 1024].map(|d| (format!("{name}_{d}"), h100, pass, [16, d])));
+        wanted.extend([1, 64].map(|lanes| (format!("{name}_1024_{lanes}_lanes"), h100, pass, [lanes, 1024])));
+        wanted.push((format!("{name}_1024_108_blocks"), a100, pass, [16, 1024]));
+    }
+    wanted.push(("forward_1024_scoring".into(), h100, Pass::Forward(scoring), [16, 1024]));
     let mut sources = Vec::new();
     for (operands, precision) in [("f32", Precision::F32), ("bf16", Precision::Bf16)] {
-        let passes = [("forward", Pass::Forward(Keeps { gates: true, cells: true })), ("backward", Pass::Backward)];
-        for ((name, pass), d) in passes.into_iter().flat_map(|pass| [256, 512, 768, 1024].map(|d| (pass, d))) {
-            if let Ok(plan) = Plan::new(&plan::tests::H100, pass, precision, [16, d]) {
+        for (name, device, pass, size) in &wanted {
+            if let Ok(plan) = Plan::new(device, *pass, precision, *size) {
                 // All of it is given to the kernel at its launch: its source does not say how much that is.
                 let source = format!("// dynamic shared memory: {}\n{}", plan.shared, task::compiled(plan).source);
-                sources.push((format!("lstm_persistent_{name}_{d}_{operands}"), source));
+                sources.push((format!("lstm_persistent_{name}_{operands}"), source));
             }
         }
     }

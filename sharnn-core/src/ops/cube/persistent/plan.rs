@@ -97,7 +97,8 @@ impl Plan {
     ///
     /// All blocks are on the device at once, if it has nothing else to do: there are no more of them than multiprocessors, and
     /// each fits one. What else it does comes to an end, so a block that has to wait for its place delays the others, and
-    /// stops none.
+    /// stops none. Only where two threads of the program, or two programs, launch such kernels at once may each have some
+    /// of its blocks there and none all of them: then both give up when their waits end.
     pub(super) fn new(
         device: &Device,
         pass: Pass,
@@ -228,6 +229,7 @@ pub(in crate::ops::cube) mod tests {
 
     /// An H100, of 132 multiprocessors and 227 KB of shared memory a block.
     pub(in crate::ops::cube) const H100: Device = Device { is_recent: true, processors: 132, shared: 232_448 };
+    pub(in crate::ops::cube) const A100: Device = Device { is_recent: true, processors: 108, shared: 166_912 };
 
     const KEEPS: Keeps = Keeps { gates: true, cells: true };
 

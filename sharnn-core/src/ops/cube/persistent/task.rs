@@ -123,18 +123,28 @@ impl Plan {
                  buffer_5, buffer_6, buffer_7, dynamic_shared_mem, seq_len);"
             }
         };
-        let given_up = match self.pass {
-            Pass::Forward(_) => {
-                format!("if (was_given_up(buffer_9, buffer_10)) poison(buffer_6, (seq_len + 1ull) * {d_lanes});")
-            }
-            Pass::Backward => format!(
-                "if (was_given_up(buffer_7, buffer_8)) {{\n        poison(buffer_5, seq_len * 4ull * {d_lanes});\n        \
-                 poison(buffer_6, {d_lanes});\n    }}"
+        let (scratch, raised, poison) = match self.pass {
+            Pass::Forward(_) => ("buffer_9", "buffer_10", format!("poison(buffer_6, (seq_len + 1ull) * {d_lanes});")),
+            Pass::Backward => (
+                "buffer_7",
+                "buffer_8",
+                format!("poison(buffer_5, seq_len * 4ull * {d_lanes});\n        poison(buffer_6, {d_lanes});"),
             ),
         };
         format!(
-            " {{\n    extern __shared__ __align__({ALIGNMENT}) unsigned char dynamic_shared_mem[];\n    const unsigned \
-             seq_len = info.scalars_uint32[0];\n    {call}\n    {given_up}\n}}\n"
+            " {{
+    extern __shared__ __align__({ALIGNMENT}) unsigned char dynamic_shared_mem[];
+    const unsigned seq_len = info.scalars_uint32[0];
+    bool given_up = is_raised({raised});
+    if (!given_up) {{
+        {call}
+        given_up = was_given_up({scratch}, {raised});
+    }}
+    if (given_up) {{
+        {poison}
+    }}
+}}
+"
         )
     }
 

@@ -4,8 +4,8 @@
 //! each kernel, and computes that segment again step by step where it was raised: so a kernel that cannot be
 //! compiled, does not fit or never gets all of its blocks onto the device is found out at once, without a wrong value. Later
 //! launches are not waited for. One that gives up, because another process holds the device, spoils its
-//! step with NaN, which training skips, and scoring refuses; the word is read when the training's log is, and from then on
-//! segments are computed step by step.
+//! step with NaN, which training skips, and scoring refuses. Launches after it see the word, and leave NaN at once. The word is
+//! read when the training's log is, and from then on segments are computed step by step.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -124,7 +124,7 @@ pub(super) fn launch(
     let count = CubeCount::Static(plan.blocks as u32, 1, 1);
     let arguments = plan.arguments(tensors, seq_len);
     // SAFETY: the kernel writes within tensors of the sizes that it was compiled for, which the caller has made, and its waits
-    // are bounded.
+    // are bounded, also where another stream of the device has a kernel that waits.
     unsafe { client.launch_unchecked(Box::new(PersistentTask(plan)), count, arguments) };
     if is_first {
         if !watch.look(device, read(client, &raised)) {
