@@ -101,12 +101,13 @@ pub(super) fn notices<D: 'static>(device: &D) -> Vec<String> {
 #[cfg(test)]
 pub(super) fn sources() -> Vec<(String, String)> {
     let [h100, a100] = [plan::tests::H100, plan::tests::A100];
+    let of_both = plan::Device { shared: a100.shared, ..h100 };
     let (training, scoring) = (Keeps { gates: true, cells: true }, Keeps { gates: false, cells: false });
     let passes = [("forward", Pass::Forward(training)), ("backward", Pass::Backward)];
     let mut wanted = Vec::new();
     for (name, pass) in passes {
         wanted.extend([256, 512, 768, 1024].map(|d| (format!("{name}_{d}"), h100, pass, [16, d])));
-        wanted.extend([1, 64].map(|lanes| (format!("{name}_1024_{lanes}_lanes"), h100, pass, [lanes, 1024])));
+        wanted.extend([1, 64].map(|lanes| (format!("{name}_1024_{lanes}_lanes"), of_both, pass, [lanes, 1024])));
         wanted.push((format!("{name}_1024_108_blocks"), a100, pass, [16, 1024]));
     }
     wanted.push(("forward_1024_scoring".into(), h100, Pass::Forward(scoring), [16, 1024]));
