@@ -60,11 +60,7 @@ struct RunReport {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let path = match args.path == Path::new("latest") && !args.path.exists() {
-        true => runs::latest(Needs::Checkpoint)?,
-        false => args.path.clone(),
-    };
-    let report = Report::of(&ModelArgs::of(path))?;
+    let report = Report::of(&ModelArgs::of(runs::find(&args.path, Needs::Checkpoint)?))?;
     if args.json {
         say!("{}", serde_json::to_string_pretty(&report)?);
     } else {
