@@ -150,14 +150,21 @@ fn exit_code(result: Result<ExitCode>) -> ExitCode {
     })
 }
 
-/// An error and its causes. Those that quote their cause themselves do not have it said twice.
+/// An error and its causes, by the names that were typed. Those that quote their cause themselves do not have it said twice.
 fn in_one_line(error: &anyhow::Error) -> String {
+    let causes: Vec<_> = error.chain().map(|cause| (cause.to_string(), options::told(cause))).collect();
     let mut line = String::new();
-    for cause in error.chain().map(ToString::to_string).filter(|cause| !cause.is_empty()) {
+    for (i, (text, told)) in causes.iter().enumerate() {
+        let mut said = told.as_ref().unwrap_or(text).clone();
+        for (quoted, told) in &causes[i + 1..] {
+            if let Some(told) = told {
+                said = said.replace(quoted, told);
+            }
+        }
         if line.is_empty() {
-            line = cause;
-        } else if !line.contains(&cause) {
-            line = format!("{line}: {cause}");
+            line = said;
+        } else if !line.contains(&said) {
+            line = format!("{line}: {said}");
         }
     }
     line

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use burn::module::AutodiffModule;
 
 use super::input::Input;
@@ -68,10 +68,7 @@ impl BackendJob for Args {
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
         let Self { temperature, top_k, top_p, seed, .. } = self;
         let sampling = Sampling { temperature, top_k, top_p, seed };
-        if let Err(error) = sampling.validate() {
-            let option = error.field.replace('_', "-");
-            return Err(anyhow!("--{option} {} cannot be used: {}", error.value, error.hint));
-        }
+        sampling.validate()?;
         let prompt = self.open_prompt()?;
         let model = self.model.load::<B>(&device)?.model.valid();
         let mut generator = Generator::new(self.format.streams(&self.machine, &model, 1)?, sampling)?;
