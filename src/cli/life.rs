@@ -27,9 +27,7 @@ pub fn begin() {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
     // A program that calls this as a function, and hears signals itself, goes on to do so.
-    let interrupt = Interrupt::on_ctrl_c().unwrap_or_default();
-    interrupt.heed(0);
-    let _ = INTERRUPT.set(interrupt);
+    let _ = INTERRUPT.set(Interrupt::on_signals(0).unwrap_or_default());
 }
 
 /// What signals raise.

@@ -58,7 +58,7 @@ fn goes_on(at: &Workplace, more: usize) {
 
 #[test]
 fn each_signal_that_asks_to_stop_saves_and_ends_a_run() {
-    for name in ["INT", "TERM", "HUP", "USR1"] {
+    for name in ["INT", "TERM", "HUP", "USR1", "USR2", "XCPU"] {
         let at = Workplace::new();
         let program = at.start(&endless(&at));
         until("a step", || steps(&at) > 1);
