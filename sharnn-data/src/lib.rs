@@ -10,6 +10,7 @@ pub mod format;
 pub mod lanes;
 pub mod segment_lengths;
 pub mod segments;
+pub mod shell;
 pub mod stats;
 pub mod whole_file;
 

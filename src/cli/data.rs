@@ -213,15 +213,15 @@ fn tell_of_format(path: &Path) {
     if let Ok(head) = whole_file::read(path, format::HEAD as u64)
         && let Some(format) = format::recognize(&head)
     {
-        tell!("{}", format.describe(&path.display().to_string()));
+        tell!("{}", format.describe(path));
     }
 }
 
 #[cfg(feature = "fetch")]
 fn download(path: &Path, speaks: bool) -> Result<()> {
-    use crate::data::fetch;
+    use crate::{data::fetch, train::draws_live_lines};
     if speaks {
-        fetch::enwik8(path, &mut fetch::progress_bar())?
+        fetch::enwik8(path, &mut fetch::progress(draws_live_lines()))?
     } else {
         fetch::enwik8(path, &mut |_| {})?
     };

@@ -107,7 +107,7 @@ impl Args {
 
     fn open_prompt(&self) -> Result<Box<dyn BufRead>> {
         match &self.prompt_file {
-            Some(path) => Ok(Box::new(Input::open(path)?.into_reader())),
+            Some(path) => Ok(Box::new(Input::open(path)?)),
             None => Ok(Box::new(io::Cursor::new(self.prompt.as_encoded_bytes().to_vec()))),
         }
     }

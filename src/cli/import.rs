@@ -9,6 +9,7 @@ use burn::module::AutodiffModule;
 use super::life;
 use super::machine::MachineArgs;
 use super::outputs;
+use crate::data::shell::quoted_path;
 use crate::train::{ImportOptions, Vocabulary, WeightsError, import_weights, save_weights};
 use crate::{AutodiffBackend, BackendJob, ConfigError};
 
@@ -65,7 +66,7 @@ impl BackendJob for Args {
         let imported = import_weights::<B>(&self.file, &options, &device).map_err(|error| self.told(error))?;
         let model = imported.valid();
         life::whole(|| save_weights(&model, &self.to))?;
-        say!("{}: sharnn inspect {0} says what is in it", self.to.display());
+        say!("{}: sharnn inspect {} says what is in it", self.to.display(), quoted_path(&self.to));
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,6 +1,6 @@
 //! `score`: bits per byte of each line of a file, as for finding the odd ones in a log.
 
-use std::io::{self, BufWriter, IsTerminal, Write, stdout};
+use std::io::{self, BufRead, BufWriter, IsTerminal, Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -21,6 +21,7 @@ use super::printable::json;
 use super::runs::Place;
 use super::{in_one_line, life, paths, processes, report};
 use crate::data::order0_entropy;
+use crate::data::shell::quoted_path;
 use crate::train::{
     Event, Metrics, Observer, Progress, Record, SharedGroup, Stop, TrainError, TrainRecord, Trainer, latest_manifest,
 };
@@ -136,7 +137,7 @@ impl BackendJob for Job {
                 if let Err(error) = page::write(&run_dir, &splits, None) {
                     tell!("{}", in_one_line(&error));
                 }
-                tell!("stopped after step {steps}; go on with: --resume --out {}", paths::quoted(run_dir.as_os_str()));
+                tell!("stopped after step {steps}; go on with: --resume --out {}", quoted_path(&run_dir));
             }
             Ok(life::stopped())
         };

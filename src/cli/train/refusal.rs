@@ -7,9 +7,9 @@ use anyhow::anyhow;
 
 use super::super::data::DataChoice;
 use super::super::options::{option, refused};
-use super::super::paths::quoted;
 use super::Args;
 use crate::data::DataError;
+use crate::data::shell::{quoted, quoted_path};
 use crate::train::{BEST_DIR, CheckpointError, GroupError, Stop, TrainError};
 use crate::{Recipe, Splits};
 
@@ -88,7 +88,7 @@ fn differs(
 
 /// The command that was typed, as one that starts a new run from the weights of this one on the same data.
 fn command(run_dir: &Path, typed: impl Iterator<Item = OsString>, data: &DataChoice) -> String {
-    let mut words = vec!["--from".to_string(), quoted(run_dir.as_os_str())];
+    let mut words = vec!["--from".to_string(), quoted_path(run_dir)];
     let mut typed = typed.peekable();
     let is_program = typed.next_if(|word| word == "train").is_some();
     let mut of_data = data.options();
@@ -127,7 +127,7 @@ pub fn at_its_end(stop: Stop, recipe: &Recipe, run_dir: &Path) -> String {
         Stop::Time => "the run has come to the end that it was given: --minutes trains it longer".into(),
         _ => format!(
             "the run has come to the end of its recipe: a longer one is a new run, which can go on from its weights: --from {}",
-            quoted(run_dir.as_os_str())
+            quoted_path(run_dir)
         ),
     }
 }
