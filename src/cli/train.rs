@@ -161,7 +161,7 @@ impl BackendJob for Job {
         let (valid, test) = (finished.best.bpc, finished.test.bpc());
         let before = report::Reached::of(&run_dir).start.and_then(|start| start.bpc);
         // Of a model that came with a score as bad it is not known what did the harm.
-        let diverged = refusal::diverged(valid, train_bpc(&run_dir)?, order0_entropy(&splits.valid), vocab_size);
+        let diverged = refusal::diverged(valid, train_bpc(&run_dir)?, || order0_entropy(&splits.valid), vocab_size);
         if let (Some(diverged), None) = (diverged, before) {
             page::write(&run_dir, &splits, None)?;
             bail!("{diverged}");
@@ -216,7 +216,7 @@ impl BackendJob for Job {
         };
         // All is said that can be; that something was not kept matters more than that it was not said.
         let said = said();
-        kept.and(said).map(|()| ExitCode::SUCCESS)
+        kept.and(said).map(|()| if interrupt.is_raised() { life::stopped() } else { ExitCode::SUCCESS })
     }
 }
 

@@ -334,28 +334,47 @@ fn terminal(columns: u16) -> (File, Stdio) {
     unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs).into()) }
 }
 
+/// What the program writes to standard error, which is a terminal of so many columns with this variable.
+fn on_terminal(at: &Workplace, args: &[&str], columns: u16, (name, value): (&str, &str)) -> (ExitStatus, String) {
+    let (mut ours, theirs) = terminal(columns);
+    let mut command = at.command(args);
+    for unset in ["NO_COLOR", "CI"] {
+        command.env_remove(unset);
+    }
+    let mut program =
+        command.env("TERM", "xterm").env(name, value).stdout(Stdio::null()).stderr(theirs).spawn().unwrap();
+    drop(command);
+    let mut said = Vec::new();
+    // The end of a terminal is an error, not an end.
+    let mut buffer = [0; 4096];
+    while let Ok(read @ 1..) = ours.read(&mut buffer) {
+        said.extend_from_slice(&buffer[..read]);
+    }
+    (program.wait().unwrap(), String::from_utf8(said).unwrap())
+}
+
+/// A file as long as enwik8, whose digest is looked at; nothing is downloaded in its place.
+#[cfg(feature = "fetch")]
+#[test]
+fn a_download_says_how_far_it_is_as_a_run_does() {
+    let at = Workplace::new();
+    File::create(at.path("long")).unwrap().set_len(100_000_000).unwrap();
+    let eval = ["eval", "--download", "--data", "long"];
+    let (status, said) = on_terminal(&at, &eval, 80, ("TERM", "dumb"));
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.starts_with("verifying 95.37 MiB") && !said.contains('\x1b'), "{said:?}");
+    let (_, said) = on_terminal(&at, &eval, 80, ("TERM", "xterm"));
+    assert!(said.contains("verifying") && said.contains('\x1b'), "{said:?}");
+}
+
 #[test]
 fn a_terminal_that_draws_no_live_line_gets_no_less_than_a_file() {
     for (columns, name, value) in
         [(0, "TERM", "xterm"), (80, "TERM", "dumb"), (80, "TERM", ""), (80, "NO_COLOR", "1"), (80, "CI", "true")]
     {
         let at = Workplace::new();
-        let (mut ours, theirs) = terminal(columns);
-        let mut command = at.command(&at.train(&[]));
-        for unset in ["NO_COLOR", "CI"] {
-            command.env_remove(unset);
-        }
-        let mut program =
-            command.env("TERM", "xterm").env(name, value).stdout(Stdio::null()).stderr(theirs).spawn().unwrap();
-        drop(command);
-        let mut said = Vec::new();
-        // The end of a terminal is an error, not an end.
-        let mut buffer = [0; 4096];
-        while let Ok(read @ 1..) = ours.read(&mut buffer) {
-            said.extend_from_slice(&buffer[..read]);
-        }
-        assert!(program.wait().unwrap().success());
-        let said = String::from_utf8(said).unwrap();
+        let (status, said) = on_terminal(&at, &at.train(&[]), columns, (name, value));
+        assert!(status.success(), "{said}");
         for line in ["step 1 |", "step 2 |", "step 3 |", "validation after step 3", "test after step 3"] {
             assert!(said.contains(line), "{name}={value:?}, {columns} columns: {said}");
         }
