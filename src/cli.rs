@@ -4,7 +4,7 @@
 /// gone is one.
 macro_rules! say {
     ($($text:tt)*) => {
-        crate::cli::print(&mut std::io::stdout().lock(), &format!($($text)*))
+        crate::cli::print(&mut crate::cli::pipe::stdout(), &format!($($text)*))
             .map_err(|error| anyhow::Error::from(error).context("cannot write to standard output"))?
     };
 }
@@ -12,7 +12,7 @@ macro_rules! say {
 /// Prints a line to standard error, likewise: a reader that has gone is no reason to stop.
 macro_rules! tell {
     ($($text:tt)*) => {
-        drop(crate::cli::print(&mut std::io::stderr().lock(), &format!($($text)*)))
+        drop(crate::cli::print(&mut crate::cli::pipe::stderr(), &format!($($text)*)))
     };
 }
 
@@ -31,6 +31,7 @@ mod model;
 mod options;
 mod outputs;
 mod paths;
+mod pipe;
 mod plot;
 mod printable;
 mod processes;

@@ -91,7 +91,7 @@ impl Interrupt {
                 }
             };
             // SAFETY: The action may be run in a signal's handler: it neither allocates nor locks, and calls what may be called
-            // there alone: atomics, `write` and `_exit`.
+            // there alone: atomics, `poll`, `write` and `_exit`.
             unsafe { signal_hook::low_level::register(signal, act) }?;
         }
         Ok(interrupt)
@@ -155,11 +155,17 @@ impl Requests {
     }
 }
 
-/// Writes to standard error from within a signal's handler.
+/// Writes to standard error from within a signal's handler, unless that is a full pipe, for which it would wait.
 #[cfg(unix)]
 fn say(text: &[u8]) {
-    // SAFETY: The bytes are valid for their length; what is not written is dropped. `write` may be called in a handler.
-    unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+    let mut asked = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: One struct, which lives as long as the call, and bytes that are valid for their length; what is not written is
+    // dropped. `poll` and `write` may be called in a handler.
+    unsafe {
+        if libc::poll(&mut asked, 1, 0) > 0 {
+            libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len());
+        }
+    }
 }
 
 #[cfg(not(unix))]

@@ -12,6 +12,7 @@ use super::input::Input;
 use super::life::{self, UntilStopped};
 use super::machine::{MachineArgs, dispatch};
 use super::model::{FormatArgs, ModelArgs, stream_state};
+use super::pipe;
 use super::printable::Printable;
 use crate::train::{GenerateError, weights_digest};
 use crate::{AutodiffBackend, BackendJob, Generator, Sampling, Streams};
@@ -76,9 +77,8 @@ impl BackendJob for Args {
             generator.set_state(&stream_state(path, generator.streams().shape(), &weights_digest(&model))?)?;
         }
 
-        let stdout = io::stdout();
-        let written = if stdout.is_terminal() {
-            let mut text = Printable::new(stdout.lock());
+        let written = if io::stdout().is_terminal() {
+            let mut text = Printable::new(pipe::stdout());
             feed(&mut generator, prompt, self.echoes().then_some(&mut text as &mut dyn Write))
                 .with_context(|| self.cannot_read_prompt())?;
             life::heed(1);
@@ -88,10 +88,9 @@ impl BackendJob for Args {
         } else {
             feed(&mut generator, prompt, None).with_context(|| self.cannot_read_prompt())?;
             life::heed(1);
-            generator.generate_to(UntilStopped(stdout.lock()), self.bytes)
+            generator.generate_to(UntilStopped(pipe::stdout()), self.bytes)
         };
         match written {
-            Err(GenerateError::Io(error)) if life::is_stopped_io(&error) => Ok(life::stopped()),
             Err(GenerateError::Io(error)) => Err(error).context("cannot write to standard output"),
             written => Ok(written.map(|()| ExitCode::SUCCESS)?),
         }

@@ -19,11 +19,12 @@ use origin::Origin;
 use super::data::DataChoice;
 use super::printable::json;
 use super::runs::Place;
-use super::{in_one_line, life, paths, processes, report};
+use super::{in_one_line, life, paths, pipe, processes, report};
 use crate::data::order0_entropy;
 use crate::data::shell::quoted_path;
 use crate::train::{
-    Event, Metrics, Observer, Progress, Record, SharedGroup, Stop, TrainError, TrainRecord, Trainer, latest_manifest,
+    Event, Metrics, Observer, Progress, Record, SharedGroup, Stop, TrainError, TrainRecord, Trainer, draws_live_lines,
+    latest_manifest,
 };
 use crate::{AutodiffBackend, BackendJob, Splits};
 
@@ -94,7 +95,10 @@ impl BackendJob for Job {
             tell!("{}", plan.describe(&splits));
             tell!("{}", plan.memory::<B>(group.size()));
         }
-        let mut progress = speaks.then(Progress::new);
+        let mut progress = speaks.then(|| match draws_live_lines() {
+            true => Progress::new(),
+            false => Progress::plain(pipe::stderr()),
+        });
         let interrupt = life::interrupt();
         let mut watch = |event: Event<'_>| {
             if let (true, Event::Train { record, .. }) = (speaks, &event) {

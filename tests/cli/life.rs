@@ -222,6 +222,55 @@ fn an_interrupted_score_prints_what_it_has() {
     }
 }
 
+/// Bytes that wait in a pipe.
+#[cfg(target_os = "linux")]
+fn waiting(pipe: &impl std::os::fd::AsRawFd) -> i32 {
+    let mut bytes = 0;
+    // SAFETY: The descriptor is open, and the call writes one integer.
+    assert_eq!(unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut bytes) }, 0);
+    bytes
+}
+
+/// A pipe that nobody reads takes no more, and a signal is heeded all the same.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_pipe_keeps_no_signal_waiting() {
+    use std::os::fd::AsRawFd;
+    // As little as a pipe can hold twice.
+    fn shrink(pipe: &impl AsRawFd) {
+        // SAFETY: The descriptor is open, and the call takes an integer.
+        assert!(unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, 8192) } >= 8192);
+    }
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    at.log("log", 20_000);
+    let endless: Vec<_> = endless(&at).into_iter().map(|word| if word == "run" { "other" } else { word }).collect();
+    for (args, code) in [
+        (&["generate", "--model", "run", "--bytes", "1000000000"][..], 130),
+        (&["score", "log", "--model", "run", "--to-state", "state"], 130),
+        (&["score", "log", "--model", "run", "--alone", "--json"], 130),
+        (&endless, 130),
+    ] {
+        let mut program = at.start(args);
+        let (stdout, stderr) = (program.stdout.take().unwrap(), program.stderr.take().unwrap());
+        shrink(&stdout);
+        shrink(&stderr);
+        until("a full pipe", || waiting(&stdout).max(waiting(&stderr)) > 4096);
+        sleep(Duration::from_millis(500));
+        let asked = Instant::now();
+        signal(&program, "TERM");
+        until("the end", || program.try_wait().unwrap().is_some() || asked.elapsed() > Duration::from_secs(30));
+        let ended = program.try_wait().unwrap();
+        if ended.is_none() {
+            program.kill().unwrap();
+        }
+        assert_eq!(ended.and_then(|status| status.code()), Some(code), "{args:?}");
+        assert!(!at.path("state").exists(), "of lines that nobody read");
+    }
+    let stopped = at.json(&["inspect", "other", "--json"])["run"]["position"]["step"].as_u64().unwrap();
+    assert!(stopped > 0, "it was saved");
+}
+
 #[test]
 fn commands_without_anything_to_keep_end_at_once() {
     let at = Workplace::new();
