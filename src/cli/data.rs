@@ -155,10 +155,7 @@ impl DataChoice {
         };
         let Some((split, difference)) = manifest.corpus.difference(&splits) else { return Ok(()) };
         let file = self.path.as_ref().map_or_else(|| splits.name.clone(), |path| path.display().to_string());
-        bail!(
-            "{file} is not what {} was trained on: its {split} split {difference}. Name what to score with --data",
-            run_dir.display()
-        );
+        bail!("{}. Name what to score with --data", other_data(run_dir, &file, split, &difference));
     }
 
     /// Opens the data, downloads it first where that was asked for, and cuts it to the bytes that are used. A process that
@@ -188,6 +185,11 @@ impl DataChoice {
         }
         splits
     }
+}
+
+/// What to say of data that a run was not trained on.
+pub fn other_data(run_dir: &Path, given: &str, split: &str, difference: &str) -> String {
+    format!("{} was trained on other data than {given}: its {split} split {difference}", run_dir.display())
 }
 
 /// A path that means the same from everywhere. Where there is no current directory it stays as it is.

@@ -368,6 +368,11 @@ fn nothing_that_is_said_can_be_obeyed_by_a_terminal() {
     }
     let lines = at.json_lines(&["score", "colours", "--model", "run\x1b[2J", "--json", "--top", "1"]);
     assert!(lines[0]["text"].as_str().unwrap().contains('\x1b'), "JSON keeps the text: {lines:?}");
+    // What JSON need not escape.
+    std::fs::rename(at.path("run\x1b[2J"), at.path("run\x7f\u{9b}")).unwrap();
+    let output = at.run(&["inspect", "run\x7f\u{9b}", "--json"]);
+    let report: Value = serde_json::from_str(&harmless(&output.stdout)).unwrap();
+    assert_eq!(report["path"], "run\x7f\u{9b}", "JSON keeps the name");
 }
 
 /// A terminal of so many columns, and what the program is to take for it.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::anyhow;
 
-use super::super::data::DataChoice;
+use super::super::data::{DataChoice, other_data};
 use super::super::options::{option, refused};
 use super::Args;
 use crate::data::DataError;
@@ -55,9 +55,8 @@ impl Args {
             TrainError::Checkpoint(CheckpointError::OtherCorpus { saved, given, split, difference, .. }) => {
                 let own = saved.map_or(String::new(), |saved| format!(" ({saved})"));
                 anyhow!(
-                    "{} was trained on other data than {given}: its {split} split {difference}. Resume it with the data that it was \
-                     started with{own}; a new run goes on with this from its weights: {}",
-                    run_dir.display(),
+                    "{}. Resume it with the data that it was started with{own}; a new run goes on with this from its weights: {}",
+                    other_data(run_dir, &given, split, &difference),
                     command(run_dir, std::env::args_os().skip(1), data)
                 )
             }
