@@ -151,7 +151,7 @@ fn of_process(field: &str) -> String {
     match field.split_once('.') {
         Some(("config", field)) => option(&format!("model.{field}")),
         Some(("recipe", _)) => option(field),
-        Some(("corpus", field)) => format!("--data with {}", field.replace('.', " ").replace('_', " ")),
+        Some(("corpus", field)) => format!("--data with {}", field.replace(['.', '_'], " ")),
         _ => match field {
             "program" | "backend" | "instructions" => field.into(),
             "has_checkpoint" => "a checkpoint in --out".into(),
