@@ -4,7 +4,7 @@
 /// gone is one.
 macro_rules! say {
     ($($text:tt)*) => {
-        crate::cli::print(&mut std::io::stdout().lock(), &format!($($text)*))
+        crate::cli::print(&mut crate::cli::pipe::stdout(), &format!($($text)*))
             .map_err(|error| anyhow::Error::from(error).context("cannot write to standard output"))?
     };
 }
@@ -12,7 +12,7 @@ macro_rules! say {
 /// Prints a line to standard error, likewise: a reader that has gone is no reason to stop.
 macro_rules! tell {
     ($($text:tt)*) => {
-        drop(crate::cli::print(&mut std::io::stderr().lock(), &format!($($text)*)))
+        drop(crate::cli::print(&mut crate::cli::pipe::stderr(), &format!($($text)*)))
     };
 }
 
@@ -31,6 +31,7 @@ mod model;
 mod options;
 mod outputs;
 mod paths;
+mod pipe;
 mod plot;
 mod printable;
 mod processes;
@@ -150,14 +151,21 @@ fn exit_code(result: Result<ExitCode>) -> ExitCode {
     })
 }
 
-/// An error and its causes. Those that quote their cause themselves do not have it said twice.
+/// An error and its causes, by the names that were typed. Those that quote their cause themselves do not have it said twice.
 fn in_one_line(error: &anyhow::Error) -> String {
+    let causes: Vec<_> = error.chain().map(|cause| (cause.to_string(), options::told(cause))).collect();
     let mut line = String::new();
-    for cause in error.chain().map(ToString::to_string).filter(|cause| !cause.is_empty()) {
+    for (i, (text, told)) in causes.iter().enumerate() {
+        let mut said = told.as_ref().unwrap_or(text).clone();
+        for (quoted, told) in &causes[i + 1..] {
+            if let Some(told) = told {
+                said = said.replace(quoted, told);
+            }
+        }
         if line.is_empty() {
-            line = cause;
-        } else if !line.contains(&cause) {
-            line = format!("{line}: {cause}");
+            line = said;
+        } else if !line.contains(&said) {
+            line = format!("{line}: {said}");
         }
     }
     line

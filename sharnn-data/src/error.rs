@@ -4,6 +4,8 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use crate::shell::quoted_path;
+
 /// An error about a corpus, its splits, its lanes or its segments.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -49,7 +51,7 @@ pub enum DataError {
         "{} was cut short while it was read: it had {expected} bytes{}. Read a copy that nobody writes to, as of a log: cp {} copy",
         path.display(),
         found.map_or(String::new(), |found| format!(" and has {found}")),
-        path.display()
+        quoted_path(path)
     )]
     Shrunk {
         /// The path as it was given.

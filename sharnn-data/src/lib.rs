@@ -10,6 +10,7 @@ pub mod format;
 pub mod lanes;
 pub mod segment_lengths;
 pub mod segments;
+pub mod shell;
 pub mod stats;
 pub mod whole_file;
 
@@ -21,4 +22,4 @@ pub use lanes::Lanes;
 pub use rand_chacha::ChaCha8Rng;
 pub use segment_lengths::SegmentLengths;
 pub use segments::{Segment, Segments, SegmentsState};
-pub use stats::order0_entropy;
+pub use stats::{ByteCounts, order0_entropy};

@@ -3,19 +3,41 @@
 /// Order-0 entropy in bits per byte: H = Σ p(b) log2(1 / p(b)) over the relative frequencies of the byte values. What a
 /// model that ignores all context can reach at best, from 0 (one value, or no bytes at all) to 8 (all values alike).
 pub fn order0_entropy(bytes: &[u8]) -> f64 {
-    let mut counts = [0u64; 256];
-    for &byte in bytes {
-        counts[usize::from(byte)] += 1;
+    let mut counts = ByteCounts::default();
+    counts.add(bytes);
+    counts.order0_entropy()
+}
+
+/// How often each byte value occurs, of bytes that are read piece by piece.
+#[derive(Clone, Debug)]
+pub struct ByteCounts([u64; 256]);
+
+impl Default for ByteCounts {
+    fn default() -> Self {
+        Self([0; 256])
     }
-    let n = bytes.len() as f64;
-    counts
-        .into_iter()
-        .filter(|&count| count > 0)
-        .map(|count| {
-            let count = count as f64;
-            count / n * (n / count).log2()
-        })
-        .fold(0.0, |sum, bits| sum + bits)
+}
+
+impl ByteCounts {
+    /// Counts these bytes too.
+    pub fn add(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0[usize::from(byte)] += 1;
+        }
+    }
+
+    /// [`order0_entropy`] of all that was counted.
+    pub fn order0_entropy(&self) -> f64 {
+        let n = self.0.iter().sum::<u64>() as f64;
+        self.0
+            .into_iter()
+            .filter(|&count| count > 0)
+            .map(|count| {
+                let count = count as f64;
+                count / n * (n / count).log2()
+            })
+            .fold(0.0, |sum, bits| sum + bits)
+    }
 }
 
 #[cfg(test)]

@@ -38,38 +38,61 @@ pub const EXIT_STATUS: i32 = 130;
 #[error("cannot handle signals: {0}; do it once a process, and share the `Interrupt` by cloning it")]
 pub struct InterruptError(#[from] io::Error);
 
-/// Those that ask to stop: Ctrl-C, what schedulers and service managers send, and a terminal that was closed.
+/// Those that ask to stop: Ctrl-C, what schedulers and service managers send, a terminal that was closed, and a limit on
+/// processor time.
 #[cfg(unix)]
-const SIGNALS: [i32; 4] = [
+const SIGNALS: [i32; 6] = [
     signal_hook::consts::SIGINT,
     signal_hook::consts::SIGTERM,
     signal_hook::consts::SIGHUP,
     signal_hook::consts::SIGUSR1,
+    signal_hook::consts::SIGUSR2,
+    AGAIN_AND_AGAIN,
 ];
 #[cfg(not(unix))]
 const SIGNALS: [i32; 2] = [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
 
+/// One that the system sends each second from the limit on: it is one request.
+#[cfg(unix)]
+const AGAIN_AND_AGAIN: i32 = signal_hook::consts::SIGXCPU;
+#[cfg(not(unix))]
+const AGAIN_AND_AGAIN: i32 = -1;
+
 impl Interrupt {
-    /// Raised by Ctrl-C, and by SIGTERM, SIGHUP and SIGUSR1 where there are such. The first one asks to save and stop; a second
-    /// one ends the process at once, with status [`EXIT_STATUS`], unless [`heed`](Self::heed) says otherwise.
+    /// [`on_signals`](Self::on_signals) of which the first one is attended to: a second one ends the process at once.
+    ///
+    /// # Errors
+    /// If this process handles them already.
+    pub fn on_ctrl_c() -> Result<Self, InterruptError> {
+        Self::on_signals(1)
+    }
+
+    /// Raised by Ctrl-C, and by SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU where there are such. So many of them, from the very
+    /// first on, ask to save and stop; one more ends the process at once, with status [`EXIT_STATUS`].
+    /// [`heed`](Self::heed) changes how many. SIGXCPU, which comes again each second, counts once.
     ///
     /// A signal that was ignored when the process began stays ignored: SIGHUP under `nohup`, SIGINT of a script's background
     /// job.
     ///
     /// # Errors
     /// If this process handles them already.
-    pub fn on_ctrl_c() -> Result<Self, InterruptError> {
+    pub fn on_signals(heeded: usize) -> Result<Self, InterruptError> {
         static HANDLED: AtomicBool = AtomicBool::new(false);
         if HANDLED.swap(true, Ordering::SeqCst) {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "this process does so already").into());
         }
         let interrupt = Self::default();
-        interrupt.heed(1);
+        interrupt.heed(heeded);
         for signal in SIGNALS.into_iter().filter(|&signal| !is_ignored(signal)) {
-            let requests = interrupt.0.clone();
+            let (requests, repeats) = (interrupt.0.clone(), AtomicBool::new(false));
+            let act = move || {
+                if signal != AGAIN_AND_AGAIN || !repeats.swap(true, Ordering::SeqCst) {
+                    requests.signal();
+                }
+            };
             // SAFETY: The action may be run in a signal's handler: it neither allocates nor locks, and calls what may be called
-            // there alone: atomics, `write` and `_exit`.
-            unsafe { signal_hook::low_level::register(signal, move || requests.signal()) }?;
+            // there alone: atomics, `poll`, `write` and `_exit`.
+            unsafe { signal_hook::low_level::register(signal, act) }?;
         }
         Ok(interrupt)
     }
@@ -132,11 +155,17 @@ impl Requests {
     }
 }
 
-/// Writes to standard error from within a signal's handler.
+/// Writes to standard error from within a signal's handler, unless that is a full pipe, for which it would wait.
 #[cfg(unix)]
 fn say(text: &[u8]) {
-    // SAFETY: The bytes are valid for their length; what is not written is dropped. `write` may be called in a handler.
-    unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+    let mut asked = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: One struct, which lives as long as the call, and bytes that are valid for their length; what is not written is
+    // dropped. `poll` and `write` may be called in a handler.
+    unsafe {
+        if libc::poll(&mut asked, 1, 0) > 0 {
+            libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len());
+        }
+    }
 }
 
 #[cfg(not(unix))]

@@ -3,6 +3,7 @@
 mod html;
 mod svg;
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::module::AutodiffModule;
 use burn::tensor::{Int, Tensor, TensorData};
 
+use super::input::Input;
 use super::life;
 use super::machine::{MachineArgs, dispatch};
 use super::model::ModelArgs;
@@ -29,7 +31,7 @@ pub struct Args {
     /// The text
     #[arg(long, value_name = "TEXT", required_unless_present = "file", conflicts_with = "file")]
     text: Option<String>,
-    /// A file with the text
+    /// A file with the text; - for standard input
     #[arg(long, value_name = "PATH")]
     file: Option<PathBuf>,
     /// Read so many bytes of the file, at most [default: all, up to the model's memory]
@@ -83,9 +85,8 @@ impl Args {
 
 /// The first bytes of a file.
 fn read_head(path: &Path, bytes: usize) -> Result<Vec<u8>> {
-    use std::io::Read;
     let mut head = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(bytes as u64).read_to_end(&mut head));
+    let read = Input::open(path)?.take(bytes as u64).read_to_end(&mut head);
     read.with_context(|| format!("cannot read {}", path.display()))?;
     Ok(head)
 }

@@ -155,10 +155,7 @@ impl DataChoice {
         };
         let Some((split, difference)) = manifest.corpus.difference(&splits) else { return Ok(()) };
         let file = self.path.as_ref().map_or_else(|| splits.name.clone(), |path| path.display().to_string());
-        bail!(
-            "{file} is not what {} was trained on: its {split} split {difference}. Name what to score with --data",
-            run_dir.display()
-        );
+        bail!("{}. Name what to score with --data", other_data(run_dir, &file, split, &difference));
     }
 
     /// Opens the data, downloads it first where that was asked for, and cuts it to the bytes that are used. A process that
@@ -190,6 +187,11 @@ impl DataChoice {
     }
 }
 
+/// What to say of data that a run was not trained on.
+pub fn other_data(run_dir: &Path, given: &str, split: &str, difference: &str) -> String {
+    format!("{} was trained on other data than {given}: its {split} split {difference}", run_dir.display())
+}
+
 /// A path that means the same from everywhere. Where there is no current directory it stays as it is.
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.into())
@@ -213,15 +215,15 @@ fn tell_of_format(path: &Path) {
     if let Ok(head) = whole_file::read(path, format::HEAD as u64)
         && let Some(format) = format::recognize(&head)
     {
-        tell!("{}", format.describe(&path.display().to_string()));
+        tell!("{}", format.describe(path));
     }
 }
 
 #[cfg(feature = "fetch")]
 fn download(path: &Path, speaks: bool) -> Result<()> {
-    use crate::data::fetch;
+    use crate::{data::fetch, train::draws_live_lines};
     if speaks {
-        fetch::enwik8(path, &mut fetch::progress_bar())?
+        fetch::enwik8(path, &mut fetch::progress(draws_live_lines()))?
     } else {
         fetch::enwik8(path, &mut |_| {})?
     };

@@ -199,7 +199,7 @@ impl BackendJob for Job {
             let heading = if matches!(scorer.how, How::Dynamic(_)) { "dynamic" } else { "SHA-RNN" };
             report::scores(&splits, scored, heading, whole)?;
         }
-        Ok(if stopped { life::stopped() } else { ExitCode::SUCCESS })
+        Ok(if stopped || interrupt.is_raised() { life::stopped() } else { ExitCode::SUCCESS })
     }
 }
 

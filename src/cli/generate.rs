@@ -5,13 +5,14 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use burn::module::AutodiffModule;
 
 use super::input::Input;
 use super::life::{self, UntilStopped};
 use super::machine::{MachineArgs, dispatch};
 use super::model::{FormatArgs, ModelArgs, stream_state};
+use super::pipe;
 use super::printable::Printable;
 use crate::train::{GenerateError, weights_digest};
 use crate::{AutodiffBackend, BackendJob, Generator, Sampling, Streams};
@@ -68,10 +69,7 @@ impl BackendJob for Args {
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
         let Self { temperature, top_k, top_p, seed, .. } = self;
         let sampling = Sampling { temperature, top_k, top_p, seed };
-        if let Err(error) = sampling.validate() {
-            let option = error.field.replace('_', "-");
-            return Err(anyhow!("--{option} {} cannot be used: {}", error.value, error.hint));
-        }
+        sampling.validate()?;
         let prompt = self.open_prompt()?;
         let model = self.model.load::<B>(&device)?.model.valid();
         let mut generator = Generator::new(self.format.streams(&self.machine, &model, 1)?, sampling)?;
@@ -79,9 +77,8 @@ impl BackendJob for Args {
             generator.set_state(&stream_state(path, generator.streams().shape(), &weights_digest(&model))?)?;
         }
 
-        let stdout = io::stdout();
-        let written = if stdout.is_terminal() {
-            let mut text = Printable::new(stdout.lock());
+        let written = if io::stdout().is_terminal() {
+            let mut text = Printable::new(pipe::stdout());
             feed(&mut generator, prompt, self.echoes().then_some(&mut text as &mut dyn Write))
                 .with_context(|| self.cannot_read_prompt())?;
             life::heed(1);
@@ -91,10 +88,9 @@ impl BackendJob for Args {
         } else {
             feed(&mut generator, prompt, None).with_context(|| self.cannot_read_prompt())?;
             life::heed(1);
-            generator.generate_to(UntilStopped(stdout.lock()), self.bytes)
+            generator.generate_to(UntilStopped(pipe::stdout()), self.bytes)
         };
         match written {
-            Err(GenerateError::Io(error)) if life::is_stopped_io(&error) => Ok(life::stopped()),
             Err(GenerateError::Io(error)) => Err(error).context("cannot write to standard output"),
             written => Ok(written.map(|()| ExitCode::SUCCESS)?),
         }
@@ -110,7 +106,7 @@ impl Args {
 
     fn open_prompt(&self) -> Result<Box<dyn BufRead>> {
         match &self.prompt_file {
-            Some(path) => Ok(Box::new(Input::open(path)?.into_reader())),
+            Some(path) => Ok(Box::new(Input::open(path)?)),
             None => Ok(Box::new(io::Cursor::new(self.prompt.as_encoded_bytes().to_vec()))),
         }
     }

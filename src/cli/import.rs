@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use burn::module::AutodiffModule;
 
 use super::life;
 use super::machine::MachineArgs;
 use super::outputs;
-use crate::train::{ImportOptions, Vocabulary, import_weights, save_weights};
-use crate::{AutodiffBackend, BackendJob};
+use crate::data::shell::quoted_path;
+use crate::train::{ImportOptions, Vocabulary, WeightsError, import_weights, save_weights};
+use crate::{AutodiffBackend, BackendJob, ConfigError};
 
 /// Make a weights file that every command reads of one in PyTorch's names
 ///
@@ -62,9 +63,32 @@ impl BackendJob for Args {
             }
         };
         let options = ImportOptions { n_heads: self.n_heads, mem_len: self.mem_len, vocabulary };
-        let model = import_weights::<B>(&self.file, &options, &device)?.valid();
+        let imported = import_weights::<B>(&self.file, &options, &device).map_err(|error| self.told(error))?;
+        let model = imported.valid();
         life::whole(|| save_weights(&model, &self.to))?;
-        say!("{}: sharnn inspect {0} says what is in it", self.to.display());
+        say!("{}: sharnn inspect {} says what is in it", self.to.display(), quoted_path(&self.to));
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Args {
+    /// What is typed here is named by its option, where a file's own is named as the file's.
+    fn told(&self, error: WeightsError) -> Error {
+        match error {
+            WeightsError::Unusable { source: ConfigError { field: "n_heads", value, hint }, .. }
+                if self.n_heads.is_some() =>
+            {
+                anyhow!("--n-heads {value} cannot be used: {hint}")
+            }
+            WeightsError::Unusable { source: ConfigError { field: "mem_len", value, hint }, .. }
+                if self.mem_len.is_some() =>
+            {
+                anyhow!("--mem-len {value} cannot be used: {hint}")
+            }
+            WeightsError::Config { file, field: "n_heads", saved, found, .. } if self.n_heads.is_some() => {
+                anyhow!("--n-heads {found} cannot be used: {file} says that its model has {saved}; leave it out")
+            }
+            error => error.into(),
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! Input that may pause: a pipe whose writer thinks, or a file.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
-use std::path::Path;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -16,8 +16,10 @@ const PATIENCE: i32 = 100;
 /// A file or standard input. Where its bytes are evidently not text, that is said in one line.
 pub struct Input {
     from: BufReader<File>,
-    /// What a reader calls it, until its first bytes were looked at.
-    name: Option<String>,
+    /// Where it is no standard input.
+    path: Option<PathBuf>,
+    /// Whether its first bytes were looked at.
+    is_known: bool,
 }
 
 impl Input {
@@ -27,13 +29,8 @@ impl Input {
         let file = if is_stdin { stdin() } else { File::open(path) };
         let file = file.with_context(|| format!("cannot read {}", path.display()))?;
         ensure!(!file.metadata().is_ok_and(|file| file.is_dir()), "{} is a directory: name a file", path.display());
-        let name = if is_stdin { "standard input".into() } else { path.display().to_string() };
-        Ok(Self { from: BufReader::with_capacity(BUFFER, file), name: Some(name) })
-    }
-
-    /// All of it, for whoever has nothing to do while none comes.
-    pub fn into_reader(self) -> impl BufRead {
-        self.from
+        let path = (!is_stdin).then(|| path.into());
+        Ok(Self { from: BufReader::with_capacity(BUFFER, file), path, is_known: false })
     }
 
     /// Waits for bytes and returns those that are there, none at the end; `None` if somebody asked to stop while none came.
@@ -43,23 +40,7 @@ impl Input {
                 return Ok(None);
             }
         }
-        while let Err(error) = self.from.fill_buf() {
-            if error.kind() != io::ErrorKind::Interrupted {
-                return Err(error);
-            }
-        }
-        let bytes = self.from.buffer();
-        if let Some(name) = self.name.take()
-            && let Some(format) = format::recognize(bytes)
-        {
-            tell!("{}", format.describe(&name));
-        }
-        Ok(Some(bytes))
-    }
-
-    /// Takes some of the bytes that [`wait`](Self::wait) returned.
-    pub fn consume(&mut self, bytes: usize) {
-        self.from.consume(bytes);
+        self.fill_buf().map(Some)
     }
 
     /// Whether whoever writes has paused: nothing more is there to be read now.
@@ -85,6 +66,36 @@ impl Input {
     #[cfg(not(unix))]
     fn has_more(&self, milliseconds: i32) -> bool {
         milliseconds > 0
+    }
+}
+
+/// For whoever has nothing to do while no bytes come.
+impl BufRead for Input {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while let Err(error) = self.from.fill_buf() {
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+        let bytes = self.from.buffer();
+        if !std::mem::replace(&mut self.is_known, true)
+            && let Some(format) = format::recognize(bytes)
+        {
+            tell!("{}", self.path.as_ref().map_or_else(|| format.describe_stdin(), |path| format.describe(path)));
+        }
+        Ok(bytes)
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        self.from.consume(bytes);
+    }
+}
+
+impl Read for Input {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.fill_buf()?.read(into)?;
+        self.consume(read);
+        Ok(read)
     }
 }
 

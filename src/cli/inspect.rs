@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::model::ModelArgs;
 use super::paths;
+use super::printable::json_lines;
 use super::report::Reached;
 use super::runs::{self, Needs};
 use crate::core::StepShape;
@@ -60,13 +61,9 @@ struct RunReport {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let path = match args.path == Path::new("latest") && !args.path.exists() {
-        true => runs::latest(Needs::Checkpoint)?,
-        false => args.path.clone(),
-    };
-    let report = Report::of(&ModelArgs::of(path))?;
+    let report = Report::of(&ModelArgs::of(runs::find(&args.path, Needs::Checkpoint)?))?;
     if args.json {
-        say!("{}", serde_json::to_string_pretty(&report)?);
+        say!("{}", json_lines(&report)?);
     } else {
         report.print()?;
     }

@@ -27,9 +27,7 @@ pub fn begin() {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
     // A program that calls this as a function, and hears signals itself, goes on to do so.
-    let interrupt = Interrupt::on_ctrl_c().unwrap_or_default();
-    interrupt.heed(0);
-    let _ = INTERRUPT.set(interrupt);
+    let _ = INTERRUPT.set(Interrupt::on_signals(0).unwrap_or_default());
 }
 
 /// What signals raise.
@@ -60,7 +58,7 @@ pub fn stopped() -> ExitCode {
 
 /// Whether an error says no more than that a signal came.
 pub fn is_stopped(error: &Error) -> bool {
-    error.chain().any(|cause| cause.is::<Stopped>())
+    error.chain().any(|cause| cause.is::<Stopped>() || cause.downcast_ref().is_some_and(is_stopped_io))
 }
 
 /// A writer that takes no more once a signal came.
@@ -68,7 +66,7 @@ pub struct UntilStopped<W>(pub W);
 
 impl<W: Write> Write for UntilStopped<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if interrupt().is_raised() { Err(io::Error::other(Stopped)) } else { self.0.write(bytes) }
+        if interrupt().is_raised() { Err(stopped_io()) } else { self.0.write(bytes) }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -76,7 +74,11 @@ impl<W: Write> Write for UntilStopped<W> {
     }
 }
 
-/// Whether an error says that a signal came: one of [`UntilStopped`].
-pub fn is_stopped_io(error: &io::Error) -> bool {
+/// What a writer returns that takes no more.
+pub fn stopped_io() -> io::Error {
+    io::Error::other(Stopped)
+}
+
+fn is_stopped_io(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|cause| cause.is::<Stopped>())
 }

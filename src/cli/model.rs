@@ -19,8 +19,6 @@ use crate::{BackendKind, DecodeEngine, WeightFormat};
 
 /// The model that comes with the program.
 const BUNDLED: &str = "bundled";
-/// The run of the highest number that has weights.
-const LATEST: &str = "latest";
 
 /// Options that name a model.
 #[derive(clap::Args, Debug)]
@@ -30,9 +28,9 @@ pub struct ModelArgs {
     /// enwik8 that comes with the program
     #[arg(long, short, value_name = "MODEL", default_value = BUNDLED, help_heading = "Model")]
     model: PathBuf,
-    /// What `latest` is, once it was asked.
+    /// What that is, once it was looked for.
     #[arg(skip)]
-    latest: OnceLock<PathBuf>,
+    found: OnceLock<PathBuf>,
     /// Bytes of memory that attention sees, in place of the model's own; 0 for the current segment alone
     #[arg(long, value_name = "N", help_heading = "Model")]
     mem_len: Option<usize>,
@@ -100,7 +98,7 @@ impl Default for ModelArgs {
 impl ModelArgs {
     /// A model that another option names.
     pub fn of(model: PathBuf) -> Self {
-        Self { model, latest: OnceLock::new(), mem_len: None }
+        Self { model, found: OnceLock::new(), mem_len: None }
     }
 
     /// What names it.
@@ -153,14 +151,14 @@ impl ModelArgs {
 
     /// The run that the model belongs to, where it is one's.
     pub fn run_dir(&self) -> Result<Option<PathBuf>> {
-        if self.model == Path::new(LATEST) && !self.model.is_dir() {
-            if let Some(latest) = self.latest.get() {
-                return Ok(Some(latest.clone()));
+        let found = match self.found.get() {
+            Some(found) => found,
+            None => {
+                let found = runs::find(&self.model, Needs::Model)?;
+                self.found.get_or_init(|| found)
             }
-            let latest = runs::latest(Needs::Model)?;
-            return Ok(Some(self.latest.get_or_init(|| latest).clone()));
-        }
-        Ok(self.model.is_dir().then(|| self.model.clone()))
+        };
+        Ok(found.is_dir().then(|| found.clone()))
     }
 
     /// Loads the model onto a device.

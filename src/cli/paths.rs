@@ -1,6 +1,5 @@
-//! Paths where text is needed: in JSON, and in commands that a message tells to type. A path need not be UTF-8.
+//! Paths in JSON. A path need not be UTF-8.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -53,21 +52,9 @@ pub mod exact {
     }
 }
 
-/// A word of a command line, quoted for a shell where it has to be.
-pub fn quoted(word: &OsStr) -> String {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-./=,:+@%".contains(byte);
-    match word.to_str() {
-        Some(text) if !text.is_empty() && text.bytes().all(|byte| plain(&byte)) => text.into(),
-        Some(text) if !text.chars().any(char::is_control) => format!("'{}'", text.replace('\'', r"'\''")),
-        _ => {
-            let escaped = word.as_encoded_bytes().escape_ascii().to_string();
-            format!("$'{}'", escaped.replace("\\\"", "\""))
-        }
-    }
-}
-
 #[cfg(all(test, unix))]
 mod tests {
+    use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
     use super::*;
@@ -79,19 +66,17 @@ mod tests {
     }
 
     #[test]
-    fn a_path_of_any_bytes_comes_back_and_can_be_typed() {
-        for (path, json, word) in [
-            (&b"runs/001"[..], r#"{"path":"runs/001"}"#, "runs/001"),
-            ("naïve".as_bytes(), r#"{"path":"naïve"}"#, "'naïve'"),
-            (b"it's", r#"{"path":"it's"}"#, r"'it'\''s'"),
-            (b"a\xff", r#"{"path":[97,255]}"#, r"$'a\xff'"),
-            (b"a\n\"", r#"{"path":"a\n\""}"#, "$'a\\n\"'"),
+    fn a_path_of_any_bytes_comes_back() {
+        for (path, json) in [
+            (&b"runs/001"[..], r#"{"path":"runs/001"}"#),
+            ("naïve".as_bytes(), r#"{"path":"naïve"}"#),
+            (b"a\xff", r#"{"path":[97,255]}"#),
+            (b"a\n\"", r#"{"path":"a\n\""}"#),
         ] {
             let path = PathBuf::from(OsStr::from_bytes(path));
             let kept = Kept { path: Some(path.clone()) };
             assert_eq!(serde_json::to_string(&kept).unwrap(), json);
             assert_eq!(serde_json::from_str::<Kept>(json).unwrap(), kept);
-            assert_eq!(quoted(path.as_os_str()), word);
         }
         assert_eq!(serde_json::from_str::<Kept>(r#"{"path":null}"#).unwrap().path, None);
         #[derive(Serialize)]

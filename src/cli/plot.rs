@@ -60,11 +60,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(max) = args.max {
         ensure!(max > 0.0 && max.is_finite(), "--max {max} cannot be used: use a number above 0");
     }
-    let find = |run: &PathBuf| match run == Path::new("latest") && !run.exists() {
-        true => runs::latest(Needs::Curve),
-        false => Ok(run.clone()),
-    };
-    let runs = args.runs.iter().map(find).collect::<Result<Vec<_>>>()?;
+    let runs = args.runs.iter().map(|run| runs::find(run, Needs::Curve)).collect::<Result<Vec<_>>>()?;
     for run in &runs {
         let metrics = run.join(METRICS_FILE);
         outputs::refuse_inputs("--svg", &args.svg, [("RUN", &**run), ("RUN", &*metrics)])?;

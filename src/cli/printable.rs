@@ -6,18 +6,28 @@ use serde::Serialize;
 
 use crate::train::printable;
 
-/// A value as JSON whose text a terminal may show: what it would obey is escaped, where JSON itself does not ask for it too.
+/// A value as a line of JSON whose text a terminal may show: what it would obey is escaped, where JSON itself does not ask for it
+/// too.
 pub fn json(value: &impl Serialize) -> serde_json::Result<String> {
-    let json = serde_json::to_string(value)?;
-    let mut line = String::with_capacity(json.len());
+    Ok(escaped(&serde_json::to_string(value)?))
+}
+
+/// The same in lines that a reader finds his way in.
+pub fn json_lines(value: &impl Serialize) -> serde_json::Result<String> {
+    Ok(escaped(&serde_json::to_string_pretty(value)?))
+}
+
+/// Within strings JSON escapes line feeds itself; those that are left stand between values.
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
     for c in json.chars() {
-        if c.is_control() {
-            line.push_str(&format!("\\u{:04x}", c as u32));
+        if c.is_control() && c != '\n' {
+            text.push_str(&format!("\\u{:04x}", c as u32));
         } else {
-            line.push(c);
+            text.push(c);
         }
     }
-    Ok(line)
+    text
 }
 
 /// Writes bytes as text for a terminal. A character that is not complete yet waits for its other bytes.
@@ -93,6 +103,9 @@ mod tests {
         let line = json(&value).unwrap();
         assert_eq!(line, r#""a\u001b\u007f\u009bé\n""#);
         assert_eq!(serde_json::from_str::<String>(&line).unwrap(), value);
+        let lines = json_lines(&[value]).unwrap();
+        assert_eq!(lines, "[\n  \"a\\u001b\\u007f\\u009bé\\n\"\n]");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&lines).unwrap(), [value]);
     }
 
     #[test]

@@ -1,19 +1,26 @@
 //! What a run reached: scores beside simple yardsticks on the same bytes, and a sample of text.
 
+use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::Result;
 use indicatif::HumanCount;
 use serde::Serialize;
 
-use crate::data::order0_entropy;
-use crate::train::{EvalRecord, Metrics, Record};
+use super::life;
+use crate::data::ByteCounts;
+use crate::train::{EvalRecord, Interrupt, Metrics, Record};
 use crate::{Generator, Sampling, Splits, Streams};
 
 /// Bytes of the sample.
 const SAMPLE_BYTES: usize = 300;
 /// Bytes of the validation split that the sample goes on from.
 const PROMPT_BYTES: usize = 200;
+
+/// zstd -19 takes some seconds for so many bytes.
+const MOST_COMPRESSED: usize = 16 << 20;
+/// Bytes of a split between two looks at the interrupt.
+const PIECE: usize = 1 << 16;
 
 /// What a run's metrics say that its model reached.
 #[derive(Default, Serialize)]
@@ -61,26 +68,70 @@ impl Reached {
     }
 }
 
-/// Bits per byte of zstd -19 over these bytes alone.
-fn zstd_bpc(bytes: &[u8]) -> Option<f64> {
-    let compressed = zstd::bulk::compress(bytes, 19).ok()?;
-    Some(8.0 * compressed.len() as f64 / bytes.len() as f64)
+/// Bits per byte of zstd -19 over these bytes alone; `None` of more than it compresses in some seconds, or where somebody asks to
+/// stop.
+fn zstd_bpc(bytes: &[u8], interrupt: &Interrupt) -> Option<f64> {
+    if bytes.len() > MOST_COMPRESSED {
+        return None;
+    }
+    let mut encoder = zstd::Encoder::new(Counted(0), 19).ok()?;
+    encoder.set_pledged_src_size(Some(bytes.len() as u64)).ok()?;
+    for piece in bytes.chunks(PIECE).take_while(|_| !interrupt.is_raised()) {
+        encoder.write_all(piece).ok()?;
+    }
+    // Of fewer bytes than were promised there is no end.
+    let Counted(compressed) = encoder.finish().ok()?;
+    Some(8.0 * compressed as f64 / bytes.len() as f64)
 }
 
-/// Prints the score of each split beside the order-0 entropy and what zstd gets; `model` is the heading of the scores.
+/// The order-0 entropy in bits per byte; `None` where somebody asks to stop.
+fn entropy(bytes: &[u8], interrupt: &Interrupt) -> Option<f64> {
+    let mut counts = ByteCounts::default();
+    for piece in bytes.chunks(PIECE) {
+        if interrupt.is_raised() {
+            return None;
+        }
+        counts.add(piece);
+    }
+    Some(counts.order0_entropy())
+}
+
+/// Counts what is written.
+struct Counted(u64);
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Prints the score of each split beside the order-0 entropy and what zstd gets; `model` is the heading of the scores. Where a signal
+/// comes the scores are printed without what is not known yet.
 pub fn scores<'a>(
     splits: &Splits,
     scores: impl IntoIterator<Item = (&'a str, f64)>,
     model: &str,
     whole: bool,
 ) -> Result<()> {
+    let interrupt = life::heed(1);
+    let row = |(name, bpc): (&'a str, f64)| {
+        let split = if name == "test" { &splits.test } else { &splits.valid };
+        let known = |bpc: Option<f64>| bpc.map_or("-".into(), |bpc| format!("{bpc:.3}"));
+        let [zstd, entropy] = [zstd_bpc, entropy].map(|yardstick| known(yardstick(split, interrupt)));
+        format!("{name:<16} {bpc:>9.4} {zstd:>10} {entropy:>17}   ({} bytes)", split.len())
+    };
+    let rows: Vec<_> = scores.into_iter().map(row).collect();
+    // Nobody may be reading.
+    interrupt.heed(0);
     say!("");
     say!("bits per byte      {model}   zstd -19   order-0 entropy");
-    for (name, bpc) in scores {
-        let split = if name == "test" { &splits.test } else { &splits.valid };
-        let zstd = zstd_bpc(split).map_or("-".into(), |bpc| format!("{bpc:.3}"));
-        let entropy = order0_entropy(split);
-        say!("{name:<16} {bpc:>9.4} {zstd:>10} {entropy:>17.3}   ({} bytes)", split.len());
+    for row in rows {
+        say!("{row}");
     }
     if !whole && splits.name == "enwik8" {
         say!("(the first bytes of each split; --full-eval scores the whole)");
@@ -103,4 +154,45 @@ pub fn print_sample(text: &[u8]) -> Result<()> {
     say!("\n{} bytes of generated text:\n", text.len());
     say!("{}", String::from_utf8_lossy(text));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lines that differ, as zstd needs its time for.
+    fn text(bytes: usize) -> Vec<u8> {
+        let mut state = 1_u32;
+        let mut text = Vec::with_capacity(bytes + 16);
+        while text.len() < bytes {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            text.extend(format!("{:x} took {} ms\n", state >> 12, state % 991).bytes());
+        }
+        text.truncate(bytes);
+        text
+    }
+
+    #[test]
+    fn the_yardsticks_are_those_of_all_bytes() {
+        let text = text(3 * PIECE + 5);
+        let going = Interrupt::default();
+        let at_once = 8.0 * zstd::bulk::compress(&text, 19).unwrap().len() as f64 / text.len() as f64;
+        // Blocks may be cut elsewhere.
+        assert!((zstd_bpc(&text, &going).unwrap() - at_once).abs() < 0.01 * at_once);
+        assert_eq!(entropy(&text, &going), Some(crate::data::order0_entropy(&text)));
+        assert_eq!(zstd_bpc(&vec![b'a'; MOST_COMPRESSED + 1], &going), None);
+    }
+
+    #[test]
+    fn a_yardstick_is_left_where_somebody_asks_to_stop() {
+        let (text, interrupt) = (text(MOST_COMPRESSED), Interrupt::default());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                interrupt.raise();
+            });
+            assert_eq!(zstd_bpc(&text, &interrupt), None, "it takes seconds");
+        });
+        assert_eq!(entropy(&text, &interrupt), None);
+    }
 }

@@ -7,17 +7,20 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::outputs;
 use crate::data::whole_file::{self, Lock};
-use crate::train::{BEST_DIR, Group, Metrics, Record};
+use crate::train::{BEST_DIR, EvalRecord, Group, Metrics, MetricsError, Record, TrainRecord};
 
 const RUNS: &str = "runs";
+/// In the place of a run's directory: the newest run.
+const LATEST: &str = "latest";
 /// What is kept is far shorter; of a longer file the rest is not read.
 const MOST_JSON: u64 = 1 << 20;
 
 /// What a command needs of a run that it is to find by itself.
 #[derive(Clone, Copy, Debug)]
 pub enum Needs {
-    /// Weights: the best ones, or those of a checkpoint.
+    /// Weights that were trained: the best ones, or those of a checkpoint after some step.
     Model,
     /// A checkpoint, to go on from or to look at.
     Checkpoint,
@@ -31,31 +34,47 @@ impl Needs {
         match self {
             Self::Model => "weights",
             Self::Checkpoint => "a checkpoint",
-            Self::Curve => "a training loss",
+            Self::Curve => "a measurement",
         }
     }
 
     fn are_met_by(self, run: &Path) -> bool {
         match self {
-            Self::Model => run.join(BEST_DIR).join("best.json").is_file() || has_checkpoint(run),
-            Self::Checkpoint => has_checkpoint(run),
-            Self::Curve => {
-                Metrics::read(run).is_ok_and(|records| records.iter().any(|record| matches!(record, Record::Train(_))))
-            }
+            Self::Model => run.join(BEST_DIR).join("best.json").is_file() || newest_step(run) > Some(0),
+            Self::Checkpoint => newest_step(run).is_some(),
+            Self::Curve => match Metrics::read(run) {
+                Ok(records) => records.iter().any(is_measured),
+                // Whoever reads them says so.
+                Err(error) => matches!(error, MetricsError::Line { .. }),
+            },
         }
     }
 }
 
-/// Whether there is one that a crash has not left half-written. Whether it is damaged, whoever reads it says.
-fn has_checkpoint(run: &Path) -> bool {
-    let is_one = |entry: fs::DirEntry| {
-        entry.file_name().to_string_lossy().starts_with("step-") && entry.path().join("checkpoint.json").is_file()
+/// The step of the newest checkpoint that a crash has not left half-written. Whether it is damaged, whoever reads it says.
+fn newest_step(run: &Path) -> Option<u64> {
+    let step = |entry: fs::DirEntry| {
+        let step = entry.file_name().to_str()?.strip_prefix("step-")?.parse().ok()?;
+        entry.path().join("checkpoint.json").is_file().then_some(step)
     };
-    fs::read_dir(run).is_ok_and(|entries| entries.flatten().any(is_one))
+    fs::read_dir(run).ok()?.flatten().filter_map(step).max()
+}
+
+/// Whether a record is a point of a curve.
+fn is_measured(record: &Record) -> bool {
+    match record {
+        Record::Train(TrainRecord { train_bpc: bpc, .. }) | Record::Valid(EvalRecord { bpc, .. }) => bpc.is_some(),
+        Record::Test(_) => false,
+    }
+}
+
+/// What was named; for `latest`, where nothing has that name, the newest run that has what a command needs.
+pub fn find(named: &Path, needs: Needs) -> Result<PathBuf> {
+    if named == Path::new(LATEST) && !named.exists() { latest(needs) } else { Ok(named.into()) }
 }
 
 /// The newest run under `runs/` that has what a command needs. It is named, and so are newer ones that lack it.
-pub fn latest(needs: Needs) -> Result<PathBuf> {
+fn latest(needs: Needs) -> Result<PathBuf> {
     let (found, passed_over) = newest_with(Path::new(RUNS), needs)?;
     match &passed_over[..] {
         [] => tell!("the latest run is {}", found.display()),
@@ -206,7 +225,7 @@ impl Traces {
         if lock.as_ref().is_ok_and(|lock| !matches!(whole_file::lock(lock), Ok(Lock::Ours | Lock::Missing))) {
             return;
         }
-        if has_checkpoint(&self.run) {
+        if newest_step(&self.run).is_some() {
             return;
         }
         // What cannot be removed does no harm.
@@ -228,10 +247,7 @@ pub fn kept<T: DeserializeOwned>(run_dir: &Path, name: &str, advice: &str) -> Re
 
 /// Keeps something in the file `name` of a run's directory.
 pub fn keep(run_dir: &Path, name: &str, value: &impl Serialize) -> Result<()> {
-    let path = run_dir.join(name);
-    let json = serde_json::to_vec_pretty(value)?;
-    let written: io::Result<()> = whole_file::write(&path, |out| out.write_all(&json));
-    written.with_context(|| format!("cannot write {}", path.display()))
+    outputs::write(&run_dir.join(name), serde_json::to_vec_pretty(value)?)
 }
 
 #[cfg(test)]
@@ -253,7 +269,40 @@ mod tests {
         let (found, passed_over) = newest_with(runs, Needs::Checkpoint).unwrap();
         assert_eq!((found, passed_over), (runs.join("7"), vec![runs.join("009")]));
         let error = newest_with(runs, Needs::Curve).unwrap_err().to_string();
-        assert!(error.starts_with("no run under runs/ has a training loss, as ") && error.contains("009"), "{error}");
+        assert!(error.starts_with("no run under runs/ has a measurement, as ") && error.contains("009"), "{error}");
+    }
+
+    /// A run that has only begun hides no trained one, and what was measured is what a picture can show.
+    #[test]
+    fn a_run_has_what_it_was_trained_to_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let runs = dir.path();
+        let checkpoint = |name: &str| {
+            make(runs, &[name]);
+            fs::write(runs.join(name).join("checkpoint.json"), b"{}").unwrap();
+        };
+        let measured = |run: &str, records: &[&str]| {
+            fs::write(runs.join(run).join("metrics.jsonl"), records.concat()).unwrap();
+        };
+        let newest = |needs| newest_with(runs, needs).unwrap().0;
+        checkpoint("001/step-00000003");
+        checkpoint("002/step-00000000");
+        assert_eq!((newest(Needs::Model), newest(Needs::Checkpoint)), (runs.join("001"), runs.join("002")));
+        let eval = |event: &str, bpc: &str| {
+            format!(
+                "{{\"event\":\"{event}\",\"step\":0,\"phase\":0,\"epoch\":0,\"seconds\":1.0,\"bpc\":{bpc},\"bytes\":9,\"best\":true}}\n"
+            )
+        };
+        measured("001", &[&eval("valid", "7.5")]);
+        measured("002", &[&eval("test", "7.5"), &eval("valid", "null")]);
+        assert_eq!(newest(Needs::Curve), runs.join("001"));
+        measured("002", &[&eval("test", "7.5"), &eval("valid", "null"), &eval("valid", "7.5")]);
+        assert_eq!(newest(Needs::Curve), runs.join("002"));
+        measured("002", &["{}\n"]);
+        assert_eq!(newest(Needs::Curve), runs.join("002"), "a damaged one is not passed over without a word");
+        make(runs, &["002/best"]);
+        fs::write(runs.join("002/best/best.json"), b"{}").unwrap();
+        assert_eq!(newest(Needs::Model), runs.join("002"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `score`: bits per byte of each line of a file, as for finding the odd ones in a log.
 
-use std::io::{self, BufWriter, IsTerminal, Write, stdout};
+use std::io::{BufRead, BufWriter, IsTerminal, Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::input::Input;
 use super::machine::{MachineArgs, dispatch};
 use super::model::{FormatArgs, ModelArgs, stream_state};
+use super::pipe::{self, Pipe};
 use super::printable::json;
 use super::{in_one_line, life};
 use crate::core::{BatchScorer, Scorer, Streams};
@@ -98,6 +99,11 @@ impl BackendJob for Args {
         let done = scored
             .and_then(|end| printed.map(|()| end))
             .with_context(|| format!("cannot score {}", self.file.display()));
+        if done.as_ref().is_err_and(life::is_stopped) {
+            let state = self.to_state.iter().map(|path| format!("; {} was not written", path.display()));
+            tell!("stopped while nobody read what was scored{}", state.collect::<String>());
+            return Ok(life::stopped());
+        }
         if let (Some(scorer), Some(path), Some(weights)) = (stream, &self.to_state, weights) {
             if let Err(error) = done {
                 // Not the error itself: a pipe that was closed would pass for success.
@@ -317,7 +323,7 @@ impl Line {
 /// Where lines go.
 struct Output<'a> {
     args: &'a Args,
-    out: BufWriter<io::StdoutLock<'static>>,
+    out: BufWriter<Pipe>,
     /// The most costly so far, the least costly of them last.
     top: Vec<Scored>,
     lines: u64,
@@ -327,7 +333,7 @@ struct Output<'a> {
 
 impl<'a> Output<'a> {
     fn new(args: &'a Args) -> Self {
-        Self { args, out: BufWriter::new(stdout().lock()), top: Vec::new(), lines: 0, bytes: 0, bits: 0.0 }
+        Self { args, out: BufWriter::new(pipe::stdout()), top: Vec::new(), lines: 0, bytes: 0, bits: 0.0 }
     }
 
     fn line(&mut self, line: Line) -> Result<()> {

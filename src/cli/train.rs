@@ -19,10 +19,12 @@ use origin::Origin;
 use super::data::DataChoice;
 use super::printable::json;
 use super::runs::Place;
-use super::{in_one_line, life, paths, processes, report};
+use super::{in_one_line, life, paths, pipe, processes, report};
 use crate::data::order0_entropy;
+use crate::data::shell::quoted_path;
 use crate::train::{
-    Event, Metrics, Observer, Progress, Record, SharedGroup, Stop, TrainError, TrainRecord, Trainer, latest_manifest,
+    Event, Metrics, Observer, Progress, Record, SharedGroup, Stop, TrainError, TrainRecord, Trainer, draws_live_lines,
+    latest_manifest,
 };
 use crate::{AutodiffBackend, BackendJob, Splits};
 
@@ -93,7 +95,10 @@ impl BackendJob for Job {
             tell!("{}", plan.describe(&splits));
             tell!("{}", plan.memory::<B>(group.size()));
         }
-        let mut progress = speaks.then(Progress::new);
+        let mut progress = speaks.then(|| match draws_live_lines() {
+            true => Progress::new(),
+            false => Progress::plain(pipe::stderr()),
+        });
         let interrupt = life::interrupt();
         let mut watch = |event: Event<'_>| {
             if let (true, Event::Train { record, .. }) = (speaks, &event) {
@@ -136,7 +141,7 @@ impl BackendJob for Job {
                 if let Err(error) = page::write(&run_dir, &splits, None) {
                     tell!("{}", in_one_line(&error));
                 }
-                tell!("stopped after step {steps}; go on with: --resume --out {}", paths::quoted(run_dir.as_os_str()));
+                tell!("stopped after step {steps}; go on with: --resume --out {}", quoted_path(&run_dir));
             }
             Ok(life::stopped())
         };
@@ -160,7 +165,7 @@ impl BackendJob for Job {
         let (valid, test) = (finished.best.bpc, finished.test.bpc());
         let before = report::Reached::of(&run_dir).start.and_then(|start| start.bpc);
         // Of a model that came with a score as bad it is not known what did the harm.
-        let diverged = refusal::diverged(valid, train_bpc(&run_dir)?, order0_entropy(&splits.valid), vocab_size);
+        let diverged = refusal::diverged(valid, train_bpc(&run_dir)?, || order0_entropy(&splits.valid), vocab_size);
         if let (Some(diverged), None) = (diverged, before) {
             page::write(&run_dir, &splits, None)?;
             bail!("{diverged}");
@@ -215,7 +220,7 @@ impl BackendJob for Job {
         };
         // All is said that can be; that something was not kept matters more than that it was not said.
         let said = said();
-        kept.and(said).map(|()| ExitCode::SUCCESS)
+        kept.and(said).map(|()| if interrupt.is_raised() { life::stopped() } else { ExitCode::SUCCESS })
     }
 }
 

@@ -41,6 +41,24 @@ fn what_is_evidently_no_text_is_named_once_and_read_all_the_same() {
     assert!(err.contains("gzip -dc a.gz > text") && err.lines().count() == 1, "{err}");
     let (_, err) = at.both(&["score", "log", "--model", "run", "--total"]);
     assert_eq!(err, "");
+    // Whatever else is read as text; of what has no name no command is named that would need it.
+    let generate = ["generate", "--model", "run", "--bytes", "1", "--prompt-file"];
+    let attend = ["attend", "--model", "run", "--bytes", "9", "--out", "a.html", "--file"];
+    at.write("my a.gz", b"\x1f\x8b\x08\0");
+    for command in [&generate[..], &attend] {
+        let (_, err) = at.both(&[command, &["my a.gz"]].concat());
+        let said =
+            "my a.gz is gzip data: to a model of bytes that is noise, not text; unpack it: gzip -dc 'my a.gz' > text\n";
+        assert_eq!(err, said);
+    }
+    for command in [&generate[..], &attend, &["score", "--model", "run", "--total"]] {
+        let typed = if command[0] == "score" { command.to_vec() } else { [command, &["-"]].concat() };
+        let output = at.command(&typed).stdin(fs::File::open(at.path("a.xz")).unwrap()).output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        let said =
+            "standard input is xz data: to a model of bytes that is noise, not text; pipe it through xz -dc first\n";
+        assert_eq!((err.as_str(), output.status.code()), (said, Some(0)), "{typed:?}");
+    }
 }
 
 /// The file of the run, wherever it is asked from; moved with it; and no other one, nor one that has changed.
@@ -77,7 +95,10 @@ fn a_run_is_scored_on_the_file_that_it_was_trained_on() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{said}");
     let line = last_line(&said);
-    assert!(line.contains("log is not what ../c/run was trained on: its training split had "), "{line}");
+    assert!(
+        line.contains("../c/run was trained on other data than ") && line.contains("log: its training split had "),
+        "{line}"
+    );
     assert!(line.ends_with("Name what to score with --data"), "{line}");
     // By its name it is scored.
     assert!(at.run_in("b", &["eval", "--model", "../c/run", "--data", "../c/log"]).status.success());
@@ -199,22 +220,24 @@ fn a_corpus_of_any_size_is_begun_at_once() {
 fn a_corpus_that_is_cut_short_ends_in_one_line() {
     use std::io::{BufRead, BufReader, Read};
     let at = Workplace::new();
-    at.log("live", 3000);
-    let mut args = at.train_on("live", &["--out", "run", "--checkpoint-every", "1"]);
+    at.log("live log", 3000);
+    let mut args = at.train_on("live log", &["--out", "run", "--checkpoint-every", "1"]);
     *args.iter_mut().find(|option| **option == "3").unwrap() = "1000000";
     args.retain(|option| *option != "--quiet");
     let mut program = at.start(&args);
     let mut said = BufReader::new(program.stderr.take().unwrap());
     let mut line = String::new();
     while !at.path("run/step-00000002").exists() && said.read_line(&mut line).unwrap() > 0 {}
-    fs::write(at.path("live"), b"").unwrap();
+    fs::write(at.path("live log"), b"").unwrap();
     let mut rest = Vec::new();
     said.read_to_end(&mut rest).unwrap();
     let rest = String::from_utf8_lossy(&rest);
     assert_eq!(program.wait().unwrap().code(), Some(1), "{line}{rest}");
-    assert!(last_line(&rest).contains("live was cut short while it was read: it had "), "{rest}");
+    let (said, path) = (last_line(&rest), at.path("live log").canonicalize().unwrap());
+    assert!(said.contains("live log was cut short while it was read: it had "), "{rest}");
+    assert!(said.ends_with(&format!("as of a log: cp '{}' copy", path.display())), "{rest}");
     // The checkpoint is whole: on the file that it was, the run goes on.
-    at.log("live", 3000);
+    at.log("live log", 3000);
     let on = at.run(&["train", "--resume", "--out", "run", "--threads", "1", "--minutes", "0.001"]);
     let said = String::from_utf8_lossy(&on.stderr).into_owned();
     assert!(on.status.success(), "{said}");

@@ -363,6 +363,8 @@ fn a_model_leaves_for_other_programs_and_comes_back() {
     let size = |name: &str| std::fs::metadata(at.path(name)).unwrap().len();
     assert!(size("small.safetensors") < size("whole.safetensors") * 2 / 3);
     at.stdout(&["import", "small.safetensors", "--to", "back.safetensors"]);
+    let error = at.error(&["import", "small.safetensors", "--to", "heads.safetensors", "--n-heads", "3"]);
+    assert!(error.contains("--n-heads 3 cannot be used"), "{error}");
     let bpc = |model: &str| {
         let lines = at.json_lines(&["score", "text", "--model", model, "--total", "--json"]);
         lines[0]["bits_per_byte"].as_f64().unwrap()
@@ -409,6 +411,8 @@ fn what_cannot_be_done_is_told_in_one_line() {
         (&["train", "--from", "bundled", "--resume"], 2, "--from"),
         (&["eval", "--lanes", "999999"], 1, "use 1 to 26192 (--lanes)"),
         (&["eval", "--seq-len", "64", "--mem-len", "32"], 1, "--seq-len 64 cannot be used"),
+        (&["eval", "--dynamic-eval", "1e-3", "--dynamic-decay=-1"], 1, "--dynamic-decay -1 cannot be used"),
+        (&["eval", "--dynamic-eval=-1"], 1, "--dynamic-eval -1 cannot be used"),
         (&["generate", "--prompt-file", "nowhere"], 1, "nowhere"),
         (&["generate", "--prompt-file", "."], 1, "is a directory"),
         (&["generate", "--prompt", "a", "--prompt-file", "text"], 2, "--prompt-file"),

@@ -27,7 +27,7 @@ fn the_latest_run_is_the_newest_that_has_what_is_needed_and_is_named() {
         (&["score", "log", "--model", "latest", "--total"], "weights"),
         (&["eval", "--model", "latest", "--json"], "weights"),
         (&["inspect", "latest"], "a checkpoint"),
-        (&["plot", "latest"], "a training loss"),
+        (&["plot", "latest"], "a measurement"),
         (&["train", "--resume", "--quiet", "--threads", "1"], "a checkpoint"),
     ] {
         let (_, err) = at.both(args);

@@ -14,15 +14,18 @@ use memmap2::Mmap;
 
 use crate::error::DataError;
 
+#[cfg(unix)]
+type Map = guard::Guarded<Mmap>;
+#[cfg(not(unix))]
+type Map = Mmap;
+
 /// A mapped file.
 pub(super) struct MappedFile {
     path: PathBuf,
     file: File,
-    map: Mmap,
+    map: Map,
     /// When it was written last, as far as is known.
     written: Mutex<Option<SystemTime>>,
-    #[cfg(unix)]
-    guard: guard::Guarded,
 }
 
 impl MappedFile {
@@ -37,22 +40,15 @@ impl MappedFile {
         }
         let written = Mutex::new(file.metadata().ok().and_then(|metadata| metadata.modified().ok()));
         #[cfg(unix)]
-        let guard = guard::Guarded::new(&map);
-        Ok(Self {
-            path: path.into(),
-            file,
-            map,
-            written,
-            #[cfg(unix)]
-            guard,
-        })
+        let map = guard::Guarded::new(map);
+        Ok(Self { path: path.into(), file, map, written })
     }
 
     /// That the file still has all of its bytes, and that none was missing when it was touched.
     pub(super) fn check(&self) -> Result<(), DataError> {
         let found = self.file.metadata().ok().as_ref().map(Metadata::len);
         #[cfg(unix)]
-        let torn = self.guard.is_torn();
+        let torn = self.map.is_torn();
         #[cfg(not(unix))]
         let torn = false;
         let expected = self.map.len() as u64;
@@ -82,6 +78,7 @@ impl Deref for MappedFile {
 #[cfg(unix)]
 mod guard {
     use std::ffi::{c_int, c_void};
+    use std::ops::{Deref, Range};
     use std::ptr;
     use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
     use std::sync::{Mutex, OnceLock, PoisonError};
@@ -93,6 +90,16 @@ mod guard {
         end: AtomicUsize,
         torn: AtomicBool,
         next: *const Region,
+    }
+
+    impl Region {
+        /// The addresses of its map, where it has one. The start is read again, since another thread may be giving the region to
+        /// another map: then it is none that a fault is in, whose reader keeps it.
+        fn addresses(&self) -> Option<Range<usize>> {
+            let start = self.start.load(Ordering::SeqCst);
+            let end = self.end.load(Ordering::SeqCst);
+            (start != 0 && self.start.load(Ordering::SeqCst) == start).then_some(start..end)
+        }
     }
 
     // SAFETY: `next` is written before the region is shared and never after; all else is atomic.
@@ -115,11 +122,15 @@ mod guard {
         })
     }
 
-    /// A map for as long as this lives; the map must outlive it.
-    pub(super) struct Guarded(&'static Region);
+    /// A map that the handler knows for as long as it is mapped. It owns the map: its own drop, which comes before that of what
+    /// it owns, makes the handler forget the addresses before others may have them.
+    pub(super) struct Guarded<M> {
+        region: &'static Region,
+        map: M,
+    }
 
-    impl Guarded {
-        pub(super) fn new(map: &[u8]) -> Self {
+    impl<M: Deref<Target = [u8]>> Guarded<M> {
+        pub(super) fn new(map: M) -> Self {
             let _change = CHANGE.lock().unwrap_or_else(PoisonError::into_inner);
             install();
             let region = regions().find(|region| region.start.load(Ordering::Relaxed) == 0).unwrap_or_else(|| {
@@ -129,22 +140,32 @@ mod guard {
                 region
             });
             let start = map.as_ptr() as usize;
-            region.torn.store(false, Ordering::Relaxed);
-            region.end.store(start + map.len(), Ordering::Relaxed);
-            region.start.store(start, Ordering::Release);
-            Self(region)
-        }
-
-        /// Whether bytes were missing when they were touched.
-        pub(super) fn is_torn(&self) -> bool {
-            self.0.torn.load(Ordering::Acquire)
+            region.torn.store(false, Ordering::SeqCst);
+            region.end.store(start + map.len(), Ordering::SeqCst);
+            region.start.store(start, Ordering::SeqCst);
+            Self { region, map }
         }
     }
 
-    impl Drop for Guarded {
+    impl<M> Guarded<M> {
+        /// Whether bytes were missing when they were touched.
+        pub(super) fn is_torn(&self) -> bool {
+            self.region.torn.load(Ordering::SeqCst)
+        }
+    }
+
+    impl<M: Deref<Target = [u8]>> Deref for Guarded<M> {
+        type Target = [u8];
+
+        fn deref(&self) -> &[u8] {
+            &self.map
+        }
+    }
+
+    impl<M> Drop for Guarded<M> {
         fn drop(&mut self) {
             let _change = CHANGE.lock().unwrap_or_else(PoisonError::into_inner);
-            self.0.start.store(0, Ordering::Release);
+            self.region.start.store(0, Ordering::SeqCst);
         }
     }
 
@@ -185,11 +206,10 @@ mod guard {
     fn put_zeros(address: usize) -> bool {
         let page = PAGE.load(Ordering::Acquire);
         for region in regions() {
-            let (start, end) = (region.start.load(Ordering::Acquire), region.end.load(Ordering::Relaxed));
-            if start == 0 || !(start..end).contains(&address) {
+            let Some(end) = region.addresses().filter(|map| map.contains(&address)).map(|map| map.end) else {
                 continue;
-            }
-            region.torn.store(true, Ordering::Release);
+            };
+            region.torn.store(true, Ordering::SeqCst);
             let from = address - address % page;
             let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_NORESERVE;
             let len = end.next_multiple_of(page) - from;
@@ -221,6 +241,46 @@ mod guard {
                     libc::signal(libc::SIGBUS, libc::SIG_DFL);
                 }
             }
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        fn is_known(start: usize) -> bool {
+            regions().any(|region| region.addresses().is_some_and(|map| map.contains(&start)))
+        }
+
+        /// A map that knows whether its addresses were still the handler's when it went.
+        struct Watched<'a> {
+            bytes: Vec<u8>,
+            known_at_end: &'a AtomicBool,
+        }
+
+        impl Deref for Watched<'_> {
+            type Target = [u8];
+
+            fn deref(&self) -> &[u8] {
+                &self.bytes
+            }
+        }
+
+        impl Drop for Watched<'_> {
+            fn drop(&mut self) {
+                self.known_at_end.store(is_known(self.bytes.as_ptr() as usize), Ordering::SeqCst);
+            }
+        }
+
+        /// Else the handler would put zeros into whatever is mapped next in its place.
+        #[test]
+        fn the_handler_forgets_a_map_before_it_goes() {
+            let known_at_end = AtomicBool::new(true);
+            let map = Guarded::new(Watched { bytes: vec![1; 64], known_at_end: &known_at_end });
+            let start = map.as_ptr() as usize;
+            assert!(is_known(start) && is_known(start + 63));
+            drop(map);
+            assert!(!known_at_end.load(Ordering::SeqCst));
         }
     }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-pub use bar::progress_bar;
+pub use bar::progress;
 pub use error::FetchError;
 
 use crate::enwik8::{SHA256, SIZE, URL};

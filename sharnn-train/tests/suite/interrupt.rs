@@ -3,12 +3,23 @@
 #![cfg(unix)]
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use sharnn_train::{EXIT_STATUS, Interrupt};
 
 const CHILD: &str = "SHARNN_TEST_INTERRUPT_CHILD";
+
+/// Runs this test again, in a process of its own that is to play the child.
+fn play(test: &str) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--nocapture", test]).env(CHILD, "1").stdout(Stdio::null()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+fn signal(process: &Child, name: &str) {
+    assert!(Command::new("kill").args([&format!("-{name}"), &process.id().to_string()]).status().unwrap().success());
+}
 
 /// What the child does: says when it is ready and when it was asked to stop, and then never stops by itself.
 fn child() {
@@ -27,19 +38,45 @@ fn the_first_ctrl_c_asks_and_the_second_ends() {
     if std::env::var_os(CHILD).is_some() {
         return child();
     }
-    let mut process = Command::new(std::env::current_exe().unwrap())
-        .args(["--nocapture", "the_first_ctrl_c_asks_and_the_second_ends"])
-        .env(CHILD, "1")
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut process = play("the_first_ctrl_c_asks_and_the_second_ends");
     let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let pid = process.id().to_string();
-    let interrupt = || assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
     assert!(lines.any(|line| line == "ready"));
-    interrupt();
+    signal(&process, "INT");
     assert!(lines.any(|line| line == "raised"));
-    interrupt();
+    signal(&process, "INT");
+    assert_eq!(process.wait().unwrap().code(), Some(EXIT_STATUS));
+}
+
+/// A limit on processor time is reported each second for as long as the process lives.
+#[test]
+fn a_limit_that_is_reported_again_is_one_request() {
+    if std::env::var_os(CHILD).is_some() {
+        return child();
+    }
+    let mut process = play("a_limit_that_is_reported_again_is_one_request");
+    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "ready"));
+    signal(&process, "XCPU");
+    assert!(lines.any(|line| line == "raised"));
+    for _ in 0..3 {
+        signal(&process, "XCPU");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(process.try_wait().unwrap().is_none(), "it goes on to save");
+    signal(&process, "USR2");
+    assert_eq!(process.wait().unwrap().code(), Some(EXIT_STATUS));
+}
+
+#[test]
+fn a_process_that_has_nothing_to_keep_ends_at_the_first_signal() {
+    if std::env::var_os(CHILD).is_some() {
+        let _interrupt = Interrupt::on_signals(0).unwrap();
+        eprintln!("ready");
+        return std::thread::sleep(Duration::from_secs(60));
+    }
+    let mut process = play("a_process_that_has_nothing_to_keep_ends_at_the_first_signal");
+    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "ready"));
+    signal(&process, "TERM");
     assert_eq!(process.wait().unwrap().code(), Some(EXIT_STATUS));
 }

@@ -7,6 +7,7 @@ use anyhow::{Result, bail, ensure};
 use indicatif::HumanCount;
 
 use crate::core::{MemoryEstimate, StepShape};
+use crate::data::DataError;
 use crate::train::{Limits, Schedule, latest_manifest};
 use crate::{Backend, BackendKind, Precision, Recipe, SegmentLengths, ShaRnnConfig, Splits, TrainOptions};
 
@@ -418,9 +419,10 @@ impl Args {
             (None, None) => suitable_multiple(self.machine.backend).min(recipe.segments.max()),
         };
         recipe.segments = recipe.segments.with_multiple(multiple);
-        if let Err(error) = recipe.segments.validate() {
+        // What else is wrong with them the recipe says.
+        if let Err(DataError::SegmentLengths { field: "multiple", expected, .. }) = recipe.segments.validate() {
             let given = if self.segment_multiple.is_some() { "--segment-multiple" } else { "a multiple of" };
-            bail!("{given} {multiple} cannot be used: {error}");
+            bail!("{given} {multiple} cannot be used: it {expected}");
         }
         Ok(())
     }

@@ -6,11 +6,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::super::outputs;
-use super::super::paths::quoted;
 use super::super::plot::{Curve, Over, draw};
 use super::super::report::Reached;
 use super::origin::Origin;
 use crate::Splits;
+use crate::data::shell::quoted_path;
 use crate::train::{Manifest, latest_manifest};
 
 const PAGE: &str = "README.md";
@@ -54,7 +54,7 @@ fn page(run_dir: &Path, manifest: &Manifest, splits: &Splits, picture: bool, sam
         writeln!(page, "![training and validation loss over steps]({PICTURE})\n")?;
     }
     writeln!(page, "| | |\n|---|---|")?;
-    let dir = quoted(run_dir.as_os_str());
+    let dir = quoted_path(run_dir);
     if manifest.best.is_some() || sample {
         writeln!(page, "| `best/` | weights of the best validation: `sharnn generate --model {dir}` |")?;
     }

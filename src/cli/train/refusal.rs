@@ -5,11 +5,11 @@ use std::path::Path;
 
 use anyhow::anyhow;
 
-use super::super::data::DataChoice;
+use super::super::data::{DataChoice, other_data};
 use super::super::options::{option, refused};
-use super::super::paths::quoted;
 use super::Args;
 use crate::data::DataError;
+use crate::data::shell::{quoted, quoted_path};
 use crate::train::{BEST_DIR, CheckpointError, GroupError, Stop, TrainError};
 use crate::{Recipe, Splits};
 
@@ -55,9 +55,8 @@ impl Args {
             TrainError::Checkpoint(CheckpointError::OtherCorpus { saved, given, split, difference, .. }) => {
                 let own = saved.map_or(String::new(), |saved| format!(" ({saved})"));
                 anyhow!(
-                    "{} was trained on other data than {given}: its {split} split {difference}. Resume it with the data that it was \
-                     started with{own}; a new run goes on with this from its weights: {}",
-                    run_dir.display(),
+                    "{}. Resume it with the data that it was started with{own}; a new run goes on with this from its weights: {}",
+                    other_data(run_dir, &given, split, &difference),
                     command(run_dir, std::env::args_os().skip(1), data)
                 )
             }
@@ -88,7 +87,7 @@ fn differs(
 
 /// The command that was typed, as one that starts a new run from the weights of this one on the same data.
 fn command(run_dir: &Path, typed: impl Iterator<Item = OsString>, data: &DataChoice) -> String {
-    let mut words = vec!["--from".to_string(), quoted(run_dir.as_os_str())];
+    let mut words = vec!["--from".to_string(), quoted_path(run_dir)];
     let mut typed = typed.peekable();
     let is_program = typed.next_if(|word| word == "train").is_some();
     let mut of_data = data.options();
@@ -127,7 +126,7 @@ pub fn at_its_end(stop: Stop, recipe: &Recipe, run_dir: &Path) -> String {
         Stop::Time => "the run has come to the end that it was given: --minutes trains it longer".into(),
         _ => format!(
             "the run has come to the end of its recipe: a longer one is a new run, which can go on from its weights: --from {}",
-            quoted(run_dir.as_os_str())
+            quoted_path(run_dir)
         ),
     }
 }
@@ -135,13 +134,14 @@ pub fn at_its_end(stop: Stop, recipe: &Recipe, run_dir: &Path) -> String {
 /// What to say of a run that did harm: a model that knows nothing needs `log2(vocab_size)` bits, and this one a bit more than that.
 /// The training loss, where one is known, must say so too: of a model that knows its training data by heart, or of bytes that were never
 /// trained on, the validation may be as bad. `entropy` is that of the bytes by themselves.
-pub fn diverged(bpc: f64, train_bpc: Option<f64>, entropy: f64, vocab_size: usize) -> Option<String> {
+pub fn diverged(bpc: f64, train_bpc: Option<f64>, entropy: impl FnOnce() -> f64, vocab_size: usize) -> Option<String> {
     let is_harm = |bpc: f64| bpc > (vocab_size as f64).log2() + 1.0;
     (is_harm(bpc) && train_bpc.is_none_or(is_harm)).then(|| {
         let bpc = if bpc < 1e6 { format!("{bpc:.3}") } else { format!("{bpc:.2e}") };
         format!(
-            "the run diverged: at its best it scored {bpc} bits per byte, where the bytes by themselves have an entropy of {entropy:.3}; \
-             try a lower --lr, a longer --warmup, or --precision f32"
+            "the run diverged: at its best it scored {bpc} bits per byte, where the bytes by themselves have an entropy of {:.3}; \
+             try a lower --lr, a longer --warmup, or --precision f32",
+            entropy()
         )
     })
 }
@@ -186,10 +186,10 @@ mod tests {
     #[test]
     fn a_run_that_is_worse_than_knowing_nothing_has_diverged() {
         let bad = Some(9.2);
-        assert_eq!(diverged(8.3, bad, 1.0, 256), None);
-        assert!(diverged(9.5, bad, 5.0, 256).unwrap().contains("9.500 bits per byte"));
-        assert!(diverged(7.5e11, None, 5.0, 256).unwrap().contains("7.50e11 bits per byte"));
-        assert!(diverged(f64::INFINITY, bad, 5.0, 256).is_some());
-        assert_eq!(diverged(12.0, Some(0.3), 5.0, 256), None, "it knows its training data by heart");
+        assert_eq!(diverged(8.3, bad, || panic!("all bytes are read"), 256), None);
+        assert!(diverged(9.5, bad, || 5.0, 256).unwrap().contains("9.500 bits per byte"));
+        assert!(diverged(7.5e11, None, || 5.0, 256).unwrap().contains("7.50e11 bits per byte"));
+        assert!(diverged(f64::INFINITY, bad, || 5.0, 256).is_some());
+        assert_eq!(diverged(12.0, Some(0.3), || 5.0, 256), None, "it knows its training data by heart");
     }
 }

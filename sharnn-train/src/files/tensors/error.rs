@@ -47,8 +47,9 @@ pub enum WeightsError {
     #[error(
         "{file} is a {kind}, as torch.save writes: it is not read, since unpickling runs code that is in the file. Convert it with PyTorch:\n\
          \x20 import torch; from safetensors.torch import save_file\n\
-         \x20 state = torch.load({file:?}, map_location=\"cpu\", weights_only=True)\n\
-         \x20 save_file({{name: x.clone().contiguous() for name, x in state.items()}}, \"model.safetensors\")"
+         \x20 state = torch.load({}, map_location=\"cpu\", weights_only=True)\n\
+         \x20 save_file({{name: x.clone().contiguous() for name, x in state.items()}}, \"model.safetensors\")",
+        python(file)
     )]
     Pickle {
         /// The file.
@@ -348,6 +349,11 @@ impl fmt::Display for Shape<'_> {
     }
 }
 
+/// A text as Python takes it, which knows the escapes of JSON.
+fn python(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
 /// What a file holds, for a message: no control characters, and not the whole of a long one.
 pub(crate) fn shown(text: &str) -> String {
     const LONGEST: usize = 160;
@@ -361,6 +367,12 @@ pub(crate) fn shown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_lines_of_python_can_be_typed() {
+        let said = WeightsError::Pickle { file: "a \"b\"\u{1b}é.pt".into(), kind: "pickle" }.to_string();
+        assert!(said.contains(r#"torch.load("a \"b\"\u001bé.pt", map_location="cpu""#), "{said}");
+    }
 
     #[test]
     fn a_message_does_not_grow_with_what_a_file_holds() {

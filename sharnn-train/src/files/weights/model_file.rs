@@ -218,7 +218,7 @@ impl ModelFile {
         }
         let blocks = [saved, other].map(|config| config.attend.blocks(config.n_layers));
         if blocks[0] != blocks[1] {
-            return differ("attend", format!("{:?}", saved.attend), format!("{:?}", other.attend));
+            return differ("attend", format!("{:?}", blocks[0]), format!("{:?}", blocks[1]));
         }
         if saved.n_heads != other.n_heads && !blocks[0].is_empty() {
             return differ("n_heads", saved.n_heads.to_string(), other.n_heads.to_string());
