@@ -90,6 +90,7 @@ impl Workplace {
     pub fn command(&self, args: &[impl AsRef<OsStr>]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sharnn"));
         command.args(args).current_dir(self.dir.path());
+        hear_signals(&mut command);
         command
     }
 
@@ -110,6 +111,7 @@ impl Workplace {
         let mut command = Command::new("sh");
         command.args(["-c", script, "sh", env!("CARGO_BIN_EXE_sharnn")]).args(args).current_dir(self.dir.path());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        hear_signals(&mut command);
         command
     }
 
@@ -153,4 +155,23 @@ impl Workplace {
 
 pub fn last_line(text: &str) -> &str {
     text.lines().last().unwrap_or_default()
+}
+
+/// Gives signals their meaning: whoever runs the tests in the background has some of them ignored, which the program would keep to.
+fn hear_signals(command: &mut Command) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::process::CommandExt;
+        let give = || {
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+                // SAFETY: The call takes integers, and may be made between fork and exec.
+                unsafe { libc::signal(signal, libc::SIG_DFL) };
+            }
+            Ok(())
+        };
+        // SAFETY: The closure makes no other call.
+        unsafe { command.pre_exec(give) };
+    }
+    #[cfg(not(unix))]
+    let _ = command;
 }
