@@ -1,41 +1,59 @@
-#!/usr/bin/env bash
-# Proves exact resume: trains 200 steps without interruption, and again killed (-9) three times between checkpoints and
-# resumed, and compares losses and final weights bit for bit.
+#!/bin/sh
+# Kills a run (-9) at random moments, also while it starts, validates or writes a checkpoint, and resumes it each time. Its losses,
+# scores, weights, moments and state must at the end be those of a run that was never killed, to the last bit.
 #
-#   scripts/kill-and-resume.sh [--data PATH ...]     further arguments go to the example
-set -euo pipefail
-
-program=${ENWIK8:-target/release/examples/enwik8}
-[ -x "$program" ] || { echo "$program is missing: cargo build --release --example enwik8" >&2; exit 1; }
+#   scripts/kill-and-resume.sh PROGRAM [TIMES]
+set -eu
+program=$(realpath "${1:?which program}")
+times=${2:-200}
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-options=(--preset xs --recipe paper --steps 200 --dropout 0.1 --seq-len 128 --mem-len 640 --checkpoint-every 30 --log-every 1
-    --valid-bytes 20000 --seed 5 "$@")
+cd "$dir"
+awk 'BEGIN { for (i = 1; i <= 20000; i++) printf "2031-05-%02d node%d job %d took %d ms\n", 1 + i % 28, i % 7, i, (i * 37) % 991 }' >log.txt
 
-steps() { if [ -f "$1/metrics.jsonl" ]; then grep -c '"event":"train"' "$1/metrics.jsonl" || true; else echo 0; fi; }
-# What a record holds but for the wall clock.
-losses() { grep '"event":"train"' "$1/metrics.jsonl" | sed -E 's/"(seconds|bytes_per_s)":[^,}]*,?//g'; }
+# A step of this model takes between one and two milliseconds: 500 of them, after which there is a checkpoint, about a second.
+train() {
+    exec "$program" train --data log.txt --preset xs --set model.d_model=16 --set model.d_ff=40 --dropout 0.1 --mem-len 64 --batch 4 \
+        --seq-len 16 --precision f32 --threads 1 --recipe paper --valid-every 200 --valid-bytes 20000 --log-every 1 --checkpoint-every 500 --out "$@"
+}
+resume() { exec "$program" train --resume --out killed --log-every 1 --checkpoint-every 500 --threads 1 "$@"; }
+newest() { find killed -maxdepth 1 -name 'step-*' | sed 's/.*step-0*//' | sort -n | tail -1; }
+# Of the last record of a training step, which may be half-written.
+measured() { grep -s '"event":"train".*}$' killed/metrics.jsonl | tail -1 | sed 's/.*"step":\([0-9]*\).*/\1/'; }
 
-"$program" "${options[@]}" --out "$dir/whole" >"$dir/whole.log" 2>&1
-resume=()
-for at in 47 101 163; do
-    "$program" "${options[@]}" --out "$dir/killed" "${resume[@]}" >>"$dir/killed.log" 2>&1 &
-    pid=$!
-    until [ "$(steps "$dir/killed")" -ge "$at" ]; do
-        kill -0 "$pid" || { cat "$dir/killed.log" >&2; exit 1; }
-        sleep 0.05
-    done
-    kill -9 "$pid"
+(train killed --steps 100000000 >/dev/null 2>killed.err) &
+pid=$!
+# From the moment that its directory holds the checkpoint of the start it can be killed.
+until [ -n "$(newest 2>/dev/null)" ]; do sleep 0.01; done
+i=0 half=0 lost=0 most_lost=0
+while [ "$i" -lt "$times" ]; do
+    i=$((i + 1))
+    sleep "$(awk -v seed="$i" 'BEGIN { srand(seed * 7919); printf "%.3f", rand() * 3 }')"
+    kill -9 "$pid" || { echo "before kill $i the run had ended:"; cat killed.err; exit 1; }
     wait "$pid" 2>/dev/null || true
-    echo "killed after step $(steps "$dir/killed"), newest checkpoint $(ls "$dir/killed" | grep step- | tail -1)"
-    resume=(--resume)
+    saved=$(newest) at=$(measured)
+    # What it was writing.
+    [ -z "$(find killed -maxdepth 1 -name '.tmp-*')" ] || half=$((half + 1))
+    again=$((${at:-0} - ${saved:-0}))
+    [ "$again" -le 0 ] || lost=$((lost + again))
+    [ "$again" -le "$most_lost" ] || most_lost=$again
+    (resume >/dev/null 2>killed.err) &
+    pid=$!
 done
-"$program" "${options[@]}" --out "$dir/killed" --resume >>"$dir/killed.log" 2>&1
+kill -9 "$pid"
+wait "$pid" 2>/dev/null || true
+last=$((${saved:-0} + 1000))
+(resume --steps "$last" --quiet >/dev/null)
+(train whole --steps "$last" --quiet >/dev/null)
 
-diff <(losses "$dir/whole") <(losses "$dir/killed")
-[ "$(steps "$dir/whole")" = 200 ]
-for file in step-00000200/weights.safetensors step-00000200/moments.safetensors step-00000200/state.safetensors; do
-    cmp "$dir/whole/$file" "$dir/killed/$file"
+# What depends on the time is left out.
+for run in killed whole; do
+    sed 's/"seconds":[^,}]*//; s/"bytes_per_s":[^,}]*//' $run/metrics.jsonl >$run.txt
 done
-echo "200 losses, final weights, moments and state are identical to the last bit"
-sha256sum "$dir"/*/step-00000200/weights.safetensors | sed "s|$dir/||"
+cmp killed.txt whole.txt
+at=$(printf 'step-%08d' "$last")
+for file in "$at/weights" "$at/moments" "$at/state" best/weights; do
+    cmp "killed/$file.safetensors" "whole/$file.safetensors"
+done
+echo "$times times kill -9 up to step $last, $half of them while a directory was being written; $lost steps were done again, at most" \
+    "$most_lost at once; $(wc -l <whole.txt) records, weights, moments, state and best weights are identical to the last bit"

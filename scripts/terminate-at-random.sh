@@ -1,7 +1,7 @@
 #!/bin/sh
 # SIGTERM at random moments of one run, validations among them: each time the run must end within two seconds with status 130 and
-# leave a checkpoint that is no older than what was measured; at the end its losses must be those of a run that was never stopped,
-# to the last digit.
+# leave a checkpoint that is no older than what was measured; at the end its losses, weights, moments and state must be those of a run
+# that was never stopped, to the last bit.
 #
 #   scripts/terminate-at-random.sh PROGRAM [TIMES]
 set -eu
@@ -54,5 +54,8 @@ for run in stopped whole; do
     sed 's/"seconds":[^,}]*//; s/"bytes_per_s":[^,}]*//' $run/metrics.jsonl >$run.txt
 done
 cmp stopped.txt whole.txt
-cmp stopped/best/weights.safetensors whole/best/weights.safetensors
+at=$(printf 'step-%08d' "$((last + 5))")
+for file in "$at/weights" "$at/moments" "$at/state" best/weights; do
+    cmp "stopped/$file.safetensors" "whole/$file.safetensors"
+done
 echo "$times times SIGTERM up to step $last, $in_validation of them in a validation; the slowest end took $slowest ms; nothing was lost"
