@@ -16,7 +16,7 @@ use burn::backend::Flex;
 use sharnn::train::ImportOptions;
 use sharnn::{BatchScorer, DecodeEngine, WeightFormat, import_weights, pretrained};
 
-/// Bytes of each stream that are read and scored at a time.
+/// Bytes of each stream that are read and scored at a time, where there are so many between two moments.
 const PIECE: usize = 1 << 14;
 const MOMENTS: usize = 10;
 
@@ -48,7 +48,7 @@ fn main() -> Result<()> {
     let mut pieces = vec![Vec::new(); n_streams];
     let (mut start, mut moment) = (0, 0);
     while start < len {
-        let piece = PIECE.min(len - start);
+        let piece = PIECE.min(len.div_ceil(MOMENTS)).min(len - start);
         for (stream, text) in pieces.iter_mut().enumerate() {
             text.resize(piece, 0);
             file.seek(SeekFrom::Start((stream * len + start) as u64))?;
