@@ -126,7 +126,7 @@ impl SegmentLengths {
                 // `as` truncates and saturates, like the clamp after it.
                 let len = (normal.sample(rng) as usize).clamp(min, max);
                 let (least, most) = (min.div_ceil(multiple), max / multiple);
-                ((len + multiple / 2) / multiple).clamp(least, most) * multiple
+                (len.saturating_add(multiple / 2) / multiple).clamp(least, most) * multiple
             }
         }
     }

@@ -48,6 +48,22 @@ fn no_lanes_or_more_than_the_data_fills() {
 }
 
 #[test]
+fn lengths_that_no_data_has() {
+    let (min, max) = (1, usize::MAX);
+    let lengths = SegmentLengths::Random {
+        base: max,
+        short_base: min,
+        short_probability: 0.0,
+        std_dev: 1.0,
+        min,
+        max,
+        multiple: 4,
+    };
+    let mut segments = Segments::new(lanes(20, 2), lengths, 1).unwrap();
+    assert_eq!(segment_lens(&mut segments), [9]);
+}
+
+#[test]
 fn fixed_segments_by_hand() {
     let lanes = Lanes::new(Corpus::from_bytes(&b"abcdefghijkl"[..]).whole(), 2).unwrap();
     let mut segments = Segments::new(lanes, SegmentLengths::Fixed { len: 3 }, 0).unwrap();

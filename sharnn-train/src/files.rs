@@ -7,6 +7,8 @@ mod stream_state;
 mod tensors;
 pub(crate) mod weights;
 
+pub(crate) use tensors::shown;
+
 pub use stream_state::{StateFileError, load_state, load_state_of, save_state, weights_digest};
 pub use tensors::{
     FloatType, HostTensor, Mismatch, TensorMismatch, WeightsError, load_metadata, load_tensors, save_tensors,

@@ -10,7 +10,7 @@ use sharnn_core::ops::{LambOptions, LambParam, LambStep, LambUpdate};
 use sharnn_core::{AutodiffBackend, Backend};
 
 use super::{LambConfig, MuonConfig};
-use crate::files::{HostTensor, WeightsError};
+use crate::files::{HostTensor, WeightsError, shown};
 use crate::group::{Alone, Group};
 use crate::params::{MapFloat, VisitFloat, host_values, map_params, param_infos, take_grads, visit_params};
 
@@ -200,7 +200,8 @@ impl<B: AutodiffBackend> Optimizer<B> {
             checked.insert(param.path, moments);
         }
         if let Some((tensor, found)) = tensors.pop_first() {
-            return Err(WeightsError::Unexpected { file: file(), tensor, found: found.shape, hint: hint() });
+            let (tensor, found) = (shown(&tensor), found.shape);
+            return Err(WeightsError::Unexpected { file: file(), tensor, found, hint: hint() });
         }
         let mut upload = Upload { checked, moments: BTreeMap::new() };
         visit_params(module, &mut upload);

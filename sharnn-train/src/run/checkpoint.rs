@@ -25,7 +25,7 @@ use super::directory::{RunDir, checkpoints, step_name};
 use super::manifest::{MANIFEST, read_json, verify, write_json};
 use super::{Best, CheckpointError, FORMAT, FileDigest, Manifest};
 use crate::files::weights::{load_config, validate};
-use crate::files::{HostTensor, WeightsError, load_tensors, save_tensors, save_weights};
+use crate::files::{HostTensor, WeightsError, load_tensors, save_tensors, save_weights, shown};
 use crate::optim::Optimizer;
 use crate::params::{VisitFloat, host_values, visit_params};
 
@@ -292,7 +292,7 @@ impl Checkpoint {
         }
         if let Some((tensor, HostTensor { shape: found, .. })) = tensors.pop_first() {
             let (file, hint) = (path.display().to_string(), "use an older checkpoint".into());
-            return Err(WeightsError::Unexpected { file, tensor, found, hint }.into());
+            return Err(WeightsError::Unexpected { file, tensor: shown(&tensor), found, hint }.into());
         }
         Ok(ShaRnnState { blocks })
     }

@@ -12,6 +12,7 @@ use sharnn_core::{Backend, ShaRnnConfig};
 use sharnn_data::{SegmentsState, Split, Splits, corpus, whole_file};
 
 use super::{CheckpointError, Smoothed, Window};
+use crate::files::shown;
 use crate::group::json_difference;
 use crate::recipe::Recipe;
 
@@ -204,7 +205,7 @@ impl Manifest {
             let CorpusIdentity { name, path, .. } = self.corpus.clone().named_as(splits);
             return Err(CheckpointError::OtherCorpus {
                 checkpoint: dir.into(),
-                saved: self.corpus.path.clone(),
+                saved: self.corpus.path.as_deref().map(shown),
                 given: path.unwrap_or(name),
                 split,
                 difference,
@@ -240,9 +241,32 @@ impl Manifest {
 
     /// Reads `checkpoint.json` and checks it against its checksum, not yet the other files. `advice` is for errors.
     pub(crate) fn read(dir: &Path, advice: &str) -> Result<Self, CheckpointError> {
-        read_json(dir, MANIFEST, advice)
+        let manifest: Self = read_json(dir, MANIFEST, advice)?;
+        let largest = manifest.largest_count();
+        if largest > MOST_COUNTED {
+            return Err(CheckpointError::Damaged {
+                file: dir.join(MANIFEST),
+                expected: format!("counts of steps, epochs and bytes up to {MOST_COUNTED}"),
+                found: largest.to_string(),
+                advice: advice.into(),
+            });
+        }
+        Ok(manifest)
+    }
+
+    /// The largest number of all that goes on being counted.
+    fn largest_count(&self) -> u64 {
+        let Position { step, epoch, phase_step, phase_epoch, validated, bytes, skipped, skipped_in_a_row, .. } =
+            self.position;
+        let of_position = [step, epoch, phase_step, phase_epoch, validated, bytes, skipped, skipped_in_a_row];
+        let Window { steps, skipped, bytes, scored, .. } = self.window;
+        let of_others = [steps, skipped, bytes, scored, self.smoothed.steps, self.segments.epoch];
+        of_position.into_iter().chain(of_others).fold(0, u64::max)
     }
 }
+
+/// No run counts so far: what it adds from there on does not overflow.
+const MOST_COUNTED: u64 = 1 << 60;
 
 pub(crate) const MANIFEST: &str = "checkpoint.json";
 
@@ -279,13 +303,17 @@ pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(
     let expected = String::from_utf8_lossy(&sum).split_whitespace().next().unwrap_or_default().to_string();
     let found = format!("{:x}", Sha256::digest(&json));
     if expected != found {
-        return Err(damaged(&file, format!("the sha256 {expected:?} of {name}.sha256"), format!("{found:?}")));
+        return Err(damaged(
+            &file,
+            format!("the sha256 \"{}\" of {name}.sha256", shown(&expected)),
+            format!("{found:?}"),
+        ));
     }
     #[derive(Deserialize)]
     struct Format {
         format: u64,
     }
-    let unreadable = |error: serde_json::Error| damaged(&file, format!("format {FORMAT}"), error.to_string());
+    let unreadable = |error: serde_json::Error| damaged(&file, format!("format {FORMAT}"), shown(&error.to_string()));
     let Format { format } = serde_json::from_slice(&json).map_err(unreadable)?;
     if format != FORMAT {
         return Err(CheckpointError::Format { file: file.clone(), found: format, expected: FORMAT });
@@ -320,7 +348,7 @@ pub(crate) fn verify(file: &Path, expected: &FileDigest, advice: &str) -> Result
     }
     let found = FileDigest::of_file(file)?;
     if found.sha256 != expected.sha256 {
-        return damaged(format!("the sha256 {}", expected.sha256), found.sha256);
+        return damaged(format!("the sha256 {}", shown(&expected.sha256)), found.sha256);
     }
     Ok(())
 }

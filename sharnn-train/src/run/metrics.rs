@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::files::shown;
+
 /// Name of the file in the run directory.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 
@@ -184,7 +186,7 @@ fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 fn parse(line: &[u8]) -> Result<Record, String> {
-    serde_json::from_slice(line).map_err(|error| format!("not a record of a run ({error})"))
+    serde_json::from_slice(line).map_err(|error| format!("not a record of a run ({})", shown(&error.to_string())))
 }
 
 /// Length of the lines before the first that lies beyond the given steps; or the number of a line that is none of ours, and

@@ -2,6 +2,7 @@
 //! multiple of what is on the disk. `PROPTEST_CASES` sets how many there are of each kind, some hundreds by default.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use sharnn_core::{Attend, DecodeEngine, ShaRnnConfig, WeightFormat};
 use sharnn_train::{
     CONFIG_KEY, CheckpointError, FloatType, ImportOptions, Metrics, SaveOptions, TrainError, Trainer, Vocabulary,
     WeightsError, import_weights, latest_manifest, load_best, load_metadata, load_tensors, load_weights, read_config,
-    save_weights_as,
+    save_tensors, save_weights_as,
 };
 
 use crate::common::{B, options, splits, twelve_steps};
@@ -27,6 +28,8 @@ use crate::common::{B, options, splits, twelve_steps};
 /// What readers may hold at one time: some times the file, and what an error or a small model takes in any case.
 const TIMES_THE_FILE: u64 = 40;
 const IN_ANY_CASE: u64 = 256 << 10;
+/// Clears a terminal's screen, in two ways.
+const OBEYED: &str = "\u{1b}[2J\u{9b}2J";
 
 fn cases(default: u32) -> ProptestConfig {
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
@@ -74,8 +77,8 @@ fn read_all(bytes: &[u8]) {
     let path = dir.path().join("hostile.safetensors");
     fs::write(&path, bytes).unwrap();
     let len = bytes.len() as u64;
-    bounded(len, "load_tensors", || drop(load_tensors(&path)));
-    bounded(len, "load_metadata", || drop(load_metadata(&path)));
+    bounded(len, "load_tensors", || check_message(load_tensors(&path)));
+    bounded(len, "load_metadata", || check_message(load_metadata(&path)));
     let model = config().init_seeded::<Flex>(2, &Default::default());
     bounded(len, "load_weights", || check_message(load_weights(model, &path)));
     let custom = Vocabulary::Custom((0..20).collect());
@@ -95,11 +98,15 @@ fn read_all(bytes: &[u8]) {
     }
 }
 
-/// Names and shapes of a file do not fill the screen.
-fn check_message<T>(result: Result<T, WeightsError>) {
-    if let Err(error) = result {
-        let len = error.to_string().len();
-        assert!(len < 10_000, "a message of {len} bytes");
+/// What a file holds does not fill the screen, and moves no cursor.
+fn check_message<T, E: Error>(result: Result<T, E>) {
+    let Err(error) = result else { return };
+    let mut cause: Option<&dyn Error> = Some(&error);
+    while let Some(error) = cause {
+        let message = error.to_string();
+        assert!(message.len() < 10_000, "a message of {} bytes", message.len());
+        assert!(!message.chars().any(|c| c.is_control() && c != '\n'), "a terminal would obey {message:?}");
+        cause = error.source();
     }
 }
 
@@ -121,6 +128,7 @@ fn hostile_value() -> impl Strategy<Value = Value> {
         any::<bool>().prop_map(Value::from),
         Just(Value::Null),
         "\\PC{0,20}".prop_map(Value::from),
+        Just(json!(OBEYED)),
         Just(json!("x".repeat(5000))),
         vec(hostile_number(), 0..6).prop_map(|list| json!(list)),
         Just(json!(vec![1; 2000])),
@@ -158,6 +166,7 @@ enum Damage {
 fn damage() -> impl Strategy<Value = Damage> {
     let name = prop_oneof![
         "\\PC{0,30}",
+        Just(OBEYED.to_string()),
         Just("decoder.weight".to_string()),
         Just("blocks.18446744073709551615.lnout.weight".to_string()),
         Just("blocks.7.attn.vs".to_string()),
@@ -342,6 +351,64 @@ static RUN: LazyLock<BTreeMap<PathBuf, Vec<u8>>> = LazyLock::new(|| {
     files
 });
 
+/// Unknown names, in whatever a run keeps.
+#[test]
+fn a_message_quotes_nothing_that_a_terminal_would_obey() {
+    let unknown = |file: &str| {
+        let mut json: Value = serde_json::from_slice(&RUN[Path::new(file)]).unwrap();
+        json[OBEYED] = json!(1);
+        RunDamage::Text(json.to_string())
+    };
+    let tensor = |file: &str| {
+        let mut tensors: Vec<_> = load_tensors_of(&RUN[Path::new(file)]);
+        tensors.push((OBEYED.into(), vec![1; 5000], vec![0.0]));
+        tensors
+    };
+    let (best, newest) = ("best/best.json", "step-00000012/checkpoint.json");
+    let line = RunDamage::Text(json!({"event": OBEYED}).to_string() + "\n");
+    let path = {
+        let mut json: Value = serde_json::from_slice(&RUN[Path::new(newest)]).unwrap();
+        (json["corpus"]["path"], json["corpus"]["train"]["bytes"]) = (json!(OBEYED.repeat(5000)), json!(1));
+        RunDamage::Text(json.to_string())
+    };
+    let sum = RunDamage::Text(OBEYED.repeat(5000));
+    let cases = [
+        (best, unknown(best)),
+        (newest, unknown(newest)),
+        (newest, path),
+        ("metrics.jsonl", line),
+        ("step-00000012/checkpoint.json.sha256", sum),
+        ("step-00000012/moments.safetensors", RunDamage::Tensors(tensor("step-00000012/moments.safetensors"))),
+        ("step-00000012/state.safetensors", RunDamage::Tensors(tensor("step-00000012/state.safetensors"))),
+    ];
+    for (file, damage) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        write_damaged(dir.path(), Path::new(file), &damage, !file.ends_with("sha256"));
+        let read = [
+            Metrics::read(dir.path()).err().map(|error| error.to_string()),
+            load_best::<Flex>(dir.path(), &Default::default()).err().map(|error| error.to_string()),
+            Trainer::<B>::resume(splits(), options(dir.path()), &Default::default()).err().map(|it| it.to_string()),
+        ];
+        let messages: Vec<_> = read.into_iter().flatten().collect();
+        assert!(!messages.is_empty(), "{file} was read");
+        for message in messages {
+            assert!(message.len() < 2000, "{file}: a message of {} bytes", message.len());
+            assert!(!message.chars().any(char::is_control), "{file}: {message:?}");
+        }
+    }
+    let list = tempfile::NamedTempFile::new().unwrap();
+    fs::write(list.path(), json!([OBEYED]).to_string()).unwrap();
+    check_message(Vocabulary::read(list.path()));
+}
+
+/// The tensors of a file, as they are written.
+fn load_tensors_of(bytes: &[u8]) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), bytes).unwrap();
+    let tensors = load_tensors(file.path()).unwrap();
+    tensors.into_iter().map(|(name, tensor)| (name, tensor.shape, tensor.data)).collect()
+}
+
 /// Found by chance before it was a test: the blocks that attend were listed, as many as the manifest claimed, and a
 /// resumed run looked for them one by one.
 #[test]
@@ -383,6 +450,29 @@ fn a_model_of_any_size_is_compared_with_its_file_before_it_is_made() {
     }
 }
 
+/// A run that goes on counts from there.
+#[test]
+fn counts_that_no_run_reaches_are_refused() {
+    let newest = Path::new("step-00000012/checkpoint.json");
+    for pointer in [
+        "/position/step",
+        "/position/epoch",
+        "/position/phase_epoch",
+        "/position/bytes",
+        "/position/skipped_in_a_row",
+        "/segments/epoch",
+        "/window/steps",
+        "/smoothed/steps",
+    ] {
+        let mut json: Value = serde_json::from_slice(&RUN[newest]).unwrap();
+        *json.pointer_mut(pointer).unwrap() = json!(u64::MAX);
+        let dir = tempfile::tempdir().unwrap();
+        write_damaged(dir.path(), newest, &RunDamage::Text(json.to_string()), true);
+        let error = latest_manifest(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("counts of steps, epochs and bytes up to"), "{pointer}: {error}");
+    }
+}
+
 /// What is done to one file of a run.
 #[derive(Clone, Debug)]
 enum RunDamage {
@@ -391,6 +481,7 @@ enum RunDamage {
     Json(Vec<(Index, Index, Value)>),
     Missing,
     Text(String),
+    Tensors(Vec<(String, Vec<usize>, Vec<f32>)>),
 }
 
 fn run_damage() -> impl Strategy<Value = RunDamage> {
@@ -408,6 +499,11 @@ impl RunDamage {
             Self::Bytes(damage) => Some(damage.to(good.to_vec())),
             Self::Missing => None,
             Self::Text(text) => Some(text.clone().into_bytes()),
+            Self::Tensors(tensors) => {
+                let file = tempfile::NamedTempFile::new().unwrap();
+                save_tensors(file.path(), tensors, &BTreeMap::new()).unwrap();
+                Some(fs::read(file.path()).unwrap())
+            }
             Self::Json(replacements) if name == "metrics.jsonl" => {
                 let mut lines: Vec<Value> =
                     good.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
@@ -475,12 +571,14 @@ proptest! {
         let damaged = if matches!(damage, RunDamage::Json(_)) { *at.get(&json) } else { *at.get(&any) };
         let dir = tempfile::tempdir().unwrap();
         let len = write_damaged(dir.path(), damaged, &damage, signed);
-        bounded(len, "Metrics::read", || drop(Metrics::read(dir.path())));
-        bounded(len, "latest_manifest", || drop(latest_manifest(dir.path())));
-        bounded(len, "load_best", || drop(load_best::<Flex>(dir.path(), &Default::default())));
+        bounded(len, "Metrics::read", || check_message(Metrics::read(dir.path())));
+        bounded(len, "latest_manifest", || check_message(latest_manifest(dir.path())));
+        bounded(len, "load_best", || check_message(load_best::<Flex>(dir.path(), &Default::default())));
         // Until the next backward pass Burn keeps every leaf that ever was, of all models, in one table: what that takes when
         // it grows is not the reader's.
         Tensor::<B, 1>::ones([1], &Default::default()).require_grad().backward();
-        bounded(len, "resume", || drop(Trainer::<B>::resume(splits(), options(dir.path()), &Default::default())));
+        bounded(len, "resume", || {
+            check_message(Trainer::<B>::resume(splits(), options(dir.path()), &Default::default()));
+        });
     }
 }

@@ -80,7 +80,7 @@ pub enum WeightsError {
         hint: String,
     },
     /// A tensor is there that the model does not have.
-    #[error("tensor {tensor} of shape {found:?} in {file} is unknown to the model: {hint}")]
+    #[error("tensor {tensor} of shape {} in {file} is unknown to the model: {hint}", Shape(found))]
     Unexpected {
         /// The file.
         file: String,
@@ -93,7 +93,8 @@ pub enum WeightsError {
     },
     /// A tensor has another shape than the model's.
     #[error(
-        "tensor {tensor} in {file} has shape {found:?}, the model expects {expected:?}: load it with the configuration that it was saved with"
+        "tensor {tensor} in {file} has shape {}, the model expects {expected:?}: load it with the configuration that it was saved with",
+        Shape(found)
     )]
     Shape {
         /// The file.
@@ -354,10 +355,16 @@ fn python(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// What a file holds, for a message: no control characters, and not the whole of a long one.
+/// What a file holds, for a message: no control characters, and not the whole of a long text.
 pub(crate) fn shown(text: &str) -> String {
     const LONGEST: usize = 160;
-    let mut shown: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    let mut shown = String::new();
+    for c in text.chars().take(LONGEST) {
+        match c {
+            '"' | '\'' | '\\' => shown.push(c),
+            c => shown.extend(c.escape_debug()),
+        }
+    }
     if text.chars().nth(LONGEST).is_some() {
         shown.push_str("...");
     }

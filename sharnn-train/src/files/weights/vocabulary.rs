@@ -5,6 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use super::{DECODER, DECODER_BIAS, ENCODER};
+use crate::files::tensors::shown;
 
 /// The bias of a byte that the model has no symbol for, and so its logit: its rows of embedding and decoder are 0.
 ///
@@ -112,8 +113,8 @@ impl Vocabulary {
         if json.len() as u64 > LONGEST {
             return Err(VocabularyError::List { file, reason: format!("it is longer than {LONGEST} bytes") });
         }
-        let bytes: Vec<u8> =
-            serde_json::from_str(&json).map_err(|error| VocabularyError::List { file, reason: error.to_string() })?;
+        let bytes: Vec<u8> = serde_json::from_str(&json)
+            .map_err(|error| VocabularyError::List { file, reason: shown(&error.to_string()) })?;
         check_distinct(&bytes)?;
         Ok(Self::Custom(bytes))
     }
