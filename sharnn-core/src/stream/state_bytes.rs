@@ -184,13 +184,13 @@ impl<'a> Parser<'a> {
         if header > most_header as u64 {
             return Err(refuse(format!("its header has {header} bytes, expected at most {most_header}")));
         }
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| refuse(error.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| refuse(shown(&error.to_string())))?;
         let text = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
         let text = text.ok_or_else(|| refuse(format!("there is no {KEY} in the metadata")))?;
         let parts = text.rsplit_once(DIGEST);
         let (text, digest) = parts.ok_or_else(|| refuse(format!("there is no digest in {KEY}")))?;
         let (text, digest) = (text.to_string(), digest.to_string());
-        let tensors = SafeTensors::deserialize(bytes).map_err(|error| refuse(error.to_string()))?;
+        let tensors = SafeTensors::deserialize(bytes).map_err(|error| refuse(shown(&error.to_string())))?;
         Ok(Self { len: bytes.len(), tensors, text, digest })
     }
 
@@ -239,7 +239,7 @@ impl<'a> Parser<'a> {
         for (field, expected) in fields(streams) {
             let found = self.field(field)?;
             if found != expected {
-                return Err(StateError::Shape { field, expected, found: found.to_string() });
+                return Err(StateError::Shape { field, expected, found: shown(found) });
             }
         }
         let numbers = ["segment_len", "position", "oldest"].map(|name| self.number(name));
@@ -296,7 +296,7 @@ impl<'a> Parser<'a> {
         }
         let found = digest(&self.text, views.iter().map(|(view, _)| view.data()));
         if found != self.digest {
-            return Err(StateError::Damaged { expected: self.digest.clone(), found });
+            return Err(StateError::Damaged { expected: shown(&self.digest), found });
         }
 
         let mut values = views.iter().map(|(view, name)| values(view, name));
@@ -307,6 +307,16 @@ impl<'a> Parser<'a> {
         state.logits = values.next().transpose()?;
         Ok(state)
     }
+}
+
+/// What the bytes hold, for a message: no control characters, and not the whole of a long text.
+fn shown(text: &str) -> String {
+    const LONGEST: usize = 160;
+    let mut shown: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    if text.chars().nth(LONGEST).is_some() {
+        shown.push_str("...");
+    }
+    shown
 }
 
 /// The values of a tensor of f32, all of them finite.

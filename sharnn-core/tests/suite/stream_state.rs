@@ -271,6 +271,37 @@ fn numbers_that_cannot_be() {
     assert_eq!(reason(&forged.bytes()), "the oldest of 2 rows of memory cannot lie at 1");
 }
 
+/// Clears a terminal's screen, in two ways; and a text that would fill it.
+#[test]
+fn a_message_quotes_nothing_that_a_terminal_would_obey() {
+    let obeyed = "\u{1b}[2J\u{9b}2J";
+    let header = format!(r#"{{"x":{{"dtype":"{obeyed}","shape":[],"data_offsets":[0,0]}}}}"#);
+    let header = header.replace('\u{1b}', "\\u001b");
+    let mut unknown_dtype = (header.len() as u64).to_le_bytes().to_vec();
+    unknown_dtype.extend(header.bytes());
+    let other_digest = {
+        let bytes = Forged::new(&state()).bytes();
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        let text = metadata.metadata().as_ref().unwrap()["sharnn-stream-state"].clone();
+        let parsed = SafeTensors::deserialize(&bytes).unwrap();
+        let text = format!("{} sha256={}", text.split(" sha256=").next().unwrap(), obeyed.repeat(50));
+        safetensors::serialize(parsed.tensors(), Some(HashMap::from([("sharnn-stream-state".to_string(), text)])))
+    };
+    let cases = [
+        Forged::new(&state()).with("vocab_size", obeyed).bytes(),
+        Forged::new(&state()).with("vocab_size", &"x".repeat(900)).bytes(),
+        Forged::new(&state()).with("version", obeyed).bytes(),
+        Forged::new(&state()).with("position", obeyed).bytes(),
+        unknown_dtype,
+        other_digest.unwrap(),
+    ];
+    for bytes in cases {
+        let message = refused(&bytes).to_string();
+        assert!(!message.chars().any(char::is_control), "{message:?}");
+        assert!(message.len() < 800, "{} bytes: {message}", message.len());
+    }
+}
+
 #[test]
 fn values_that_are_not_finite() {
     for (value, text) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
