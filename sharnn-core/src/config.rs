@@ -118,6 +118,9 @@ impl ShaRnnConfig {
     /// The most blocks that a model can have.
     pub const MOST_LAYERS: usize = 1 << 16;
 
+    /// The widest that a model and its Boom can be, and the most symbols: numbers of parameters stay countable.
+    pub const MOST_WIDTH: usize = 1 << 20;
+
     /// Four blocks, the second-last attends, memory 5000, no dropout, bytes, tied.
     fn sized(d_model: usize) -> Self {
         Self {
@@ -213,9 +216,13 @@ impl ShaRnnConfig {
                 return refuse(field, "0".into(), "use at least 1".into());
             }
         }
-        for (field, value, most) in
-            [("mem_len", self.mem_len, Self::MOST_MEM_LEN), ("n_layers", self.n_layers, Self::MOST_LAYERS)]
-        {
+        for (field, value, most) in [
+            ("mem_len", self.mem_len, Self::MOST_MEM_LEN),
+            ("n_layers", self.n_layers, Self::MOST_LAYERS),
+            ("vocab_size", self.vocab_size, Self::MOST_WIDTH),
+            ("d_model", self.d_model, Self::MOST_WIDTH),
+            ("d_ff", self.d_ff, Self::MOST_WIDTH),
+        ] {
             if value > most {
                 return refuse(field, value.to_string(), format!("use at most {most}"));
             }
@@ -319,6 +326,30 @@ impl ShaRnnConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_pointer_width = "64")]
+    #[test]
+    fn parameters_of_whatever_is_valid_can_be_counted() {
+        let most = ShaRnnConfig {
+            vocab_size: ShaRnnConfig::MOST_WIDTH,
+            d_model: ShaRnnConfig::MOST_WIDTH,
+            d_ff: ShaRnnConfig::MOST_WIDTH,
+            n_layers: ShaRnnConfig::MOST_LAYERS,
+            attend: Attend::All,
+            tied: false,
+            ..ShaRnnConfig::xs()
+        };
+        assert_eq!(most.validate(), Ok(()));
+        assert!(most.num_params() > 8 << 56);
+        for config in [
+            ShaRnnConfig { d_model: usize::MAX / 2, d_ff: usize::MAX / 2, ..most.clone() },
+            ShaRnnConfig { d_ff: usize::MAX, ..most.clone() },
+            ShaRnnConfig { vocab_size: usize::MAX, ..most.clone() },
+        ] {
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.ends_with("use at most 1048576"), "{error}");
+        }
+    }
 
     /// Those of the published code less the ones that it never uses: 53,825,792 and 63,299,840 parameters at 256 tokens, 53,773,517 and
     /// 63,247,565 at 205.
