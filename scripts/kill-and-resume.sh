@@ -4,12 +4,13 @@
 #
 #   scripts/kill-and-resume.sh PROGRAM [TIMES]
 set -eu
+. "$(dirname "$0")/compare-runs.sh"
 program=$(realpath "${1:?which program}")
 times=${2:-200}
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 cd "$dir"
-awk 'BEGIN { for (i = 1; i <= 20000; i++) printf "2031-05-%02d node%d job %d took %d ms\n", 1 + i % 28, i % 7, i, (i * 37) % 991 }' >log.txt
+write_log
 
 # A step of this model takes between one and two milliseconds: 500 of them, after which there is a checkpoint, about a second.
 train() {
@@ -46,14 +47,6 @@ last=$((${saved:-0} + 1000))
 (resume --steps "$last" --quiet >/dev/null)
 (train whole --steps "$last" --quiet >/dev/null)
 
-# What depends on the time is left out.
-for run in killed whole; do
-    sed 's/"seconds":[^,}]*//; s/"bytes_per_s":[^,}]*//' $run/metrics.jsonl >$run.txt
-done
-cmp killed.txt whole.txt
-at=$(printf 'step-%08d' "$last")
-for file in "$at/weights" "$at/moments" "$at/state" best/weights; do
-    cmp "killed/$file.safetensors" "whole/$file.safetensors"
-done
+must_be_same killed whole "$last"
 echo "$times times kill -9 up to step $last, $half of them while a directory was being written; $lost steps were done again, at most" \
     "$most_lost at once; $(wc -l <whole.txt) records, weights, moments, state and best weights are identical to the last bit"

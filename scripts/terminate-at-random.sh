@@ -5,12 +5,13 @@
 #
 #   scripts/terminate-at-random.sh PROGRAM [TIMES]
 set -eu
+. "$(dirname "$0")/compare-runs.sh"
 program=$(realpath "${1:?which program}")
 times=${2:-100}
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 cd "$dir"
-awk 'BEGIN { for (i = 1; i <= 20000; i++) printf "2031-05-%02d node%d job %d took %d ms\n", 1 + i % 28, i % 7, i, (i * 37) % 991 }' >log.txt
+write_log
 
 # A step of this model takes milliseconds; a validation, every 25 steps, far longer.
 train() {
@@ -49,13 +50,5 @@ done
 last=$saved
 "$program" train --resume --log-every 1 --out stopped --threads 1 --steps "$((last + 5))" --quiet >/dev/null
 (train whole --steps "$((last + 5))" --quiet >/dev/null)
-# What depends on the time is left out.
-for run in stopped whole; do
-    sed 's/"seconds":[^,}]*//; s/"bytes_per_s":[^,}]*//' $run/metrics.jsonl >$run.txt
-done
-cmp stopped.txt whole.txt
-at=$(printf 'step-%08d' "$((last + 5))")
-for file in "$at/weights" "$at/moments" "$at/state" best/weights; do
-    cmp "stopped/$file.safetensors" "whole/$file.safetensors"
-done
+must_be_same stopped whole "$((last + 5))"
 echo "$times times SIGTERM up to step $last, $in_validation of them in a validation; the slowest end took $slowest ms; nothing was lost"

@@ -3,6 +3,7 @@
 #![cfg(unix)]
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -10,11 +11,22 @@ use sharnn_train::{EXIT_STATUS, Interrupt};
 
 const CHILD: &str = "SHARNN_TEST_INTERRUPT_CHILD";
 
-/// Runs this test again, in a process of its own that is to play the child.
-fn play(test: &str) -> Child {
+/// Runs this test again, in a process of its own that is to play the child, until it is ready; and what it says from then on.
+fn play_until_ready(test: &str) -> (Child, impl Iterator<Item = String>) {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--nocapture", test]).env(CHILD, "1").stdout(Stdio::null()).stderr(Stdio::piped());
-    command.spawn().unwrap()
+    let hear = || {
+        // Whoever runs the tests in the background has it ignored, which the child would keep to.
+        // SAFETY: The call takes integers, and may be made between fork and exec.
+        unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
+        Ok(())
+    };
+    // SAFETY: The closure makes no other call.
+    unsafe { command.pre_exec(hear) };
+    let mut process = command.spawn().unwrap();
+    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "ready"));
+    (process, lines)
 }
 
 fn signal(process: &Child, name: &str) {
@@ -38,9 +50,7 @@ fn the_first_ctrl_c_asks_and_the_second_ends() {
     if std::env::var_os(CHILD).is_some() {
         return child();
     }
-    let mut process = play("the_first_ctrl_c_asks_and_the_second_ends");
-    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
-    assert!(lines.any(|line| line == "ready"));
+    let (mut process, mut lines) = play_until_ready("the_first_ctrl_c_asks_and_the_second_ends");
     signal(&process, "INT");
     assert!(lines.any(|line| line == "raised"));
     signal(&process, "INT");
@@ -53,9 +63,7 @@ fn a_limit_that_is_reported_again_is_one_request() {
     if std::env::var_os(CHILD).is_some() {
         return child();
     }
-    let mut process = play("a_limit_that_is_reported_again_is_one_request");
-    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
-    assert!(lines.any(|line| line == "ready"));
+    let (mut process, mut lines) = play_until_ready("a_limit_that_is_reported_again_is_one_request");
     signal(&process, "XCPU");
     assert!(lines.any(|line| line == "raised"));
     for _ in 0..3 {
@@ -74,9 +82,7 @@ fn a_process_that_has_nothing_to_keep_ends_at_the_first_signal() {
         eprintln!("ready");
         return std::thread::sleep(Duration::from_secs(60));
     }
-    let mut process = play("a_process_that_has_nothing_to_keep_ends_at_the_first_signal");
-    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
-    assert!(lines.any(|line| line == "ready"));
+    let (mut process, _lines) = play_until_ready("a_process_that_has_nothing_to_keep_ends_at_the_first_signal");
     signal(&process, "TERM");
     assert_eq!(process.wait().unwrap().code(), Some(EXIT_STATUS));
 }
