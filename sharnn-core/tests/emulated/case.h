@@ -22,17 +22,13 @@ inline void run(const emulated::Case& its, unsigned seq_len, unsigned raised, un
         unsigned word = raised;
         emulated::flag = scratch.get();
         emulated::launch(BLOCKS, THREADS, seed, its.forward_shared, [&](unsigned char* shared) {
-            bool given_up = is_raised(&word);
-            if (!given_up) {
+            const auto pass = [&] {
                 persistent_forward(
                     projected.data(), weight.data(), bias_ih.data(), bias_hh.data(), h0.data(), c0.data(), output.data(), gates.data(),
                     cells.data(), scratch.get(), shared, seq_len
                 );
-                given_up = was_given_up(scratch.get(), &word);
-            }
-            if (given_up) {
-                poison(output.data(), output.size());
-            }
+            };
+            run_or_spoil(scratch.get(), &word, pass, [&] { poison(output.data(), output.size()); });
         });
         emulated::write(out, &word, 1);
         emulated::write(out, scratch.get(), 1);
@@ -46,18 +42,17 @@ inline void run(const emulated::Case& its, unsigned seq_len, unsigned raised, un
         unsigned word = raised;
         emulated::flag = scratch.get();
         emulated::launch(BLOCKS, THREADS, seed, its.backward_shared, [&](unsigned char* shared) {
-            bool given_up = is_raised(&word);
-            if (!given_up) {
+            const auto pass = [&] {
                 persistent_backward(
                     weight.data(), gates.data(), cells.data(), c0.data(), grad.data(), dgates.data(), dcells.data(), scratch.get(),
                     shared, seq_len
                 );
-                given_up = was_given_up(scratch.get(), &word);
-            }
-            if (given_up) {
+            };
+            const auto spoil = [&] {
                 poison(dgates.data(), dgates.size());
                 poison(dcells.data(), dcells.size());
-            }
+            };
+            run_or_spoil(scratch.get(), &word, pass, spoil);
         });
         emulated::write(out, &word, 1);
         emulated::write(out, scratch.get(), 1);

@@ -16,3 +16,14 @@ __device__ inline bool was_given_up(unsigned* scratch, unsigned* raised) {
 __device__ inline void poison(float* values, unsigned long long count) {
     for (unsigned long long at = threadIdx.x; at < count; at += blockDim.x) values[at] = __int_as_float(0x7fc00000);
 }
+
+// A pass, and what becomes of its results where it or a launch before it has given up.
+template <typename Pass, typename Spoil>
+__device__ __forceinline__ void run_or_spoil(unsigned* scratch, unsigned* raised, Pass pass, Spoil spoil) {
+    bool given_up = is_raised(raised);
+    if (!given_up) {
+        pass();
+        given_up = was_given_up(scratch, raised);
+    }
+    if (given_up) spoil();
+}

@@ -128,21 +128,16 @@ impl Plan {
             Pass::Backward => (
                 "buffer_7",
                 "buffer_8",
-                format!("poison(buffer_5, seq_len * 4ull * {d_lanes});\n        poison(buffer_6, {d_lanes});"),
+                format!("poison(buffer_5, seq_len * 4ull * {d_lanes}); poison(buffer_6, {d_lanes});"),
             ),
         };
         format!(
             " {{
     extern __shared__ __align__({ALIGNMENT}) unsigned char dynamic_shared_mem[];
     const unsigned seq_len = info.scalars_uint32[0];
-    bool given_up = is_raised({raised});
-    if (!given_up) {{
-        {call}
-        given_up = was_given_up({scratch}, {raised});
-    }}
-    if (given_up) {{
-        {poison}
-    }}
+    const auto pass = [&] {{ {call} }};
+    const auto spoil = [&] {{ {poison} }};
+    run_or_spoil({scratch}, {raised}, pass, spoil);
 }}
 "
         )
