@@ -129,6 +129,11 @@ pub fn draw(path: &Path, curves: &[Curve], over: Over, max: Option<f64>) -> Resu
     let end = curves.iter().map(Curve::end).fold(0.0, f64::max);
     let high = max.unwrap_or_else(|| curves.iter().map(Curve::highest).fold(0.0, f64::max) * 1.05);
     let low = curves.iter().map(Curve::lowest).fold(f64::INFINITY, f64::min).min(high) * 0.95;
+    // The marks of an axis without an end are never all found.
+    ensure!(
+        (high - low).is_finite() && end.is_finite(),
+        "its measurements cannot be drawn: they reach from {low:e} to {high:e} bits per byte; look into {METRICS_FILE}"
+    );
     // Written whole or not at all.
     let mut svg = String::new();
     {

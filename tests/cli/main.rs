@@ -276,6 +276,24 @@ fn a_run_of_few_records_is_drawn() {
     assert_eq!(at.read("one.svg").matches("<circle").count(), 3, "the record too");
 }
 
+#[test]
+fn measurements_without_bounds_are_refused() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    let mut losses = [1e308, -1e308].into_iter();
+    let forged = at.read("run/metrics.jsonl").lines().fold(String::new(), |forged, line| {
+        let mut record: Value = serde_json::from_str(line).unwrap();
+        if let Some(loss) = (record["event"] == "train").then(|| losses.next()).flatten() {
+            record["train_bpc"] = loss.into();
+        }
+        forged + &record.to_string() + "\n"
+    });
+    at.write("run/metrics.jsonl", forged.as_bytes());
+    let error = at.error(&["plot", "run", "--svg", "curve.svg"]);
+    assert!(error.contains("its measurements cannot be drawn: they reach from -"), "{error}");
+    assert!(!at.path("curve.svg").exists());
+}
+
 /// A file system takes any bytes for a name.
 #[cfg(target_os = "linux")]
 #[test]
