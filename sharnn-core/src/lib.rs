@@ -42,6 +42,7 @@ pub use ops::{AutodiffBackend, Backend, Dropout, DropoutKey, DropoutSite, Dropou
 pub use pass::Pass;
 #[cfg(feature = "flex")]
 pub use sharnn_kernels as kernels;
+pub use sharnn_mixing::{ByteDistribution, Mixer, MixerConfig, MixerError};
 pub use state::{BlockState, LstmState, ShaRnnState};
 pub use stream::{
     BatchGenerator, BatchScorer, GenerateError, Generator, ModelStreams, Sampler, Sampling, SamplingError, Scorer,

@@ -2,9 +2,10 @@
 
 use std::io::{self, Write};
 
-use super::{
-    Sampler, Sampling, SamplingError, StateError, StreamError, StreamState, Streams, begin, check_tokens, checked,
-};
+use sharnn_mixing::Mixer;
+
+use super::scorer::BatchScorer;
+use super::{Sampler, Sampling, SamplingError, StateError, StreamError, StreamState, Streams};
 
 /// Why no byte could be generated.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +60,8 @@ pub struct Generator<S>(BatchGenerator<S>);
 /// ```
 #[derive(Clone, Debug)]
 pub struct BatchGenerator<S> {
-    streams: S,
+    /// What reads, and knows what comes next.
+    scorer: BatchScorer<S>,
     samplers: Vec<Sampler>,
 }
 
@@ -79,6 +81,20 @@ impl<S: Streams> Generator<S> {
             streams.n_streams()
         );
         BatchGenerator::new(streams, sampling).map(Self)
+    }
+
+    /// A generator that draws from the model's predictions mixed with what was read, what it wrote itself too: see
+    /// [`Scorer::adaptive`](super::Scorer::adaptive).
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    ///
+    /// # Panics
+    /// If there are more streams, or the mixer has more lanes.
+    pub fn adaptive(streams: S, sampling: Sampling, mixer: Mixer) -> Result<Self, GenerateError> {
+        assert_eq!(mixer.n_lanes(), 1, "a mixer of {} lanes for a generator of one", mixer.n_lanes());
+        let Self(BatchGenerator { scorer, samplers }) = Self::new(streams, sampling)?;
+        Ok(Self(BatchGenerator { scorer: BatchScorer::adaptive(scorer.into_streams(), mixer)?, samplers }))
     }
 
     /// Reads `prompt` as the text so far, any bytes, valid UTF-8 or not. An empty one changes nothing.
@@ -148,10 +164,22 @@ impl<S: Streams> BatchGenerator<S> {
     /// # Errors
     /// If `sampling` cannot be used, or the model's tokens are not bytes.
     pub fn new(streams: S, sampling: Sampling) -> Result<Self, GenerateError> {
-        check_tokens(&streams)?;
         let sampler = Sampler::new(sampling)?;
         let samplers = (0..streams.n_streams()).map(|stream| sampler.clone().in_sequence(stream as u64)).collect();
-        Ok(Self { streams, samplers })
+        Ok(Self { scorer: BatchScorer::new(streams)?, samplers })
+    }
+
+    /// A generator that draws from the model's predictions mixed with what was read, what was written too. What a mixer of one lane and
+    /// one of many are: [`BatchScorer::adaptive`].
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    ///
+    /// # Panics
+    /// If the mixer has neither one lane nor as many as there are streams.
+    pub fn adaptive(streams: S, sampling: Sampling, mixer: Mixer) -> Result<Self, GenerateError> {
+        let Self { scorer, samplers } = Self::new(streams, sampling)?;
+        Ok(Self { scorer: BatchScorer::adaptive(scorer.into_streams(), mixer)?, samplers })
     }
 
     /// Gives a stream options of its own, and random numbers from their beginning: what it draws no longer depends on its
@@ -175,9 +203,7 @@ impl<S: Streams> BatchGenerator<S> {
     /// # Panics
     /// If there are not as many prompts as streams.
     pub fn feed(&mut self, prompts: &[impl AsRef<[u8]>]) -> Result<(), GenerateError> {
-        let prompts = checked(&self.streams, prompts)?;
-        self.streams.read(&prompts, &mut |_, _, _| {});
-        Ok(())
+        Ok(self.scorer.feed(prompts)?)
     }
 
     /// Draws the next byte of each of these streams and reads it; the others wait, at no cost.
@@ -188,26 +214,25 @@ impl<S: Streams> BatchGenerator<S> {
     /// # Panics
     /// If there is no such stream, or one is named twice.
     pub fn next_bytes(&mut self, streams: &[usize]) -> Result<Vec<u8>, GenerateError> {
-        begin(&mut self.streams, |stream| streams.contains(&stream))?;
-        let logits = |stream: usize| self.streams.logits(stream).expect("a stream that has begun predicts something");
-        streams.iter().try_for_each(|&stream| StreamError::of_logits(stream, logits(stream)))?;
-        let draw = |&stream: &usize| {
-            let token = self.samplers[stream].draw(logits(stream));
+        let logits: Vec<Vec<f32>> =
+            streams.iter().map(|&stream| self.scorer.logits(stream)).collect::<Result<_, _>>()?;
+        let draw = |(&stream, logits): (&usize, &Vec<f32>)| {
+            let token = self.samplers[stream].draw(logits);
             u8::try_from(token).expect("a vocabulary of at most 256 was checked")
         };
-        let bytes: Vec<u8> = streams.iter().map(draw).collect();
+        let bytes: Vec<u8> = streams.iter().zip(&logits).map(draw).collect();
         let mut texts: Vec<&[u8]> = vec![b""; self.samplers.len()];
         for (&stream, byte) in streams.iter().zip(&bytes) {
             assert!(texts[stream].is_empty(), "stream {stream} is named twice");
             texts[stream] = std::slice::from_ref(byte);
         }
-        self.streams.read(&texts, &mut |_, _, _| {});
+        self.scorer.feed(&texts)?;
         Ok(bytes)
     }
 
     /// The streams.
     pub fn streams(&self) -> &S {
-        &self.streams
+        self.scorer.streams()
     }
 
     /// Starts a stream's text anew. Its random numbers go on.
@@ -215,7 +240,7 @@ impl<S: Streams> BatchGenerator<S> {
     /// # Panics
     /// If there is no such stream.
     pub fn reset(&mut self, stream: usize) {
-        self.streams.reset(stream);
+        self.scorer.reset(stream);
     }
 
     /// A stream's state. The random numbers drawn so far are not part of it.
@@ -223,7 +248,7 @@ impl<S: Streams> BatchGenerator<S> {
     /// # Panics
     /// If there is no such stream.
     pub fn state(&self, stream: usize) -> StreamState {
-        self.streams.state(stream)
+        self.scorer.state(stream)
     }
 
     /// Lets a stream go on from a state.
@@ -234,6 +259,6 @@ impl<S: Streams> BatchGenerator<S> {
     /// # Panics
     /// If there is no such stream.
     pub fn set_state(&mut self, stream: usize, state: &StreamState) -> Result<(), StateError> {
-        self.streams.set_state(stream, state)
+        self.scorer.set_state(stream, state)
     }
 }

@@ -1,5 +1,6 @@
 //! Streams of bytes through a model: [`Streams`], two ways to compute them, and what stands on top of both.
 
+mod adaptive;
 mod generator;
 mod model;
 #[cfg(feature = "flex")]

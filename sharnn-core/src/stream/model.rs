@@ -239,6 +239,7 @@ impl<B: Backend> Streams for ModelStreams<B> {
             blocks: one.blocks.into_iter().map(block).collect(),
             logits: self.logits[stream].clone(),
             weights: None,
+            adaptive: None,
         }
     }
 

@@ -241,6 +241,7 @@ impl Streams for DecodeStreams {
             blocks: (0..self.shape.n_layers()).map(block).collect(),
             logits: self.logits(stream).map(<[f32]>::to_vec),
             weights: None,
+            adaptive: None,
         }
     }
 

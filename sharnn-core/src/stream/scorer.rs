@@ -5,6 +5,9 @@
 //! bits per byte  = mean cost / ln 2
 //! ```
 
+use sharnn_mixing::Mixer;
+
+use super::adaptive::Adaptive;
 use super::{StateError, StreamError, StreamState, Streams, begin, check_tokens, checked};
 
 /// What was scored of a stream so far.
@@ -78,6 +81,7 @@ pub struct Scorer<S>(BatchScorer<S>);
 pub struct BatchScorer<S> {
     streams: S,
     tallies: Vec<Tally>,
+    adaptive: Option<Adaptive>,
 }
 
 impl<S: Streams> Scorer<S> {
@@ -91,6 +95,34 @@ impl<S: Streams> Scorer<S> {
     pub fn new(streams: S) -> Result<Self, StreamError> {
         assert_eq!(streams.n_streams(), 1, "{} streams for a scorer of one: use BatchScorer", streams.n_streams());
         BatchScorer::new(streams).map(Self)
+    }
+
+    /// A scorer whose predictions are the model's mixed with what was read: see [`Mixer`]. Scores are those of another model than without, and
+    /// are to be named so. What the mixer knows is part of the state.
+    ///
+    /// ```
+    /// # #[cfg(feature = "flex")] {
+    /// use burn::backend::Flex;
+    /// use sharnn_core::{DecodeEngine, Mixer, MixerConfig, Scorer, ShaRnnConfig, WeightFormat};
+    ///
+    /// let model = ShaRnnConfig::xs().with_mem_len(100).init_seeded::<Flex>(1, &Default::default());
+    /// let streams = DecodeEngine::new(&model, WeightFormat::F32).streams(1);
+    /// let mut scorer = Scorer::adaptive(streams, Mixer::new(MixerConfig::default(), 1)).unwrap();
+    /// let mut cost = |line: &[u8]| scorer.score(line).unwrap().iter().sum::<f64>();
+    /// let first = cost(b"Connection from 10.0.0.7 closed\n");
+    /// assert!(cost(b"Connection from 10.0.0.7 closed\n") < 0.3 * first);
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// If the model's tokens are not bytes.
+    ///
+    /// # Panics
+    /// If there are more streams, or the mixer has more lanes.
+    pub fn adaptive(streams: S, mixer: Mixer) -> Result<Self, StreamError> {
+        let mut scorer = Self::new(streams)?;
+        scorer.0.adaptive = Some(Adaptive::new(mixer, 1));
+        Ok(scorer)
     }
 
     /// Reads a text without scoring it: what is known before.
@@ -137,7 +169,7 @@ impl<S: Streams> Scorer<S> {
         self.0.streams()
     }
 
-    /// Starts the stream anew.
+    /// Starts the stream anew, with what the mixer knew at the start.
     pub fn reset(&mut self) {
         self.0.reset(0);
     }
@@ -164,7 +196,23 @@ impl<S: Streams> BatchScorer<S> {
     pub fn new(streams: S) -> Result<Self, StreamError> {
         check_tokens(&streams)?;
         let tallies = vec![Tally::default(); streams.n_streams()];
-        Ok(Self { streams, tallies })
+        Ok(Self { streams, tallies, adaptive: None })
+    }
+
+    /// A scorer whose predictions are the model's mixed with what was read, as [`Scorer::adaptive`].
+    ///
+    /// A mixer of one lane is copied: each stream has one of its own, and a stream that starts anew begins with that copy. One with a lane for
+    /// each stream is shared by them: they learn from each other. Then the streams' first bytes are read, in the streams'
+    /// order, before their second ones, and what it knows is not part of a stream's state.
+    ///
+    /// # Errors
+    /// If the model's tokens are not bytes.
+    ///
+    /// # Panics
+    /// If the mixer has another number of lanes.
+    pub fn adaptive(streams: S, mixer: Mixer) -> Result<Self, StreamError> {
+        let adaptive = Some(Adaptive::new(mixer, streams.n_streams()));
+        Ok(Self { adaptive, ..Self::new(streams)? })
     }
 
     /// Reads a text for each stream without scoring it.
@@ -176,8 +224,16 @@ impl<S: Streams> BatchScorer<S> {
     /// If there are not as many texts as streams.
     pub fn feed(&mut self, texts: &[impl AsRef<[u8]>]) -> Result<(), StreamError> {
         let texts = checked(&self.streams, texts)?;
-        self.streams.read(&texts, &mut |_, _, _| {});
-        Ok(())
+        if self.adaptive.is_none() {
+            self.streams.read(&texts, &mut |_, _, _| {});
+            return Ok(());
+        }
+        // A mixer learns from what was predicted. Of the first byte of a stream nothing is.
+        self.each_byte(&texts, |adaptive, stream, _, logits, byte| {
+            StreamError::of_logits(stream, logits)?;
+            adaptive.as_mut().map(|adaptive| adaptive.read(stream, logits, byte));
+            Ok(())
+        })
     }
 
     /// Scores a text for each stream and reads it: the cost of each byte in nats.
@@ -189,11 +245,21 @@ impl<S: Streams> BatchScorer<S> {
     /// # Panics
     /// If there are not as many texts as streams.
     pub fn score(&mut self, texts: &[impl AsRef<[u8]>]) -> Result<Vec<Vec<f64>>, StreamError> {
-        let texts: Vec<&[u8]> = texts.iter().map(AsRef::as_ref).collect();
+        let texts = self.begun(texts)?;
         let mut nats: Vec<_> = texts.iter().map(|text| Vec::with_capacity(text.len())).collect();
-        self.score_with(&texts, |stream, offset, log_probs| {
-            nats[stream].push(-log_probs[usize::from(texts[stream][offset])]);
+        let mut log_probs = Vec::with_capacity(self.streams.shape().vocab_size);
+        self.each_byte(&texts, |adaptive, stream, _, logits, byte| {
+            log_softmax(stream, logits, &mut log_probs)?;
+            nats[stream].push(match adaptive {
+                None => -log_probs[usize::from(byte)],
+                Some(adaptive) => adaptive.read(stream, logits, byte),
+            });
+            Ok(())
         })?;
+        for (tally, nats) in self.tallies.iter_mut().zip(&nats) {
+            tally.bytes += nats.len() as u64;
+            nats.iter().for_each(|nats| tally.nats += nats);
+        }
         Ok(nats)
     }
 
@@ -211,30 +277,63 @@ impl<S: Streams> BatchScorer<S> {
         texts: &[impl AsRef<[u8]>],
         mut each: impl FnMut(usize, usize, &[f64]),
     ) -> Result<(), StreamError> {
-        let texts = checked(&self.streams, texts)?;
-        begin(&mut self.streams, |stream| !texts[stream].is_empty())?;
-        let tallies = &mut self.tallies;
+        let texts = self.begun(texts)?;
+        let mut tallies = self.tallies.clone();
         let mut log_probs = Vec::with_capacity(self.streams.shape().vocab_size);
-        let mut predict = |stream: usize, offset: usize, logits: &[f32]| {
-            let Some(&byte) = texts[stream].get(offset) else { return Ok(()) };
+        self.each_byte(&texts, |adaptive, stream, offset, logits, byte| {
             log_softmax(stream, logits, &mut log_probs)?;
+            if let Some(adaptive) = adaptive {
+                log_probs = adaptive.log_probs(stream, logits);
+                adaptive.read(stream, logits, byte);
+            }
             tallies[stream].bytes += 1;
             tallies[stream].nats -= log_probs[usize::from(byte)];
             each(stream, offset, &log_probs);
             Ok(())
-        };
-        for stream in 0..texts.len() {
-            if let Some(logits) = self.streams.logits(stream) {
-                predict(stream, 0, logits)?;
+        })?;
+        self.tallies = tallies;
+        Ok(())
+    }
+
+    /// The texts of all streams, which have begun.
+    fn begun<'a>(&mut self, texts: &'a [impl AsRef<[u8]>]) -> Result<Vec<&'a [u8]>, StreamError> {
+        let texts = checked(&self.streams, texts)?;
+        begin(&mut self.streams, |stream| !texts[stream].is_empty())?;
+        Ok(texts)
+    }
+
+    /// Reads texts. `each` gets, for every byte that something was predicted of, the mixers, the stream, the byte's offset, the logits of
+    /// its place and the byte; of streams that share a mixer in step.
+    fn each_byte(
+        &mut self,
+        texts: &[&[u8]],
+        mut each: impl FnMut(&mut Option<Adaptive>, usize, usize, &[f32], u8) -> Result<(), StreamError>,
+    ) -> Result<(), StreamError> {
+        let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
+        let step = if self.adaptive.as_ref().is_some_and(Adaptive::is_shared) { 1 } else { longest.max(1) };
+        for start in (0..longest).step_by(step) {
+            let part =
+                |text: &&'_ [u8]| -> std::ops::Range<usize> { start.min(text.len())..(start + step).min(text.len()) };
+            let parts: Vec<&[u8]> = texts.iter().map(|text| &text[part(text)]).collect();
+            let Self { streams, adaptive, .. } = self;
+            let mut predict = |stream: usize, offset: usize, logits: &[f32]| match parts[stream].get(offset) {
+                Some(&byte) => each(adaptive, stream, start + offset, logits, byte),
+                None => Ok(()),
+            };
+            for stream in 0..parts.len() {
+                if let Some(logits) = streams.logits(stream) {
+                    predict(stream, 0, logits)?;
+                }
             }
+            let mut first_error = Ok(());
+            streams.read(&parts, &mut |stream, offset, logits| {
+                if first_error.is_ok() {
+                    first_error = predict(stream, offset + 1, logits);
+                }
+            });
+            first_error?;
         }
-        let mut first_error = Ok(());
-        self.streams.read(&texts, &mut |stream, offset, logits| {
-            if first_error.is_ok() {
-                first_error = predict(stream, offset + 1, logits);
-            }
-        });
-        first_error
+        Ok(())
     }
 
     /// The log-probabilities of a stream's next byte, `[vocab_size]`, in nats.
@@ -249,7 +348,26 @@ impl<S: Streams> BatchScorer<S> {
         let logits = self.streams.logits(stream).expect("a stream that has begun predicts something");
         let mut log_probs = Vec::with_capacity(logits.len());
         log_softmax(stream, logits, &mut log_probs)?;
-        Ok(log_probs)
+        Ok(match &mut self.adaptive {
+            None => log_probs,
+            Some(adaptive) => adaptive.log_probs(stream, logits),
+        })
+    }
+
+    /// What a stream's next byte is drawn from: logits, `[vocab_size]`; the model's own where nothing is mixed.
+    pub(super) fn logits(&mut self, stream: usize) -> Result<Vec<f32>, StreamError> {
+        begin(&mut self.streams, |other| other == stream)?;
+        let logits = self.streams.logits(stream).expect("a stream that has begun predicts something");
+        StreamError::of_logits(stream, logits)?;
+        Ok(match &mut self.adaptive {
+            None => logits.to_vec(),
+            Some(adaptive) => adaptive.log_probs(stream, logits).into_iter().map(|log_prob| log_prob as f32).collect(),
+        })
+    }
+
+    /// The streams alone.
+    pub(super) fn into_streams(self) -> S {
+        self.streams
     }
 
     /// What was scored of a stream since it began here.
@@ -272,6 +390,9 @@ impl<S: Streams> BatchScorer<S> {
     pub fn reset(&mut self, stream: usize) {
         self.streams.reset(stream);
         self.tallies[stream] = Tally::default();
+        if let Some(adaptive) = &mut self.adaptive {
+            adaptive.reset(stream);
+        }
     }
 
     /// A stream's state. Its tally is not part of it.
@@ -279,7 +400,11 @@ impl<S: Streams> BatchScorer<S> {
     /// # Panics
     /// If there is no such stream.
     pub fn state(&self, stream: usize) -> StreamState {
-        self.streams.state(stream)
+        let state = self.streams.state(stream);
+        match &self.adaptive {
+            None => state,
+            Some(adaptive) => adaptive.save(stream, state),
+        }
     }
 
     /// Lets a stream go on from a state, with a new tally.
@@ -290,8 +415,12 @@ impl<S: Streams> BatchScorer<S> {
     /// # Panics
     /// If there is no such stream.
     pub fn set_state(&mut self, stream: usize, state: &StreamState) -> Result<(), StateError> {
+        let mixer = self.adaptive.as_ref().map(|adaptive| adaptive.restored(state)).transpose()?;
         self.streams.set_state(stream, state)?;
         self.tallies[stream] = Tally::default();
+        if let (Some(adaptive), Some(mixer)) = (&mut self.adaptive, mixer) {
+            adaptive.set(stream, mixer);
+        }
         Ok(())
     }
 }

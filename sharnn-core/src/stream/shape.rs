@@ -33,7 +33,7 @@ impl StreamShape {
     }
 
     /// Bytes of the largest [`StreamState`](crate::StreamState) of such streams, as
-    /// [`to_bytes`](crate::StreamState::to_bytes) makes it, or a little more.
+    /// [`to_bytes`](crate::StreamState::to_bytes) makes it, or a little more; without what a mixer knows.
     pub fn most_bytes(&self) -> usize {
         // Of a segment that has begun, rows are kept even where none are later.
         let rows = self.mem_len.max(self.segment_len);

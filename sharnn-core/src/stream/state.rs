@@ -6,7 +6,8 @@ use super::{StateError, StreamShape};
 ///
 /// [`Streams::state`](crate::Streams::state) takes it out of a batch of streams, and
 /// [`Streams::set_state`](crate::Streams::set_state) puts it into any place of another one, computed in another way if need
-/// be. [`to_bytes`](Self::to_bytes) makes a safetensors file of it. Its size does not grow once the memory is full.
+/// be. [`to_bytes`](Self::to_bytes) makes a safetensors file of it. Its size does not grow once the memory is full. A scorer or generator
+/// that mixes adds what its mixer knows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamState {
     pub(super) shape: StreamShape,
@@ -19,6 +20,8 @@ pub struct StreamState {
     pub(super) logits: Option<Vec<f32>>,
     /// A digest of the weights that it was computed with, where somebody noted it.
     pub(super) weights: Option<[u8; 32]>,
+    /// What a mixer learned of the stream, as its bytes.
+    pub(super) adaptive: Option<Vec<u8>>,
 }
 
 /// What a block carries.
@@ -38,7 +41,7 @@ impl StreamState {
         let zeros = || vec![0.0; shape.d_model];
         let block = || BlockValues { h: zeros(), c: zeros(), memory: Vec::new() };
         let blocks = (0..shape.n_layers()).map(|_| block()).collect();
-        Self { shape: shape.clone(), position: 0, oldest: 0, blocks, logits: None, weights: None }
+        Self { shape: shape.clone(), position: 0, oldest: 0, blocks, logits: None, weights: None, adaptive: None }
     }
 
     /// The same with a note of the weights that it was computed with: a digest of them, of whatever kind. It is part of the file.
@@ -50,6 +53,16 @@ impl StreamState {
     /// The digest of the weights that it was computed with, where it was noted.
     pub fn weights(&self) -> Option<&[u8; 32]> {
         self.weights.as_ref()
+    }
+
+    /// What the mixer knew that read the stream, as [`Mixer::to_bytes`](sharnn_mixing::Mixer::to_bytes) makes it, where one did. Scorers and generators
+    /// that mix go on with it; others leave it aside.
+    pub fn adaptive(&self) -> Option<&[u8]> {
+        self.adaptive.as_deref()
+    }
+
+    pub(super) fn with_adaptive(self, mixer: Vec<u8>) -> Self {
+        Self { adaptive: Some(mixer), ..self }
     }
 
     /// The sizes of the streams that it is of.
@@ -75,7 +88,8 @@ impl StreamState {
     /// Size of the values in bytes.
     pub fn size_bytes(&self) -> usize {
         let block = |block: &BlockValues| block.h.len() + block.c.len() + block.memory.len();
-        4 * (self.blocks.iter().map(block).sum::<usize>() + self.logits.as_ref().map_or(0, Vec::len))
+        let adaptive = self.adaptive.as_ref().map_or(0, Vec::len);
+        4 * (self.blocks.iter().map(block).sum::<usize>() + self.logits.as_ref().map_or(0, Vec::len)) + adaptive
     }
 
     /// Ends the segment that has begun, so that streams with segments of any other length can go on from here.

@@ -4,14 +4,16 @@
 //! blocks.0.h  blocks.0.c  [d_model]     of every block
 //! blocks.2.memory         [rows, d_model], oldest first, of blocks that attend
 //! logits                  [vocab_size], after the first token
+//! adaptive                [bytes] of U8, where a mixer read the stream: what it knows
 //! sharnn-stream-state     "version=1 vocab_size=256 ... [weights=<digest>] sha256=<of what stands before it, then of all values>"
 //! ```
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, View};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView, View};
 use sha2::{Digest, Sha256};
+use sharnn_mixing::MixerError;
 
 use super::state::{BlockValues, fields};
 use super::{StreamShape, StreamState};
@@ -20,6 +22,10 @@ use super::{StreamShape, StreamState};
 const KEY: &str = "sharnn-stream-state";
 const VERSION: &str = "1";
 const DIGEST: &str = " sha256=";
+/// What a mixer knows.
+const ADAPTIVE: &str = "adaptive";
+/// Its longest, of the most memory.
+const MOST_ADAPTIVE: usize = *sharnn_mixing::MixerConfig::MEMORY.end();
 /// Stands before it, where the weights are known.
 const WEIGHTS: &str = " weights=";
 
@@ -79,6 +85,9 @@ pub enum StateError {
         /// Tokens of a segment of the state.
         found: usize,
     },
+    /// What the mixer knew cannot be taken.
+    #[error("the stream state holds {0}")]
+    Adaptive(#[from] MixerError),
     /// A value is infinite or not a number.
     #[error(
         "tensor {tensor} of the stream state holds {value} at position {index}, expected finite values: the model diverged: start the stream anew"
@@ -95,19 +104,20 @@ pub enum StateError {
 
 /// A tensor's values as bytes.
 struct Bytes {
+    dtype: Dtype,
     shape: Vec<usize>,
     data: Vec<u8>,
 }
 
 impl Bytes {
     fn new(values: &[f32], shape: Vec<usize>) -> Self {
-        Self { shape, data: values.iter().flat_map(|value| value.to_le_bytes()).collect() }
+        Self { dtype: Dtype::F32, shape, data: values.iter().flat_map(|value| value.to_le_bytes()).collect() }
     }
 }
 
 impl View for &Bytes {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        self.dtype
     }
 
     fn shape(&self) -> &[usize] {
@@ -139,6 +149,10 @@ impl StreamState {
         if let Some(logits) = &self.logits {
             tensors.push(("logits".into(), Bytes::new(logits, vec![logits.len()])));
         }
+        if let Some(bytes) = &self.adaptive {
+            let bytes = Bytes { dtype: Dtype::U8, shape: vec![bytes.len()], data: bytes.clone() };
+            tensors.push((ADAPTIVE.into(), bytes));
+        }
         let mut text = format!("version={VERSION}");
         for (field, value) in fields(&self.shape) {
             text += &format!(" {field}={value}");
@@ -155,14 +169,31 @@ impl StreamState {
         safetensors::serialize(views, Some(metadata)).expect("values fill their shapes, and the header is small")
     }
 
+    /// How many bytes the state of such streams may have whose file begins with these, of which [`StreamShape::most_bytes`] are enough: so
+    /// many, and those that a mixer's part says that it has.
+    pub fn most_bytes(beginning: &[u8], shape: &StreamShape) -> usize {
+        let header = || -> Option<Metadata> {
+            let (&len, rest) = beginning.split_first_chunk()?;
+            let len = usize::try_from(u64::from_le_bytes(len)).ok().filter(|&len| len <= shape.most_header())?;
+            serde_json::from_slice(rest.get(..len)?).ok()
+        };
+        let of_mixer = header().and_then(|header| {
+            let (begin, end) = header.info(ADAPTIVE)?.data_offsets;
+            end.checked_sub(begin)
+        });
+        shape.most_bytes().saturating_add(of_mixer.unwrap_or(0).min(MOST_ADAPTIVE))
+    }
+
     /// The state of such streams that [`to_bytes`](Self::to_bytes) made bytes of. No more memory is taken than a few times
-    /// [`StreamShape::most_bytes`]: of a header longer than a state's nothing is parsed.
+    /// [`most_bytes`](Self::most_bytes): of a header longer than a state's nothing is parsed. What a mixer knew is not looked at until
+    /// one goes on from it.
     ///
     /// # Errors
     /// Bytes that are no state, a damaged one, one that is not finite or that streams of this shape cannot go on from.
     pub fn from_bytes(bytes: &[u8], shape: &StreamShape) -> Result<Self, StateError> {
-        if bytes.len() > shape.most_bytes() {
-            return Err(StateError::TooLong { most: shape.most_bytes() });
+        let most = Self::most_bytes(bytes, shape);
+        if bytes.len() > most {
+            return Err(StateError::TooLong { most });
         }
         Parser::new(bytes, shape.most_header())?.state(shape)
     }
@@ -291,10 +322,23 @@ impl<'a> Parser<'a> {
         if self.tensors.names().contains(&"logits") {
             views.push((self.vector("logits", streams.vocab_size)?, "logits".into()));
         }
-        if views.len() != self.tensors.len() {
+        // Not among the views, which are of f32; its digest is last.
+        let adaptive = match self.tensors.tensor(ADAPTIVE) {
+            Ok(view) if view.dtype() == Dtype::U8 && view.shape().len() == 1 => Some(view),
+            Ok(view) => {
+                return self.refuse(format!(
+                    "tensor {ADAPTIVE} holds {:?} {}, expected bytes",
+                    view.shape(),
+                    view.dtype()
+                ));
+            }
+            Err(_) => None,
+        };
+        if views.len() + usize::from(adaptive.is_some()) != self.tensors.len() {
             return self.refuse(format!("there are {} tensors, expected {}", self.tensors.len(), views.len()));
         }
-        let found = digest(&self.text, views.iter().map(|(view, _)| view.data()));
+        let data = views.iter().map(|(view, _)| view.data()).chain(adaptive.iter().map(TensorView::data));
+        let found = digest(&self.text, data);
         if found != self.digest {
             return Err(StateError::Damaged { expected: shown(&self.digest), found });
         }
@@ -305,6 +349,7 @@ impl<'a> Parser<'a> {
             *block = BlockValues { h: next()?, c: next()?, memory: if attends { next()? } else { Vec::new() } };
         }
         state.logits = values.next().transpose()?;
+        state.adaptive = adaptive.map(|view| view.data().to_vec());
         Ok(state)
     }
 }

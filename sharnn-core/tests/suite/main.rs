@@ -4,6 +4,8 @@
 mod support;
 
 #[cfg(feature = "flex")]
+mod adaptive;
+#[cfg(feature = "flex")]
 mod decoder;
 #[cfg(feature = "flex")]
 mod generate;

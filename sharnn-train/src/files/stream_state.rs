@@ -117,8 +117,16 @@ pub fn save_state(state: &StreamState, path: &Path) -> Result<(), StateFileError
 pub fn load_state(path: &Path, shape: &StreamShape) -> Result<StreamState, StateFileError> {
     let file = || path.display().to_string();
     let mut bytes = Vec::new();
-    let most = (shape.most_bytes() as u64).saturating_add(1);
-    let read = File::open(path).and_then(|file| file.take(most).read_to_end(&mut bytes));
-    read.map_err(|source| StateFileError::Io { file: file(), action: "read", source })?;
+    let mut read = |file: &mut File| -> io::Result<()> {
+        file.take(shape.most_bytes() as u64).read_to_end(&mut bytes)?;
+        let rest = (StreamState::most_bytes(&bytes, shape) - bytes.len()).saturating_add(1);
+        file.take(rest as u64).read_to_end(&mut bytes)?;
+        Ok(())
+    };
+    File::open(path).and_then(|mut file| read(&mut file)).map_err(|source| StateFileError::Io {
+        file: file(),
+        action: "read",
+        source,
+    })?;
     StreamState::from_bytes(&bytes, shape).map_err(|source| StateFileError::State { file: file(), source })
 }
