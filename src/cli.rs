@@ -16,6 +16,7 @@ macro_rules! tell {
     };
 }
 
+mod adapt;
 mod attend;
 mod bench;
 mod data;

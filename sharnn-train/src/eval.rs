@@ -4,12 +4,11 @@
 //! byte is never scored, and state and memory are carried through to its end. What a byte can see depends on the segment
 //! length, since the memory is cut so that a segment fits in: results state theirs.
 //!
-//! Here lives every way of scoring bytes in lanes: with the model, with packed weights, and with weights that follow.
+//! Here lives every way of scoring bytes in lanes: with the model, by streams, and with weights that follow.
 //! It may use params, group and interrupt; recipe and trainer may use it.
 
 mod dynamic;
-#[cfg(feature = "flex")]
-mod packed;
+mod streams;
 
 use std::ops::Range;
 use std::time::Instant;
@@ -21,7 +20,8 @@ use sharnn_data::{DataError, Lanes};
 
 pub use dynamic::{DynamicEval, evaluate_dynamic};
 #[cfg(feature = "flex")]
-pub use packed::evaluate_packed;
+pub use streams::evaluate_packed;
+pub use streams::evaluate_streams;
 
 use crate::group::{Alone, Group};
 use crate::interrupt::Interrupt;

@@ -24,6 +24,7 @@ mod trainer; // uses all but backend
 pub use backend::{BackendError, BackendJob, BackendKind, MissingPiece};
 #[cfg(feature = "flex")]
 pub use eval::evaluate_packed;
+pub use eval::evaluate_streams;
 pub use eval::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluate_dynamic};
 pub use files::{
     CONFIG_KEY, FloatType, HostTensor, ImportOptions, Mismatch, SaveOptions, StateFileError, TensorMismatch,

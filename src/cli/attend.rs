@@ -11,12 +11,13 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::module::AutodiffModule;
 use burn::tensor::{Int, Tensor, TensorData};
 
+use super::adapt::{self, AdaptArgs};
 use super::input::Input;
 use super::life;
 use super::machine::{MachineArgs, dispatch};
 use super::model::ModelArgs;
 use super::outputs;
-use crate::core::Looked;
+use crate::core::{ByteDistribution, Looked};
 use crate::{AutodiffBackend, BackendJob};
 
 /// Draw where the attention heads look in a text, and how much every character surprised the model
@@ -40,6 +41,8 @@ pub struct Args {
     /// File to write: .html or .svg
     #[arg(long, value_name = "PATH", default_value = "attention.html")]
     out: PathBuf,
+    #[command(flatten)]
+    adapt: AdaptArgs,
     #[command(flatten)]
     machine: MachineArgs,
 }
@@ -66,7 +69,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     );
     let picture = draw(&seen);
     life::whole(|| outputs::write(&args.out, picture))?;
-    say!("{:.3} bits per byte over {} bytes; {}", seen.bits_per_byte(), seen.n_bytes, args.out.display());
+    let name = if args.adapt.adapt { format!(", {}", adapt::NAME) } else { String::new() };
+    say!("{:.3} bits per byte{name} over {} bytes; {}", seen.bits_per_byte(), seen.n_bytes, args.out.display());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -151,9 +155,13 @@ impl BackendJob for Job<'_> {
         let tokens = Tensor::<B::InnerBackend, 2, Int>::from_data(TensorData::new(read, [1, text.len()]), &device);
         let Looked { logits, weights, .. } = model.look(tokens, model.empty_state());
         let logits = logits.into_data().convert::<f32>().into_vec::<f32>().expect("was converted to f32");
-        let bits: Vec<f64> =
-            logits.chunks_exact(256).zip(&text).map(|(logits, &byte)| surprise(logits, byte)).collect();
-        ensure!(bits.iter().all(|bits| bits.is_finite()), "the model's logits are not finite: it has diverged");
+        let mut mixer = args.adapt.mixer(args.adapt.adapt, 1, None)?;
+        let bits = |(logits, &byte): (&[f32], &u8)| match &mut mixer {
+            Some(mixer) => mixer.cost(0, &ByteDistribution::of_logits(logits), byte) / std::f64::consts::LN_2,
+            None => surprise(logits, byte),
+        };
+        ensure!(logits.iter().all(|logit| logit.is_finite()), "the model's logits are not finite: it has diverged");
+        let bits: Vec<f64> = logits.chunks_exact(256).zip(&text).map(bits).collect();
 
         let spans = spans(&text);
         let mut heads = Vec::new();
@@ -169,7 +177,8 @@ impl BackendJob for Job<'_> {
             }
         }
         let unit = |span: &Span| Unit { text: span.text.clone(), bits: bits[span.start..span.end].iter().sum() };
-        Ok(Seen { model: loaded.name, units: spans.iter().map(unit).collect(), heads, n_bytes: text.len() })
+        let model = if mixer.is_some() { format!("{}, {}", loaded.name, adapt::NAME) } else { loaded.name };
+        Ok(Seen { model, units: spans.iter().map(unit).collect(), heads, n_bytes: text.len() })
     }
 }
 

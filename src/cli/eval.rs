@@ -1,4 +1,4 @@
-//! `eval`: a model's bits per byte on a file, as it is, on packed weights, or while it goes on learning.
+//! `eval`: a model's bits per byte on a file, as it is, on packed weights, mixed with what was read, or while it goes on learning.
 
 use std::process::ExitCode;
 
@@ -7,23 +7,27 @@ use burn::module::AutodiffModule;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use super::adapt::{self, AdaptArgs};
 use super::data::{DataArgs, DataChoice};
 use super::machine::{MachineArgs, dispatch, fastest};
 use super::model::{FormatArgs, Loaded, ModelArgs};
 use super::options::of_eval;
 use super::printable::json;
 use super::{life, report, values};
+use crate::core::BatchScorer;
 use crate::train::{
     DynamicEval, EvalConfig, EvalError, Evaluation, Interrupt, draws_live_lines, evaluate, evaluate_dynamic,
+    evaluate_streams,
 };
-use crate::{AutodiffBackend, BackendJob, ShaRnn, Splits};
+use crate::{AutodiffBackend, BackendJob, ShaRnn, Splits, Streams};
 #[cfg(feature = "flex")]
 use crate::{DecodeEngine, train::evaluate_packed};
 
 /// Score a model in bits per byte on the validation and the test split of a file
 ///
 /// The bytes of a split are cut into lanes, each of which starts cold, and read in segments: what a byte can see depends on
-/// both. The data of a run is that which it was trained on, unless --data names another.
+/// both. The data of a run is that which it was trained on, unless --data names another. With --adapt a split is read byte by byte
+/// in one lane, and what is mixed with the model is learned from its first byte on.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
@@ -64,6 +68,8 @@ pub struct Args {
     )]
     dynamic_decay: Option<f64>,
 
+    #[command(flatten)]
+    adapt: AdaptArgs,
     /// Say the scores as one line of JSON, and nothing else
     #[arg(long, help_heading = "Output")]
     json: bool,
@@ -75,6 +81,19 @@ pub struct Args {
 
 /// Scores as the options say.
 pub fn run(args: Args) -> Result<ExitCode> {
+    if args.adapt.adapt {
+        let others = [
+            ("--seq-len", args.seq_len.is_some()),
+            ("--precision", args.precision.is_some()),
+            ("--dynamic-eval", args.dynamic_eval.is_some()),
+        ];
+        let given = others.iter().find(|(_, given)| *given);
+        ensure!(
+            given.is_none(),
+            "{} cannot be used with --adapt, which reads byte by byte: leave one out",
+            given.map_or("", |(name, _)| name)
+        );
+    }
     args.machine.set_threads()?;
     let stored = match args.model.run_dir()? {
         Some(run_dir) => {
@@ -107,6 +126,8 @@ struct Job {
 enum How {
     Segments,
     Dynamic(DynamicEval),
+    /// Byte by byte, mixed with what was read.
+    Adaptive(BatchScorer<Box<dyn Streams>>),
     #[cfg(feature = "flex")]
     /// With its name.
     Packed(DecodeEngine, String),
@@ -117,8 +138,26 @@ impl How {
         match self {
             Self::Segments => "segments",
             Self::Dynamic(_) => "dynamic",
+            Self::Adaptive(_) => adapt::NAME,
             #[cfg(feature = "flex")]
             Self::Packed(_, name) => name,
+        }
+    }
+
+    /// Bytes of a segment.
+    fn seq_len(&self, config: &EvalConfig) -> usize {
+        match self {
+            Self::Segments | Self::Dynamic(_) => config.seq_len,
+            _ => 1,
+        }
+    }
+
+    /// What its scores are headed by.
+    fn heading(&self) -> &'static str {
+        match self {
+            Self::Dynamic(_) => "dynamic",
+            Self::Adaptive(_) => adapt::NAME,
+            _ => "SHA-RNN",
         }
     }
 
@@ -134,6 +173,9 @@ impl How {
                 format!(
                     "dynamic evaluation in {lanes} lane{plural}{together}, learning at {lr}, decay {decay}; {products}"
                 )
+            }
+            Self::Adaptive(_) => {
+                format!("{lanes} lane{plural}, byte by byte, mixed with what was read ({})", adapt::NAME)
             }
             #[cfg(feature = "flex")]
             Self::Packed(_, name) => {
@@ -151,7 +193,7 @@ struct Scored<'a> {
     bytes: u64,
     seconds: f64,
     lanes: usize,
-    /// Bytes of a segment: 1 on packed weights.
+    /// Bytes of a segment: 1 where bytes are read one by one.
     seq_len: usize,
     mem_len: usize,
     how: &'a str,
@@ -163,20 +205,22 @@ impl BackendJob for Job {
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
         let Self { args, splits, whole } = self;
         let loaded = args.model.load::<B>(&device)?;
-        let how = args.how(&loaded)?;
         let model = loaded.model.valid();
         let interrupt = life::heed(1);
-        let scorer = Scorer { how, tracked: &loaded.model, model, train: &splits.train, device, interrupt };
-        let (mut scored, mut stopped) = (Vec::new(), false);
+        let scorer = Scorer { tracked: &loaded.model, model, train: &splits.train, device, interrupt };
+        let (mut scored, mut stopped, mut heading) = (Vec::new(), false, "");
         for (split, bytes) in [("valid", &splits.valid), ("test", &splits.test)] {
             if args.split.as_deref().is_some_and(|only| only != split) {
                 continue;
             }
             let config = args.config(&loaded, split, bytes.len())?;
+            let how = args.how(&loaded, &scorer.model, config.lanes)?;
             if scored.is_empty() && !args.json {
-                tell!("{}: {}", loaded.name, scorer.how.describe(&config));
+                tell!("{}: {}", loaded.name, how.describe(&config));
             }
-            let evaluation = scorer.score(bytes, &config);
+            heading = how.heading();
+            let (name, seq_len) = (how.name().to_string(), how.seq_len(&config));
+            let evaluation = scorer.score(how, bytes, &config);
             // Scored or not: of a file that has lost bytes meanwhile it was something else.
             bytes.corpus().check()?;
             let evaluation = match evaluation {
@@ -188,7 +232,16 @@ impl BackendJob for Job {
                 result => result.map_err(of_eval).with_context(|| format!("cannot score the {split} split"))?,
             };
             if args.json {
-                let line = scorer.line(split, &evaluation, &config);
+                let line = Scored {
+                    split,
+                    bpc: evaluation.bpc(),
+                    bytes: evaluation.bytes_scored,
+                    seconds: evaluation.seconds,
+                    lanes: config.lanes,
+                    seq_len,
+                    mem_len: scorer.model.mem_len,
+                    how: &name,
+                };
                 say!("{}", json(&line)?);
             }
             scored.push((if split == "test" { "test" } else { "validation" }, evaluation.bpc()));
@@ -196,7 +249,6 @@ impl BackendJob for Job {
         // Of what was scored nothing is lost.
         let is_empty = stopped && scored.is_empty();
         if !args.json && !is_empty {
-            let heading = if matches!(scorer.how, How::Dynamic(_)) { "dynamic" } else { "SHA-RNN" };
             report::scores(&splits, scored, heading, whole)?;
         }
         Ok(if stopped || interrupt.is_raised() { life::stopped() } else { ExitCode::SUCCESS })
@@ -205,7 +257,6 @@ impl BackendJob for Job {
 
 /// A model and all that scoring it takes.
 struct Scorer<'a, B: AutodiffBackend> {
-    how: How,
     /// With gradients, for dynamic evaluation.
     tracked: &'a ShaRnn<B>,
     model: ShaRnn<B::InnerBackend>,
@@ -217,8 +268,8 @@ struct Scorer<'a, B: AutodiffBackend> {
 
 impl<B: AutodiffBackend> Scorer<'_, B> {
     /// Scores a split, and shows on a terminal how far it is.
-    fn score(&self, bytes: &[u8], config: &EvalConfig) -> Result<Evaluation, EvalError> {
-        let Self { how, tracked, model, train, device, interrupt } = self;
+    fn score(&self, how: How, bytes: &[u8], config: &EvalConfig) -> Result<Evaluation, EvalError> {
+        let Self { tracked, model, train, device, interrupt } = self;
         let style =
             ProgressStyle::with_template("{percent:>3} % of {total_bytes}, {eta} left").expect("a valid template");
         let bar = if draws_live_lines() { ProgressBar::new(bytes.len() as u64) } else { ProgressBar::hidden() };
@@ -231,30 +282,14 @@ impl<B: AutodiffBackend> Scorer<'_, B> {
             How::Segments => evaluate(model, bytes, config, device, interrupt, show),
             How::Dynamic(dynamic) => {
                 let tracked = ShaRnn::clone(tracked);
-                evaluate_dynamic(tracked, train, bytes, config, dynamic, device, interrupt, show)
+                evaluate_dynamic(tracked, train, bytes, config, &dynamic, device, interrupt, show)
             }
+            How::Adaptive(scorer) => evaluate_streams(scorer, bytes, interrupt, show),
             #[cfg(feature = "flex")]
-            How::Packed(engine, _) => evaluate_packed(engine, bytes, config.lanes, interrupt, show),
+            How::Packed(engine, _) => evaluate_packed(&engine, bytes, config.lanes, interrupt, show),
         };
         bar.finish_and_clear();
         evaluation
-    }
-
-    fn line(&self, split: &'static str, evaluation: &Evaluation, config: &EvalConfig) -> Scored<'_> {
-        #[cfg(feature = "flex")]
-        let seq_len = if let How::Packed(..) = self.how { 1 } else { config.seq_len };
-        #[cfg(not(feature = "flex"))]
-        let seq_len = config.seq_len;
-        Scored {
-            split,
-            bpc: evaluation.bpc(),
-            bytes: evaluation.bytes_scored,
-            seconds: evaluation.seconds,
-            lanes: config.lanes,
-            seq_len,
-            mem_len: self.model.mem_len,
-            how: self.how.name(),
-        }
     }
 }
 
@@ -274,11 +309,11 @@ impl Args {
         };
         let seq_len = self.seq_len.unwrap_or(by_default);
         ensure!(seq_len > 0, "--seq-len 0 cannot be used: use at least 1");
-        let by_default = match (self.dynamic_eval, of_run) {
-            (Some(_), _) => 1,
+        let by_default = match (self.dynamic_eval.is_some() || self.adapt.adapt, of_run) {
+            (true, _) => 1,
             // Other data than the run's may have no byte for each.
-            (None, Some(config)) => config.lanes.min((bytes / seq_len).max(1)),
-            (None, None) => values::lanes(8, bytes, seq_len),
+            (false, Some(config)) => config.lanes.min((bytes / seq_len).max(1)),
+            (false, None) => values::lanes(8, bytes, seq_len),
         };
         let precision = match self.precision.as_deref().map(values::precision).transpose()? {
             Some(given) => given.unwrap_or_else(|| fastest(self.machine.backend)),
@@ -287,7 +322,17 @@ impl Args {
         Ok(EvalConfig { lanes: self.lanes.unwrap_or(by_default), seq_len, precision })
     }
 
-    fn how<B: AutodiffBackend>(&self, loaded: &Loaded<B>) -> Result<How> {
+    /// How a split is scored, in so many lanes.
+    fn how<B: AutodiffBackend>(
+        &self,
+        loaded: &Loaded<B>,
+        model: &ShaRnn<B::InnerBackend>,
+        lanes: usize,
+    ) -> Result<How> {
+        if let Some(mixer) = self.adapt.mixer(self.adapt.adapt, 1, None)? {
+            let streams = self.format.streams(&self.machine, model, lanes)?;
+            return Ok(How::Adaptive(BatchScorer::adaptive(streams, mixer)?));
+        }
         if let Some(lr) = self.dynamic_eval {
             let by_default = DynamicEval::default();
             return Ok(How::Dynamic(DynamicEval {

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use burn::module::AutodiffModule;
 
+use super::adapt::AdaptArgs;
 use super::input::Input;
 use super::life::{self, UntilStopped};
 use super::machine::{MachineArgs, dispatch};
@@ -53,6 +54,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
+    adapt: AdaptArgs,
+    #[command(flatten)]
     format: FormatArgs,
     #[command(flatten)]
     machine: MachineArgs,
@@ -72,9 +75,18 @@ impl BackendJob for Args {
         sampling.validate()?;
         let prompt = self.open_prompt()?;
         let model = self.model.load::<B>(&device)?.model.valid();
-        let mut generator = Generator::new(self.format.streams(&self.machine, &model, 1)?, sampling)?;
-        if let Some(path) = &self.from_state {
-            generator.set_state(&stream_state(path, generator.streams().shape(), &weights_digest(&model))?)?;
+        let streams = self.format.streams(&self.machine, &model, 1)?;
+        let state = match &self.from_state {
+            Some(path) => Some((path.as_path(), stream_state(path, streams.shape(), &weights_digest(&model))?)),
+            None => None,
+        };
+        let from = state.as_ref().map(|(path, state)| (*path, state));
+        let mut generator = match self.adapt.mixer(self.adapt.adapt, 1, from)? {
+            Some(mixer) => Generator::adaptive(streams, sampling, mixer)?,
+            None => Generator::new(streams, sampling)?,
+        };
+        if let Some((_, state)) = from {
+            generator.set_state(state)?;
         }
 
         let written = if io::stdout().is_terminal() {

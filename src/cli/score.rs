@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::module::AutodiffModule;
 use serde::Serialize;
 
+use super::adapt::{self, AdaptArgs};
 use super::input::Input;
 use super::machine::{MachineArgs, dispatch};
 use super::model::{FormatArgs, ModelArgs, stream_state};
@@ -20,8 +21,9 @@ use crate::{AutodiffBackend, BackendJob};
 
 /// Print the bits per byte of each line of a file
 ///
-/// A line's end is part of it. By default lines are one stream: each is judged after all before it, and what repeats becomes cheap.
-/// With --alone each is judged for itself, after a newline. Lines that surprise the model stand out by their bits per byte.
+/// A line's end is part of it. By default lines are one stream: each is judged after all before it, and the model's predictions are mixed
+/// with what was read, so that what repeats becomes cheap (--no-adapt: the model's alone). With --alone each is judged for itself, by the model,
+/// after a newline. Lines that surprise stand out by their bits per byte.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// The file; - for standard input
@@ -29,7 +31,7 @@ pub struct Args {
     file: PathBuf,
     #[command(flatten)]
     model: ModelArgs,
-    /// Judge each line for itself
+    /// Judge each line for itself; with --adapt and --from-state, each after what that stream had read
     #[arg(long)]
     alone: bool,
     /// Print so many lines only, those that cost most bits per byte, the most costly first
@@ -42,11 +44,16 @@ pub struct Args {
     #[arg(long, conflicts_with = "top")]
     total: bool,
     /// Begin where the stream stood whose state is in this file
-    #[arg(long, value_name = "PATH", conflicts_with = "alone")]
+    #[arg(long, value_name = "PATH")]
     from_state: Option<PathBuf>,
     /// Keep where the stream stands at the end in this file, to go on from with --from-state
     #[arg(long, value_name = "PATH", conflicts_with = "alone")]
     to_state: Option<PathBuf>,
+    #[command(flatten)]
+    adapt: AdaptArgs,
+    /// Score with the model's predictions alone
+    #[arg(long, conflicts_with_all = ["adapt", "adapt_memory"], help_heading = "Adaptive mixing")]
+    no_adapt: bool,
     #[command(flatten)]
     format: FormatArgs,
     #[command(flatten)]
@@ -67,8 +74,19 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if let Some(state) = &args.to_state {
         args.model.refuse_as_output("--to-state", state, [("FILE", &*args.file)])?;
     }
+    ensure!(
+        !args.alone || args.adapt.adapt == args.from_state.is_some(),
+        "--alone takes --adapt and --from-state together: what each line is judged after, or neither"
+    );
     args.machine.set_threads()?;
     dispatch(args.machine.backend, args)?
+}
+
+impl Args {
+    /// Whether predictions are mixed with what was read.
+    fn adapts(&self) -> bool {
+        if self.alone { self.adapt.adapt } else { !self.no_adapt }
+    }
 }
 
 impl BackendJob for Args {
@@ -81,15 +99,37 @@ impl BackendJob for Args {
         // Of weights that are not kept nothing need be known.
         let weights = (self.from_state.is_some() || self.to_state.is_some()).then(|| weights_digest(&model));
         let streams = self.format.streams(&self.machine, &model, n)?;
+        let state = match (&self.from_state, &weights) {
+            (Some(path), Some(weights)) => Some((path.as_path(), stream_state(path, streams.shape(), weights)?)),
+            _ => None,
+        };
+        let from = state.as_ref().map(|(path, state)| (*path, state));
+        let mixer = self.adapt.mixer(self.adapts(), 1, from)?;
         let mut out = Output::new(&self);
+        if self.adapts() && !self.json && !self.total {
+            tell!("{} scores: --no-adapt gives the model's own", adapt::NAME);
+        }
         let interrupt = life::heed(1);
         let (scored, stream) = if self.alone {
-            (each_alone(input, BatchScorer::new(streams)?, &mut out, interrupt), None)
+            let scorer = match (mixer, &state) {
+                (Some(mut mixer), Some((path, state))) => {
+                    let known = state.adaptive();
+                    let known = known.with_context(|| {
+                        format!("{} has nothing to judge lines after: use one of an adaptive stream", path.display())
+                    })?;
+                    mixer.set_bytes(known)?;
+                    BatchScorer::adaptive(streams, mixer)?
+                }
+                _ => BatchScorer::new(streams)?,
+            };
+            (each_alone(input, scorer, &mut out, interrupt), None)
         } else {
-            let mut scorer = Scorer::new(streams)?;
-            if let Some(path) = &self.from_state {
-                let weights = weights.as_ref().expect("they were asked for");
-                scorer.set_state(&stream_state(path, scorer.streams().shape(), weights)?)?;
+            let mut scorer = match mixer {
+                Some(mixer) => Scorer::adaptive(streams, mixer)?,
+                None => Scorer::new(streams)?,
+            };
+            if let Some((_, state)) = &state {
+                scorer.set_state(state)?;
             }
             (one_stream(input, &mut scorer, &mut out, interrupt), Some(scorer))
         };
@@ -308,6 +348,8 @@ struct Scored {
     bytes: u64,
     bits: f64,
     bits_per_byte: f64,
+    /// Whether the model's predictions were mixed with what was read.
+    adaptive: bool,
     /// What it says, without its end; of a long one the beginning. What is no UTF-8 is replaced.
     text: String,
 }
@@ -351,7 +393,8 @@ impl<'a> Output<'a> {
         let text = line.text.strip_suffix(b"\n").unwrap_or(&line.text);
         let text = String::from_utf8_lossy(text.strip_suffix(b"\r").unwrap_or(text)).into_owned();
         let bits_per_byte = bits / line.bytes as f64;
-        let scored = Scored { line: number, bytes: line.bytes, bits, bits_per_byte, text };
+        let scored =
+            Scored { line: number, bytes: line.bytes, bits, bits_per_byte, adaptive: self.args.adapts(), text };
         let Some(n) = self.args.top else { return self.print(&scored) };
         // Of equals the earlier line stays first.
         let at = self.top.partition_point(|other| other.bits_per_byte >= scored.bits_per_byte);
@@ -393,10 +436,13 @@ impl<'a> Output<'a> {
                 bytes: u64,
                 bits: f64,
                 bits_per_byte: f64,
+                adaptive: bool,
             }
-            writeln!(self.out, "{}", json(&Total { lines, bytes, bits, bits_per_byte })?)?;
+            let adaptive = self.args.adapts();
+            writeln!(self.out, "{}", json(&Total { lines, bytes, bits, bits_per_byte, adaptive })?)?;
         } else if self.args.total {
-            writeln!(self.out, "{lines} lines, {bytes} bytes, {bits_per_byte:.4} bits per byte")?;
+            let name = if self.args.adapts() { format!(", {}", adapt::NAME) } else { String::new() };
+            writeln!(self.out, "{lines} lines, {bytes} bytes, {bits_per_byte:.4} bits per byte{name}")?;
         }
         self.out.flush()?;
         Ok(())

@@ -1,8 +1,10 @@
-//! The same score with the weights packed for decoding: what a format of the weights costs in bits per byte.
+//! The same score byte by byte, by streams: with weights packed for decoding, or mixed with what was read.
 
 use std::ops::Range;
 
-use sharnn_core::{BatchScorer, DecodeEngine, StreamError};
+#[cfg(feature = "flex")]
+use sharnn_core::DecodeEngine;
+use sharnn_core::{BatchScorer, StreamError, Streams};
 
 use super::{EvalError, Evaluation, LossSum, cut};
 use crate::interrupt::Interrupt;
@@ -12,29 +14,47 @@ const PROGRESS_EVERY: usize = 1024;
 /// Bytes of every lane between two looks at the interrupt; they divide the above.
 const STRETCH: usize = 16;
 
-/// Scores `data` with a decoder, in lanes that are cut and scored as those of [`evaluate`](crate::evaluate), byte by byte.
-/// `progress` is called from time to time, and at the end, with the bytes scored so far and in all.
+/// Scores `data` with a decoder: [`evaluate_streams`] of its streams, one a lane.
 ///
 /// A byte sees the newest `mem_len` bytes of its lane, itself among them, as in `evaluate` with segments of one byte: with
 /// f32 weights both give the same up to rounding. Longer segments see less; what another format costs is the difference
 /// from f32 here.
 ///
 /// # Errors
-/// Data that cannot be used, a model whose tokens are not bytes or whose loss is not finite, and an interruption: see
-/// [`EvalError`].
+/// As [`evaluate_streams`].
+#[cfg(feature = "flex")]
 pub fn evaluate_packed(
     engine: &DecodeEngine,
     data: &[u8],
     lanes: usize,
     interrupt: &Interrupt,
+    progress: impl FnMut(u64, u64),
+) -> Result<Evaluation, EvalError> {
+    // Before there are streams for each of them.
+    cut(data, lanes, engine.vocab_size())?;
+    evaluate_streams(BatchScorer::new(engine.streams(lanes))?, data, interrupt, progress)
+}
+
+/// Scores `data` with a scorer that has read nothing, in as many lanes as it has streams, cut as those of
+/// [`evaluate`](crate::evaluate), byte by byte. `progress` is called from time to time, and at the end, with the bytes scored so far and in all.
+///
+/// With [`BatchScorer::adaptive`] it is the score of the model mixed with what was read, from the data's first byte on: another measure than
+/// the model's own, to be named so.
+///
+/// # Errors
+/// Data that cannot be used, a model whose tokens are not bytes or whose loss is not finite, and an interruption: see
+/// [`EvalError`].
+pub fn evaluate_streams<S: Streams>(
+    mut scorer: BatchScorer<S>,
+    data: &[u8],
+    interrupt: &Interrupt,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Evaluation, EvalError> {
-    let lanes = cut(data, lanes, engine.vocab_size())?;
+    let lanes = cut(data, scorer.streams().n_streams(), scorer.streams().shape().vocab_size)?;
     let (n, lane_len, total) = (lanes.n_lanes(), lanes.lane_len(), lanes.n_targets() as u64);
     let texts = |bytes: Range<usize>| -> Vec<&[u8]> { (0..n).map(|lane| &lanes.lane(lane)[bytes.clone()]).collect() };
 
     let mut sum = LossSum::new();
-    let mut scorer = BatchScorer::new(engine.streams(n))?;
     scorer.feed(&texts(0..1))?;
     for start in (1..lane_len).step_by(STRETCH) {
         if interrupt.is_raised() {
