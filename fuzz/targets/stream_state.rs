@@ -7,11 +7,12 @@ use std::fs;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use sharnn::core::StreamShape;
+use sharnn::core::{Mixer, MixerConfig, StreamShape};
 use sharnn::train::{load_state_of, weights_digest};
-use sharnn::{DecodeEngine, Generator, Sampling, StreamState, Streams, WeightFormat, load_state};
+use sharnn::{DecodeEngine, Generator, Sampling, Scorer, StreamState, Streams, WeightFormat, load_state};
 use sharnn_fuzz::{bounded, config, harmless, header, model, place, seed};
 
+const SMALL: MixerConfig = MixerConfig { memory: 1 << 20 };
 const DIGEST: &str = " sha256=";
 
 fuzz_target!(init: seed(seeds()), |bytes: &[u8]| {
@@ -30,6 +31,17 @@ fuzz_target!(init: seed(seeds()), |bytes: &[u8]| {
         let shape = streams.shape().clone();
         if let Some(state) = bounded(bytes.len(), "load_state", || harmless(load_state(&path, &shape))) {
             assert_eq!(StreamState::from_bytes(&state.to_bytes(), &shape), Ok(state.clone()));
+            if let Some(Ok((memory, 1))) = state.adaptive().map(Mixer::saved_config)
+                && memory == SMALL
+            {
+                let mixer = Mixer::new(memory, 1);
+                let mut scorer = Scorer::adaptive(engine.streams(1), mixer).unwrap();
+                if harmless(scorer.set_state(&state)).is_some() {
+                    let _ = scorer.score(&[1, 2, 1, 2]);
+                    let bytes = scorer.state().to_bytes();
+                    harmless(scorer.set_state(&StreamState::from_bytes(&bytes, &shape).unwrap())).unwrap();
+                }
+            }
             if harmless(streams.set_state(0, &state)).is_some() {
                 let mut generator = Generator::new(streams, Sampling::default()).unwrap();
                 let _ = generator.feed(&[1, 2]);
@@ -56,7 +68,7 @@ fn signed(bytes: &[u8]) -> Option<Vec<u8>> {
         }
         ["h", "c", "memory"].iter().filter_map(|part| of(part)).for_each(|it| update(&mut sha, it, data));
     }
-    value.get("logits").into_iter().for_each(|it| update(&mut sha, it, data));
+    ["logits", "adaptive"].iter().filter_map(|name| value.get(name)).for_each(|it| update(&mut sha, it, data));
     value["__metadata__"]["sharnn-stream-state"] = format!("{text}{DIGEST}{:x}", sha.finalize()).into();
     let json = serde_json::to_vec(&value).ok()?;
     let mut file = (json.len() as u64).to_le_bytes().to_vec();
@@ -75,12 +87,14 @@ fn update(sha: &mut Sha256, tensor: &Value, data: &[u8]) {
 fn seeds() -> Vec<Vec<u8>> {
     let model = model(&config());
     let engine = DecodeEngine::new(&model, WeightFormat::F32);
-    [0, 1, 9]
-        .map(|n| {
-            let mut streams = engine.streams(1);
-            (0..n).for_each(|token| drop(streams.feed(&[token as u8]).to_vec()));
-            let state = streams.state(0);
-            if n == 1 { state.of_weights(weights_digest(&model)).to_bytes() } else { state.to_bytes() }
-        })
-        .into()
+    let mut scorer = Scorer::adaptive(engine.streams(1), Mixer::new(SMALL, 1)).unwrap();
+    scorer.score(&[1, 2, 3, 1, 2, 3]).unwrap();
+    let adaptive = scorer.state().to_bytes();
+    let plain = [0, 1, 9].map(|n| {
+        let mut streams = engine.streams(1);
+        (0..n).for_each(|token| drop(streams.feed(&[token as u8]).to_vec()));
+        let state = streams.state(0);
+        if n == 1 { state.of_weights(weights_digest(&model)).to_bytes() } else { state.to_bytes() }
+    });
+    plain.into_iter().chain([adaptive]).collect()
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How well scores find the oddities that plant.py planted.
 
-    scripts/anomalies/measure.py DIR PROGRAM [--minutes M]        needs: pip install zstandard
+    scripts/anomalies/measure.py DIR PROGRAM [--steps N]        needs: pip install zstandard
 
 A line's score is what it costs divided by its length. For each method: the area under the curve (AUC, the chance that an odd line scores
 above an ordinary one, ties counting half) and the median rank of the odd lines among 2,000, each the mean of three seeds.
@@ -12,7 +12,7 @@ Without a past: today's file alone, from its first line on.
     gzip, zstd      bytes that a line adds to what was compressed before it (the newest 32 KB; the newest 1 MB)
     n-gram          bytes of orders 0 to 5 with Witten-Bell smoothing, counted from what was read
 With a past: yesterday's file is read first.
-    model + adapt   a model trained on it (train --minutes M) that then has read it (score --to-state, --from-state)
+    model + adapt   a model trained on it (train --preset xs --steps N) that then has read it (score --to-state, --from-state)
     gzip, zstd, n-gram as above, with the past read first
 """
 
@@ -105,7 +105,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("dir", type=Path)
     parser.add_argument("program")
-    parser.add_argument("--minutes", type=float, help="train on each past for so long; without it only what needs no past is measured")
+    parser.add_argument("--steps", type=int, help="train on each past for so many steps; without it only what needs no past is measured")
     arguments = parser.parse_args()
     results = defaultdict(lambda: defaultdict(list))
     by_kind = defaultdict(lambda: defaultdict(list))
@@ -122,10 +122,10 @@ def main():
                 "zstd": zstd_scores([], today),
                 "n-gram": ngram_scores([], today),
             }
-            if arguments.minutes:
+            if arguments.steps:
                 run, state = f"{base}.run", f"{base}.state"
                 if not Path(run).exists():
-                    subprocess.run([arguments.program, "train", "--data", f"{base}.past", "--minutes", str(arguments.minutes), "--out", run, "--quiet"], check=True, capture_output=True)
+                    subprocess.run([arguments.program, "train", "--data", f"{base}.past", "--preset", "xs", "--steps", str(arguments.steps), "--out", run, "--quiet"], check=True, capture_output=True)
                 subprocess.run([arguments.program, "score", f"{base}.past", "--total", "--model", run, "--to-state", state], check=True, capture_output=True)
                 found["past: model + adapt"] = program_scores([*score, "--model", run, "--from-state", state])
                 found["past: gzip"] = gzip_scores(past, today)

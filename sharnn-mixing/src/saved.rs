@@ -3,9 +3,11 @@
 //! ```text
 //! sharnn-mixing 1\n      magic and version
 //! memory, lanes          u64 each, as all numbers little-endian
-//! everything else        in the order of `parts`, with runs of zeros written as their length:
-//!                        u32 n, n bytes, u32 m for m zeros, and so on, to the end
+//! everything else        in the order of `parts`, each byte as what it differs by (XOR) from that of a mixer that has read nothing;
+//!                        runs of zeros as their length: u32 n, n bytes, u32 m for m zeros, and so on, to the end
 //! ```
+//!
+//! So a mixer that has read little is few bytes.
 
 use crate::adaptive::Learned;
 use crate::counts::COUNTS;
@@ -64,6 +66,12 @@ enum Part<'a> {
 }
 
 impl Part<'_> {
+    fn to_bytes(self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.each(&mut |values| bytes.extend_from_slice(values));
+        bytes
+    }
+
     /// Calls `each` with the bytes of each value, and takes what it leaves there.
     fn each(self, each: &mut dyn FnMut(&mut [u8])) {
         fn values<T: Copy, const N: usize>(
@@ -128,8 +136,14 @@ impl Mixer {
         }
         let mut runs = Runs::default();
         // A copy, so that one list of parts serves both ways.
-        let mut copy = self.clone();
-        copy.parts().into_iter().for_each(|part| part.each(&mut |values| runs.push(values)));
+        let (mut copy, mut fresh) = (self.clone(), Self::new(self.config, self.lanes.len()));
+        for (part, fresh) in copy.parts().into_iter().zip(fresh.parts()) {
+            let mut fresh = fresh.to_bytes().into_iter();
+            part.each(&mut |values| {
+                differ(values, &mut fresh);
+                runs.push(values);
+            });
+        }
         bytes.extend(runs.finish());
         bytes
     }
@@ -149,8 +163,8 @@ impl Mixer {
         Ok((config, lanes))
     }
 
-    /// Takes what [`to_bytes`](Self::to_bytes) made bytes of, which has to have the same options and lanes. No more memory is needed than a
-    /// mixer has.
+    /// Takes what [`to_bytes`](Self::to_bytes) made bytes of, which has to have the same options and lanes. Two mixers' memory is
+    /// needed.
     ///
     /// # Errors
     /// Bytes that are no mixer, one of another size, or one that cannot be. This mixer is as before then.
@@ -163,7 +177,13 @@ impl Mixer {
         let damaged = |what| MixerError::Damaged { len: bytes.len(), what };
         let mut reader = Reader { bytes: &bytes[HEADER..], left: 0, zeros: 0, whole: true };
         let mut mixer = Self::new(self.config, expected_lanes);
-        mixer.parts().into_iter().for_each(|part| part.each(&mut |values| reader.fill(values)));
+        for part in mixer.parts() {
+            part.each(&mut |values| {
+                let fresh = values.to_vec();
+                reader.fill(values);
+                differ(values, &mut fresh.into_iter());
+            });
+        }
         if !reader.ends() {
             return Err(damaged("they do not fill what they say"));
         }
@@ -190,6 +210,11 @@ impl Mixer {
             () => Ok(()),
         }
     }
+}
+
+/// What values differ by from others, and the other way round.
+fn differ(values: &mut [u8], others: &mut impl Iterator<Item = u8>) {
+    values.iter_mut().zip(others).for_each(|(value, other)| *value ^= other);
 }
 
 fn header(bytes: &[u8]) -> Result<[u64; 2], MixerError> {
