@@ -1,8 +1,9 @@
 //! Which bytes the symbols of a model are.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+
+use sharnn_data::whole_file;
 
 use super::{DECODER, DECODER_BIAS, ENCODER};
 use crate::files::tensors::shown;
@@ -106,7 +107,7 @@ impl Vocabulary {
         const LONGEST: u64 = 16 << 10;
         let file = path.display().to_string();
         let mut json = String::new();
-        let read = File::open(path).and_then(|list| list.take(LONGEST + 1).read_to_string(&mut json));
+        let read = whole_file::open(path).and_then(|list| list.take(LONGEST + 1).read_to_string(&mut json));
         if let Err(source) = read {
             return Err(VocabularyError::Io { file, source });
         }
