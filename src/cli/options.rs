@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use crate::ConfigError;
 use crate::core::{GenerateError, SamplingError, StateError};
 use crate::data::DataError;
-use crate::train::{CheckpointError, EvalError, GroupError, RecipeError, TrainError, WeightsError};
+use crate::train::{CheckpointError, EvalError, GroupError, RecipeError, TrainError, WeightsError, json_error};
 
 /// The option that sets a field, which is named as errors name it: `phases[0].lr` of the recipe, `model.mem_len`.
 pub fn option(field: &str) -> String {
@@ -96,6 +96,9 @@ pub fn told(error: &(dyn Error + 'static)) -> Option<String> {
     }
     if let Some(SamplingError { field, value, hint }) = error.downcast_ref() {
         return unusable(field, value, hint);
+    }
+    if let Some(error) = error.downcast_ref() {
+        return Some(json_error(error));
     }
     // What was typed was checked before: it is that of a file.
     if let Some(ConfigError { field, value, hint }) = error.downcast_ref() {

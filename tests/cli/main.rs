@@ -399,6 +399,42 @@ fn a_model_leaves_for_other_programs_and_comes_back() {
 }
 
 #[test]
+fn damaged_files_of_a_run_are_told_of_without_names_of_types() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    let mut files = Vec::new();
+    for name in ["ends.json", "data.json", "from.json", "metrics.jsonl"] {
+        for json in
+            ["null", "3", "[]", "{}", "true", r#""a""#, r#"{"path":3}"#, r#"{"steps":-1}"#, r#"{"model":3}"#, "{"]
+        {
+            files.push((name, format!("{json}\n")));
+        }
+    }
+    for (name, json) in files {
+        let path = format!("run/{name}");
+        let kept = std::fs::read(at.path(&path)).ok();
+        at.write(&path, json.as_bytes());
+        let command = if name == "metrics.jsonl" {
+            &["plot", "run"][..]
+        } else {
+            &["train", "--resume", "--out", "run", "--quiet"]
+        };
+        let output = at.run(command);
+        let said = String::from_utf8_lossy(&output.stderr);
+        for internal in ["usize", "f64", "u64", "struct ", "enum ", "variant ", "Ends", "Form", "DataChoice"] {
+            assert!(!said.contains(internal), "{name} {json}: {said}");
+        }
+        match kept {
+            Some(kept) => at.write(&path, &kept),
+            None => drop(std::fs::remove_file(at.path(&path))),
+        }
+    }
+    at.write("run/ends.json", b"null");
+    let said = at.error(&["train", "--resume", "--out", "run"]);
+    assert!(said.ends_with("invalid type: null, expected an object at line 1 column 4"), "{said}");
+}
+
+#[test]
 fn what_cannot_be_done_is_told_in_one_line() {
     let at = Workplace::new();
     at.write("text", b"some text");

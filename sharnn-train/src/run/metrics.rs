@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sharnn_data::whole_file;
 
-use crate::files::shown;
+use crate::files::json_error;
 
 /// Name of the file in the run directory.
 pub const METRICS_FILE: &str = "metrics.jsonl";
@@ -193,7 +193,7 @@ fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 fn parse(line: &[u8]) -> Result<Record, String> {
-    serde_json::from_slice(line).map_err(|error| format!("not a record of a run ({})", shown(&error.to_string())))
+    serde_json::from_slice(line).map_err(|error| format!("not a record of a run ({})", json_error(&error)))
 }
 
 /// Length of the lines before the first that lies beyond the given steps; or the number of a line that is none of ours, and

@@ -768,7 +768,7 @@ mod tests {
             ("modell.d_ff=1", "there is no field \"modell.d_ff\""),
             ("recipe.phases.7.lr=1", "there is no field"),
             ("model.d_fff=1", "unknown field `d_fff`"),
-            ("recipe.lamb.clip=much", "invalid type"),
+            ("recipe.lamb.clip=much", "expected a number"),
             ("model.d_ff=1", "--set model.d_ff=1 cannot be used"),
         ] {
             let error = format!("{:#}", plan_of(&[field]).err().unwrap());
