@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(said::<f64>("\"a\""), "invalid type: string \"a\", expected a number at line 1 column 3");
         assert_eq!(
             said::<f64>("\", expected f64\""),
-            "invalid type: string \", expected f64\", expected a number at line 1 column 15"
+            "invalid type: string \", expected f64\", expected a number at line 1 column 16"
         );
         assert_eq!(said::<bool>("{}"), "invalid type: an object, expected true or false at line 1 column 0");
         assert_eq!(said::<Recipe>("null"), "invalid type: null, expected an object at line 1 column 4");

@@ -8,8 +8,8 @@ use anyhow::anyhow;
 use super::super::data::{DataChoice, other_data};
 use super::super::options::{option, path, refused, typed};
 use super::Args;
-use crate::data::DataError;
 use crate::data::shell::{quoted, quoted_path};
+use crate::data::{DataError, Split};
 use crate::train::{BEST_DIR, CheckpointError, GroupError, Stop, TrainError};
 use crate::{Recipe, SegmentLengths, Splits};
 
@@ -26,10 +26,11 @@ impl Args {
         match error {
             TrainError::Recipe(error) => refused(&error.field, &error.value, &error.hint, &self.set),
             TrainError::Data(DataError::Lanes { len, n_lanes, .. }) => {
-                let option = if (n_lanes, len) == (recipe.batch_size, splits.train.len()) {
-                    "batch_size"
-                } else {
-                    "valid.lanes"
+                let is = |lanes, split: &Split| (n_lanes, len) == (lanes, split.len());
+                let option = match () {
+                    () if is(recipe.batch_size, &splits.train) => "batch_size",
+                    () if is(recipe.valid.lanes, &splits.valid) => "valid.lanes",
+                    () => "test.lanes",
                 };
                 refused(option, &n_lanes.to_string(), &error.to_string(), &self.set)
             }
