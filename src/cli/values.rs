@@ -84,10 +84,10 @@ pub fn set_fields(config: ShaRnnConfig, recipe: Recipe, fields: &[String]) -> Re
     };
     let refused = |set: &str, error| anyhow!("--set {set} cannot be used: {}", json_error(&error));
     // Some make sense together only: the one without which all others do is at fault.
-    for left_out in 0..fields.len() {
+    for (left_out, set) in fields.iter().enumerate() {
         let others: Vec<_> = every.iter().enumerate().filter(|(i, _)| *i != left_out).map(|(_, set)| *set).collect();
         if let Ok(Ok(_)) = all(&others) {
-            return Err(refused(&fields[left_out], error));
+            return Err(refused(set, error));
         }
     }
     for set in fields {
@@ -176,7 +176,7 @@ mod tests {
                 r#"{"kind":"fixed","len":"x"}"#,
             ] {
                 let set = format!("{field}={value}");
-                let Some(said) = refused(&[set.clone()]) else { continue };
+                let Some(said) = refused(std::slice::from_ref(&set)) else { continue };
                 n += 1;
                 assert!(said.starts_with("--set "), "{said}");
                 for internal in
