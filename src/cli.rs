@@ -5,7 +5,7 @@
 macro_rules! say {
     ($($text:tt)*) => {
         crate::cli::print(&mut crate::cli::pipe::stdout(), &format!($($text)*))
-            .map_err(|error| anyhow::Error::from(error).context("cannot write to standard output"))?
+            .map_err(|error| anyhow::Error::from(error).context(crate::cli::pipe::Unwritten))?
     };
 }
 

@@ -1,6 +1,6 @@
 //! Files that are there whole or not at all, and reading and locking them with care.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
@@ -86,11 +86,24 @@ pub(crate) fn sync_place(file: &Path) {
 /// # Errors
 /// What the system says, or [`InvalidInput`](io::ErrorKind::InvalidInput) for what is no regular file.
 pub fn open(path: impl AsRef<Path>) -> io::Result<File> {
+    open_with(File::options().read(true), path)
+}
+
+/// Opens a file, or makes it, as the options say. What is there already must be a regular file.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(options: &OpenOptions, path: impl AsRef<Path>) -> io::Result<File> {
     let path = path.as_ref();
-    if !fs::metadata(path)?.is_file() {
+    if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
     }
-    File::open(path)
+    options.open(path)
+}
+
+/// Whether what is written to this path goes to a pipe or a device as it is, and may have to wait for a reader.
+pub fn is_stream(path: impl AsRef<Path>) -> bool {
+    fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir())
 }
 
 /// Reads a file that should have no more than `most` bytes; of a longer one these.
@@ -219,6 +232,9 @@ mod tests {
         let made = std::process::Command::new("mkfifo").arg(&pipe).status();
         if made.is_ok_and(|status| status.success()) {
             assert_eq!(open(&pipe).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            let made = open_with(File::options().create(true).append(true), &pipe);
+            assert_eq!(made.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            assert!(is_stream(&pipe) && !is_stream(dir.path()) && !is_stream(dir.path().join("nothing")));
         }
     }
 

@@ -3,12 +3,14 @@
 //! Here lives what writes them whole and reads them with every value checked; what a run makes of them is in run.
 //! It may use params; optim, run and trainer may use it.
 
+mod json;
 mod stream_state;
 mod tensors;
 pub(crate) mod weights;
 
 pub(crate) use tensors::shown;
 
+pub use json::json_error;
 pub use stream_state::{StateFileError, load_state, load_state_of, save_state, weights_digest};
 pub use tensors::{
     FloatType, HostTensor, Mismatch, TensorMismatch, WeightsError, load_metadata, load_tensors, save_tensors,

@@ -29,8 +29,8 @@ pub use eval::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluat
 pub use files::{
     CONFIG_KEY, FloatType, HostTensor, ImportOptions, Mismatch, SaveOptions, StateFileError, TensorMismatch,
     UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError, WeightsError, import_weights, import_weights_from_bytes,
-    load_metadata, load_state, load_state_of, load_tensors, load_weights, load_weights_from_bytes, read_config,
-    read_config_from_bytes, save_state, save_tensors, save_weights, save_weights_as, weights_digest,
+    json_error, load_metadata, load_state, load_state_of, load_tensors, load_weights, load_weights_from_bytes,
+    read_config, read_config_from_bytes, save_state, save_tensors, save_weights, save_weights_as, weights_digest,
 };
 #[cfg(feature = "mpi")]
 pub use group::MpiGroup;

@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         seen.units.len()
     );
     let picture = draw(&seen);
-    life::whole(|| outputs::write(&args.out, picture))?;
+    life::whole_at(&args.out, || outputs::write(&args.out, picture))?;
     let name = if args.adapt.adapt { format!(", {},", adapt::NAME) } else { String::new() };
     say!("{:.3} bits per byte{name} over {} bytes; {}", seen.bits_per_byte(), seen.n_bytes, args.out.display());
     Ok(ExitCode::SUCCESS)

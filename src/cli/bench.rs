@@ -20,19 +20,21 @@ use anyhow::{Context, Result, ensure};
 use burn::module::{AutodiffModule, Module};
 use burn::tensor::{Int, Tensor, TensorData};
 use clap::ValueEnum;
+use indicatif::HumanBytes;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use super::machine::{MachineArgs, dispatch};
+use super::machine::{MachineArgs, check_settings, dispatch};
+use super::options::refused;
 use super::printable::json;
 use crate::core::{BlockState, LstmState};
 #[cfg(feature = "flex")]
 use crate::core::{DecodeEngine, Streams, WeightFormat};
 use crate::train::{LambConfig, Optimizer};
 use crate::{
-    Attend, AutodiffBackend, Backend, BackendJob, BackendKind, DropoutStream, Pass, Precision, ShaRnn, ShaRnnConfig,
-    ShaRnnState,
+    Attend, AutodiffBackend, Backend, BackendJob, BackendKind, ConfigError, DropoutStream, Pass, Precision, ShaRnn,
+    ShaRnnConfig, ShaRnnState,
 };
 
 /// Bytes decoded in one timing.
@@ -141,6 +143,10 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
+    args.check_sizes()?;
+    if args.mode.is_none_or(|mode| mode == Mode::Train) {
+        check_settings()?;
+    }
     args.machine.set_threads()?;
     if args.mode == Some(Mode::Lstm) {
         args.machine.backend.dispatch(args.lstm()?)??;
@@ -249,6 +255,39 @@ impl Line {
 }
 
 impl Args {
+    /// Refuses sizes that no machine measures.
+    fn check_sizes(&self) -> Result<()> {
+        let most = ShaRnnConfig::MOST_MEM_LEN;
+        for (option, value) in [
+            ("--batch", self.batch),
+            ("--seq-len", self.seq_len),
+            ("--memory", self.memory),
+            ("--warmup", self.warmup),
+            ("--runs", self.runs),
+        ] {
+            let value = value.unwrap_or(0);
+            ensure!(value <= most, "{option} {value} cannot be used: use at most {most}");
+        }
+        Ok(())
+    }
+
+    /// Refuses lanes and segments for which a CPU's memory has no room.
+    fn check_room(&self, bytes: u64) -> Result<()> {
+        let in_memory = matches!(self.machine.backend, BackendKind::Flex | BackendKind::NdArray);
+        let Some(room) = memory_bytes().filter(|_| in_memory) else { return Ok(()) };
+        let typed = [("--batch", self.batch), ("--seq-len", self.seq_len)];
+        let Some((option, value)) = typed.into_iter().find_map(|(option, value)| Some((option, value?))) else {
+            return Ok(());
+        };
+        ensure!(
+            bytes <= room,
+            "{option} {value} cannot be used: a segment of all lanes takes some {}, and this machine has {}; use fewer",
+            HumanBytes(bytes),
+            HumanBytes(room)
+        );
+        Ok(())
+    }
+
     fn size(&self) -> Size {
         self.size.unwrap_or(Size::S)
     }
@@ -280,6 +319,9 @@ impl Args {
     /// The LSTM alone.
     fn lstm(&self) -> Result<lstm::Job> {
         self.refuse_idle_options(Mode::Lstm)?;
+        // Its inputs and gates.
+        let rows = self.batch.unwrap_or(1) as u64 * self.seq_len.unwrap_or(256) as u64;
+        self.check_room(rows * 4 * 5 * 1024)?;
         let precision = match self.dtype {
             None | Some(Dtype::F32) => Precision::F32,
             Some(Dtype::Bf16) => Precision::Bf16,
@@ -348,11 +390,18 @@ impl Args {
             Size::L => ShaRnnConfig::enwik8(),
         };
         let config = config.with_attend(attend.clone()).with_mem_len(mem_len).with_dropout(self.dropout.unwrap_or(0.1));
-        config.validate()?;
+        let named = |error: ConfigError| refused(&format!("model.{}", error.field), &error.value, &error.hint, &[]);
+        config.validate().map_err(named)?;
         ensure!(
             seq_len <= mem_len || mem_len == 0 || attend == Attend::None,
             "--seq-len {seq_len} is more than --mem-len {mem_len}: use shorter segments, a longer memory, or --mem-len 0"
         );
+        // Of all that is computed with: what is read and what is predicted.
+        let rows = batch as u64 * seq_len as u64;
+        self.check_room(rows * 4 * (config.vocab_size + 2 * config.d_model) as u64)?;
+        if mode == Mode::Train {
+            self.check_room(rows * 4 * (config.n_layers * (7 * config.d_model + config.d_ff)) as u64)?;
+        }
         let (memory, seed) = (self.memory.unwrap_or(1024), self.seed.unwrap_or(1));
         let (recompute, warmup, runs) = (self.recompute, self.warmup(), self.runs());
         let backend = self.machine.backend;
@@ -620,4 +669,11 @@ fn peak_rss_mb() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let kib = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?.trim().strip_suffix("kB")?.trim();
     Some(kib.parse::<u64>().ok()? / 1024)
+}
+
+/// The machine's memory in bytes.
+fn memory_bytes() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10)
 }

@@ -33,6 +33,21 @@ pub struct DataArgs {
     pub full_eval: bool,
 }
 
+/// The first byte of a lane is read, and not scored.
+const FEWEST: usize = 2;
+
+impl DataArgs {
+    /// Refuses splits of too few bytes by the options that ask for them.
+    pub fn check(&self, train_bytes: Option<usize>) -> Result<()> {
+        for (option, bytes) in [("--train-bytes", train_bytes), ("--valid-bytes", self.valid_bytes)] {
+            if let Some(bytes) = bytes.filter(|&bytes| bytes < FEWEST) {
+                bail!("{option} {bytes} cannot be used: use at least {FEWEST}");
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Written into the run directory.
 const FILE: &str = "data.json";
 

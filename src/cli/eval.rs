@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::adapt::{self, AdaptArgs};
 use super::data::{DataArgs, DataChoice};
-use super::machine::{MachineArgs, dispatch, fastest};
+use super::machine::{MachineArgs, check_settings, dispatch, fastest};
 use super::model::{FormatArgs, Loaded, ModelArgs};
 use super::options::of_eval;
 use super::printable::json;
@@ -93,6 +93,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
             "{} cannot be used with --adapt, which reads byte by byte: leave one out",
             given.map_or("", |(name, _)| name)
         );
+    }
+    args.data.check(None)?;
+    if args.dynamic_eval.is_some() {
+        check_settings()?;
     }
     args.machine.set_threads()?;
     let stored = match args.model.run_dir()? {

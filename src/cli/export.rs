@@ -94,7 +94,7 @@ impl BackendJob for Args {
             let weights = if self.dtype == "f16" { OnnxWeights::F16 } else { OnnxWeights::F32 };
             let metadata: BTreeMap<_, _> = self.meta.into_iter().collect();
             let export = OnnxExport { weights, single_step: self.single_step, metadata };
-            life::whole(|| export.save(&model, &self.to))?;
+            life::whole_at(&self.to, || export.save(&model, &self.to))?;
         } else {
             let dtype = match self.dtype.as_str() {
                 "f16" => FloatType::F16,
@@ -102,7 +102,9 @@ impl BackendJob for Args {
                 _ => FloatType::F32,
             };
             let Self { tied_twice, collapse, .. } = self;
-            life::whole(|| save_weights_as(&model, &self.to, &SaveOptions { dtype, tied_twice, collapse }))?;
+            life::whole_at(&self.to, || {
+                save_weights_as(&model, &self.to, &SaveOptions { dtype, tied_twice, collapse })
+            })?;
         }
         let bytes = HumanBytes(std::fs::metadata(&self.to)?.len());
         say!("{} ({bytes}) from {}", self.to.display(), loaded.name);

@@ -103,7 +103,7 @@ impl BackendJob for Args {
             generator.generate_to(UntilStopped(pipe::stdout()), self.bytes)
         };
         match written {
-            Err(GenerateError::Io(error)) => Err(error).context("cannot write to standard output"),
+            Err(GenerateError::Io(error)) => Err(error).context(pipe::Unwritten),
             written => Ok(written.map(|()| ExitCode::SUCCESS)?),
         }
     }

@@ -65,7 +65,7 @@ impl BackendJob for Args {
         let options = ImportOptions { n_heads: self.n_heads, mem_len: self.mem_len, vocabulary };
         let imported = import_weights::<B>(&self.file, &options, &device).map_err(|error| self.told(error))?;
         let model = imported.valid();
-        life::whole(|| save_weights(&model, &self.to))?;
+        life::whole_at(&self.to, || save_weights(&model, &self.to))?;
         say!("{}: sharnn inspect {} says what is in it", self.to.display(), quoted_path(&self.to));
         Ok(ExitCode::SUCCESS)
     }

@@ -4,11 +4,13 @@
 //! [`Interrupt`], keeps what it has and returns [`stopped`]. A file is written to its end ([`whole`]).
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use anyhow::{Error, Result};
 
+use crate::data::whole_file;
 use crate::train::{EXIT_STATUS, Interrupt};
 
 static INTERRUPT: OnceLock<Interrupt> = OnceLock::new();
@@ -49,6 +51,15 @@ pub fn whole<T, E: Into<Error>>(write: impl FnOnce() -> Result<T, E>) -> Result<
     let written = write().map_err(Into::into)?;
     interrupt.heed(0);
     if interrupt.is_raised() { Err(Stopped.into()) } else { Ok(written) }
+}
+
+/// The same for what goes to this path. A pipe, which may never be read, leaves nothing half-written: a signal ends the process at once,
+/// and nothing is written where one has come before.
+pub fn whole_at<T, E: Into<Error>>(path: &Path, write: impl FnOnce() -> Result<T, E>) -> Result<T> {
+    if !whole_file::is_stream(path) {
+        return whole(write);
+    }
+    if heed(0).is_raised() { Err(Stopped.into()) } else { write().map_err(Into::into) }
 }
 
 /// The exit code of a command that has kept what it had.

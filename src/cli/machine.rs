@@ -1,6 +1,8 @@
 //! What computes: the backend, its threads, and the precision that suits it.
 
-use anyhow::{Result, anyhow};
+use std::panic;
+
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::train::BackendError;
 use crate::{AutodiffBackend, BackendJob, BackendKind, Precision};
@@ -46,6 +48,21 @@ pub fn dispatch<J: BackendJob>(backend: BackendKind, job: J) -> Result<J::Output
         }
     }
     Ok(backend.dispatch(Told(job))?)
+}
+
+/// Refuses settings of Burn that cannot be read: whoever needs them first would panic.
+pub fn check_settings() -> Result<()> {
+    let here = std::env::current_dir().context("the current directory cannot be had: change to one that is there")?;
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    let read = panic::catch_unwind(burn::runtime_config);
+    panic::set_hook(hook);
+    if read.is_ok() {
+        return Ok(());
+    }
+    let names = here.ancestors().flat_map(|dir| ["burn.toml", "Burn.toml"].map(|name| dir.join(name)));
+    let file = names.into_iter().find(|file| file.is_file()).unwrap_or_else(|| here.join("burn.toml"));
+    bail!("{} cannot be used: it is no TOML with settings of Burn; mend it, or move it away", file.display())
 }
 
 /// The precision that a backend computes fastest in on this machine, as far as that is known.

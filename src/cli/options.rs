@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use crate::ConfigError;
 use crate::core::{GenerateError, SamplingError, StateError};
 use crate::data::DataError;
-use crate::train::{CheckpointError, EvalError, GroupError, RecipeError, TrainError, WeightsError};
+use crate::train::{CheckpointError, EvalError, GroupError, RecipeError, TrainError, WeightsError, json_error};
 
 /// The option that sets a field, which is named as errors name it: `phases[0].lr` of the recipe, `model.mem_len`.
 pub fn option(field: &str) -> String {
@@ -35,6 +35,7 @@ pub fn option(field: &str) -> String {
         "temperature" => "--temperature",
         "top_k" => "--top-k",
         "top_p" => "--top-p",
+        field if field.starts_with("model.attend.") => "--attend",
         field => match field.strip_prefix("phases.").and_then(|field| field.split_once('.')) {
             Some((_, "lr")) => "--lr",
             Some((_, "warmup_steps")) => "--warmup",
@@ -54,13 +55,29 @@ pub fn path(field: &str) -> String {
     if has_root { dotted } else { format!("recipe.{dotted}") }
 }
 
+/// The value of a field as it is typed after the option that sets it, where it is one of JSON.
+pub fn typed(field: &str, value: &str) -> String {
+    let path = path(field);
+    let list = || value.chars().filter(|c| c.is_ascii_digit() || *c == ',').collect::<String>();
+    match (path.strip_prefix("model.attend"), value.trim_matches('"')) {
+        (Some("" | ".blocks"), "second-last") => "one".into(),
+        (Some("" | ".blocks"), name @ ("none" | "all")) => name.into(),
+        (Some("" | ".blocks"), _) if list().is_empty() => "none".into(),
+        (Some("" | ".blocks"), _) => list(),
+        (Some(_), _) => format!("a list with {value}"),
+        (None, _) if option(field).starts_with("--set ") => value.into(),
+        (None, "null") => "none".into(),
+        (None, text) => text.into(),
+    }
+}
+
 /// A value that cannot be used, under the name by which it was typed: that of its option, or of `--set`.
 pub fn refused(field: &str, value: &str, hint: &str, set: &[String]) -> anyhow::Error {
     let path = path(field);
     let typed = set.iter().rev().find(|set| set.split_once('=').is_some_and(|(typed, _)| typed == path));
     match typed {
         Some(typed) => anyhow!("--set {typed} cannot be used: {hint}"),
-        None => anyhow!("{} {value} cannot be used: {hint}", option(field)),
+        None => anyhow!("{} {} cannot be used: {hint}", option(field), self::typed(field, value)),
     }
 }
 
@@ -79,7 +96,7 @@ pub fn of_eval(error: EvalError) -> anyhow::Error {
 pub fn told(error: &(dyn Error + 'static)) -> Option<String> {
     let unusable = |field: &str, value: &dyn ToString, hint: &str| {
         let value = value.to_string();
-        Some(format!("{} {value} cannot be used: {hint}", option(field)))
+        Some(format!("{} {} cannot be used: {hint}", option(field), typed(field, &value)))
     };
     if let Some(error) = error.downcast_ref() {
         return match error {
@@ -96,6 +113,9 @@ pub fn told(error: &(dyn Error + 'static)) -> Option<String> {
     }
     if let Some(SamplingError { field, value, hint }) = error.downcast_ref() {
         return unusable(field, value, hint);
+    }
+    if let Some(error) = error.downcast_ref() {
+        return Some(json_error(error));
     }
     // What was typed was checked before: it is that of a file.
     if let Some(ConfigError { field, value, hint }) = error.downcast_ref() {
@@ -128,9 +148,11 @@ pub fn told(error: &(dyn Error + 'static)) -> Option<String> {
     if let Some(error) = error.downcast_ref() {
         return match error {
             CheckpointError::Differs { checkpoint, field, saved, given } => Some(format!(
-                "{} was trained with {} {saved}, not {given}: resume it with what it was started with, or name another --out",
+                "{} was trained with {} {}, not {}: resume it with what it was started with, or name another --out",
                 checkpoint.display(),
-                option(field)
+                option(field),
+                typed(field, saved),
+                typed(field, given)
             )),
             CheckpointError::Weights(error) => told(error),
             _ => None,
@@ -440,10 +462,10 @@ mod tests {
             (|_, r| r.muon = Some(MuonConfig { rate: 0.0, ..MuonConfig::default() }), "--set recipe.muon.rate 0"),
             (|c, _| c.mem_len = usize::MAX, "--mem-len 18446744073709551615"),
             (|c, _| c.dropout_hidden = 1.0, "--dropout 1"),
-            (|c, _| c.attend = Attend::Blocks(vec![9]), "--attend [9]"),
+            (|c, _| c.attend = Attend::Blocks(vec![9]), "--attend 9"),
             (|c, _| c.n_heads = 3, "--set model.n_heads 3"),
             (|c, _| c.d_ff = 1, "--set model.d_ff 1"),
-            (|c, _| c.n_layers = 1, "--attend second-last"),
+            (|c, _| c.n_layers = 1, "--attend one"),
         ];
         for (change, named) in cases {
             let (mut config, mut recipe) = (config(), recipe());
@@ -454,6 +476,17 @@ mod tests {
             let rest = rest.unwrap_or_else(|| panic!("{named}: {said}"));
             assert_eq!(internal(rest), None, "{said}");
         }
+        for (value, expected) in [
+            ("\"second-last\"", "one"),
+            ("\"none\"", "none"),
+            ("\"all\"", "all"),
+            ("{\"blocks\":[0,2]}", "0,2"),
+            ("{\"blocks\":[]}", "none"),
+        ] {
+            assert_eq!(typed("model.attend", value), expected);
+        }
+        assert_eq!(option("model.attend.blocks[0]"), "--attend");
+        assert_eq!([typed("precision", "\"bf16\""), typed("valid_every_steps", "null")], ["bf16", "none"]);
         let typed = ["recipe.phases.0.lr=nan".to_string()];
         assert_eq!(
             refused("phases[0].lr", "NaN", "no", &typed).to_string(),

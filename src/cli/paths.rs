@@ -18,7 +18,7 @@ pub mod exact {
     use super::*;
 
     #[derive(Serialize, Deserialize)]
-    #[serde(untagged)]
+    #[serde(untagged, expecting = "a path is a string, or a list of bytes")]
     enum Form {
         Text(String),
         Bytes(Vec<u8>),

@@ -16,6 +16,11 @@ const PATIENCE: Duration = Duration::from_millis(400);
 #[cfg(unix)]
 const LOOK: i32 = 50;
 
+/// Why a command has failed that could not say what it had to say.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output")]
+pub struct Unwritten;
+
 /// One of the two, not buffered.
 #[derive(Clone, Copy)]
 pub struct Pipe(&'static Stream);

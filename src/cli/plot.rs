@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         outputs::refuse_inputs("--svg", &args.svg, [("RUN", &**run), ("RUN", &*metrics)])?;
     }
     let curves = runs.iter().map(|run| Curve::read(run, args.over)).collect::<Result<Vec<_>>>()?;
-    life::whole(|| draw(&args.svg, &curves, args.over, args.max))
+    life::whole_at(&args.svg, || draw(&args.svg, &curves, args.over, args.max))
         .with_context(|| format!("cannot draw {}", args.svg.display()))?;
     say!("{}", args.svg.display());
     Ok(ExitCode::SUCCESS)
@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 impl Curve {
     /// Of the run in a directory, which must have measured something.
     pub fn read(run: &Path, over: Over) -> Result<Self> {
-        ensure!(run.join(METRICS_FILE).is_file(), "there is no {METRICS_FILE} in {}: name a run", run.display());
+        ensure!(run.join(METRICS_FILE).exists(), "there is no {METRICS_FILE} in {}: name a run", run.display());
         let records = Metrics::read(run)?;
         let (mut train, mut valid) = (Vec::new(), Vec::new());
         // What a validation is drawn over in bytes stands in the record before it. A run too short for a record has its checkpoint.

@@ -1,14 +1,16 @@
 //! The processes that train together: this one alone, or those that `mpirun` started.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::BackendKind;
 use crate::train::{Alone, Group, SharedGroup, launched_by_mpi, printable};
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::machine::MachineArgs;
+use super::pipe::Unwritten;
 use super::{exit_code as print_and_exit_code, in_one_line, life};
 
 /// How long the others leave it to the first process to tell of an error that all have.
@@ -53,12 +55,23 @@ pub fn refuse_arguments(group: &dyn Group, error: &clap::Error) -> ExitCode {
     let status = error.exit_code();
     let text = error.to_string();
     // In colours, unless an argument would be obeyed by the terminal. There may be nobody left to tell.
-    let print = || if printable(&text) == text { drop(error.print()) } else { tell!("{}", text.trim_end()) };
+    let print = || -> io::Result<()> {
+        if printable(&text) != text {
+            tell!("{}", text.trim_end());
+            return Ok(());
+        }
+        error.print()?;
+        io::stdout().flush()
+    };
     if status != 0 && group.size() > 1 {
-        tell_and_abort(group, status, print);
+        tell_and_abort(group, status, || drop(print()));
     }
     if group.is_first() {
-        print();
+        let printed = print();
+        // Help that nobody has is no help.
+        if status == 0 {
+            return print_and_exit_code(printed.context(Unwritten).map(|()| ExitCode::SUCCESS));
+        }
     }
     ExitCode::from(status as u8)
 }

@@ -221,7 +221,7 @@ impl Traces {
     /// anybody else's does.
     fn remove(&self) {
         // Held until the files are gone, so that nobody begins meanwhile.
-        let lock = File::options().write(true).open(self.run.join("lock"));
+        let lock = whole_file::open_with(File::options().write(true), self.run.join("lock"));
         if lock.as_ref().is_ok_and(|lock| !matches!(whole_file::lock(lock), Ok(Lock::Ours | Lock::Missing))) {
             return;
         }

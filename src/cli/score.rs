@@ -12,10 +12,11 @@ use super::adapt::{self, AdaptArgs};
 use super::input::Input;
 use super::machine::{MachineArgs, dispatch};
 use super::model::{FormatArgs, ModelArgs, stream_state};
-use super::pipe::{self, Pipe};
+use super::pipe::{self, Pipe, Unwritten};
 use super::printable::json;
 use super::{in_one_line, life};
 use crate::core::{BatchScorer, Scorer, Streams};
+use crate::data::whole_file;
 use crate::train::{Interrupt, printable, save_state, weights_digest};
 use crate::{AutodiffBackend, BackendJob};
 
@@ -136,9 +137,10 @@ impl BackendJob for Args {
         // What was scored before an error or a signal is not lost.
         let (lines, bytes) = (out.lines, out.bytes);
         let printed = out.finish();
-        let done = scored
-            .and_then(|end| printed.map(|()| end))
-            .with_context(|| format!("cannot score {}", self.file.display()));
+        let done = scored.and_then(|end| printed.map(|()| end)).map_err(|error| match error.is::<Unwritten>() {
+            true => error,
+            false => error.context(format!("cannot score {}", self.file.display())),
+        });
         if done.as_ref().is_err_and(life::is_stopped) {
             let state = self.to_state.iter().map(|path| format!("; {} was not written", path.display()));
             tell!("stopped while nobody read what was scored{}", state.collect::<String>());
@@ -148,6 +150,10 @@ impl BackendJob for Args {
             if let Err(error) = done {
                 // Not the error itself: a pipe that was closed would pass for success.
                 bail!("{}: {} was not written", in_one_line(&error), path.display());
+            }
+            if whole_file::is_stream(path) && life::heed(0).is_raised() {
+                tell!("stopped after {lines} lines, {bytes} bytes; {} was not written", path.display());
+                return Ok(life::stopped());
             }
             save_state(&scorer.state().of_weights(weights), path)?;
         }
@@ -407,20 +413,20 @@ impl<'a> Output<'a> {
 
     fn print(&mut self, scored: &Scored) -> Result<()> {
         if self.args.json {
-            writeln!(self.out, "{}", json(scored)?)?;
+            writeln!(self.out, "{}", json(scored)?).context(Unwritten)?;
         } else {
             let text = printable(&scored.text);
-            writeln!(self.out, "{:>8} {:>8.3}  {text}", scored.line, scored.bits_per_byte)?;
+            writeln!(self.out, "{:>8} {:>8.3}  {text}", scored.line, scored.bits_per_byte).context(Unwritten)?;
         }
         // Whoever looks on sees each line at once.
         if self.args.top.is_none() && stdout().is_terminal() {
-            self.out.flush()?;
+            self.out.flush().context(Unwritten)?;
         }
         Ok(())
     }
 
     fn flush(&mut self) -> Result<()> {
-        Ok(self.out.flush()?)
+        self.out.flush().context(Unwritten)
     }
 
     fn finish(mut self) -> Result<()> {
@@ -439,12 +445,14 @@ impl<'a> Output<'a> {
                 adaptive: bool,
             }
             let adaptive = self.args.adapts();
-            writeln!(self.out, "{}", json(&Total { lines, bytes, bits, bits_per_byte, adaptive })?)?;
+            writeln!(self.out, "{}", json(&Total { lines, bytes, bits, bits_per_byte, adaptive })?)
+                .context(Unwritten)?;
         } else if self.args.total {
             let name = if self.args.adapts() { format!(", {}", adapt::NAME) } else { String::new() };
-            writeln!(self.out, "{lines} lines, {bytes} bytes, {bits_per_byte:.4} bits per byte{name}")?;
+            writeln!(self.out, "{lines} lines, {bytes} bytes, {bits_per_byte:.4} bits per byte{name}")
+                .context(Unwritten)?;
         }
-        self.out.flush()?;
+        self.out.flush().context(Unwritten)?;
         Ok(())
     }
 }

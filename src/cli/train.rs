@@ -19,7 +19,7 @@ use origin::Origin;
 use super::data::DataChoice;
 use super::printable::json;
 use super::runs::Place;
-use super::{in_one_line, life, paths, pipe, processes, report};
+use super::{in_one_line, life, machine, paths, pipe, processes, report};
 use crate::data::order0_entropy;
 use crate::data::shell::quoted_path;
 use crate::train::{
@@ -31,6 +31,8 @@ use crate::{AutodiffBackend, BackendJob, Splits};
 /// Trains as the options say, in every process of the group.
 pub fn run(args: Args, group: SharedGroup) -> Result<ExitCode> {
     let backend = args.machine.backend;
+    args.data.check(args.train_bytes)?;
+    machine::check_settings()?;
     processes::set_threads(group.as_ref(), &args.machine)?;
     // Before this run has a directory, which would be the latest.
     let trained = args.trained()?;

@@ -1,8 +1,8 @@
 //! What the values of options stand for: presets, recipes, and other names; and fields that are set by their paths.
 
-use crate::train::{Phase, Schedule};
+use crate::train::{Phase, Schedule, json_error};
 use crate::{Attend, Precision, Recipe, ShaRnnConfig};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -66,37 +66,61 @@ pub fn schedule(kind: &str) -> Result<Schedule> {
     })
 }
 
-/// The model and the recipe with fields set by `field=value`.
+/// The model and the recipe with fields set by `field=value`. Where they do not make one, that is said of the field that is at fault.
 pub fn set_fields(config: ShaRnnConfig, recipe: Recipe, fields: &[String]) -> Result<(ShaRnnConfig, Recipe)> {
     if fields.is_empty() {
         return Ok((config, recipe));
     }
-    let mut all = json!({ "model": config, "recipe": recipe });
+    let before = json!({ "model": config, "recipe": recipe });
+    let all = |fields: &[&String]| -> Result<Result<_, serde_json::Error>> {
+        let mut all = before.clone();
+        fields.iter().try_for_each(|set| set_field(&mut all, set))?;
+        Ok(serde_json::from_value(all).map(|All { model, recipe }| (model, recipe)))
+    };
+    let every: Vec<_> = fields.iter().collect();
+    let error = match all(&every)? {
+        Ok(made) => return Ok(made),
+        Err(error) => error,
+    };
+    let refused = |set: &str, error| anyhow!("--set {set} cannot be used: {}", json_error(&error));
+    // Some make sense together only: the one without which all others do is at fault.
+    for (left_out, set) in fields.iter().enumerate() {
+        let others: Vec<_> = every.iter().enumerate().filter(|(i, _)| *i != left_out).map(|(_, set)| *set).collect();
+        if let Ok(Ok(_)) = all(&others) {
+            return Err(refused(set, error));
+        }
+    }
     for set in fields {
-        let Some((path, value)) = set.split_once('=') else {
-            bail!("--set {set:?} cannot be used: write FIELD=VALUE, as model.d_ff=512")
-        };
-        // A word that is no JSON is a string.
-        let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
-        let (parent, field) = path.rsplit_once('.').unwrap_or(("", path));
-        let parent = all.pointer_mut(&parent.split('.').map(|name| format!("/{name}")).collect::<String>());
-        let place = match parent {
-            Some(Value::Object(fields)) => Some(fields.entry(field).or_insert(Value::Null)),
-            Some(Value::Array(fields)) => field.parse().ok().and_then(|i: usize| fields.get_mut(i)),
-            _ => None,
-        };
-        let Some(place) = place else { bail!("--set {set:?} cannot be used: there is no field {path:?}") };
-        *place = value;
+        if let Ok(Err(error)) = all(&[set]) {
+            return Err(refused(set, error));
+        }
     }
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct All {
-        model: ShaRnnConfig,
-        recipe: Recipe,
-    }
-    let All { model, recipe } =
-        serde_json::from_value(all).with_context(|| format!("--set {} cannot be used", fields.join(" --set ")))?;
-    Ok((model, recipe))
+    Err(refused(&fields.join(" --set "), error))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct All {
+    model: ShaRnnConfig,
+    recipe: Recipe,
+}
+
+fn set_field(all: &mut Value, set: &str) -> Result<()> {
+    let Some((path, value)) = set.split_once('=') else {
+        bail!("--set {set:?} cannot be used: write FIELD=VALUE, as model.d_ff=512")
+    };
+    // A word that is no JSON is a string.
+    let value = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    let (parent, field) = path.rsplit_once('.').unwrap_or(("", path));
+    let parent = all.pointer_mut(&parent.split('.').map(|name| format!("/{name}")).collect::<String>());
+    let place = match parent {
+        Some(Value::Object(fields)) => Some(fields.entry(field).or_insert(Value::Null)),
+        Some(Value::Array(fields)) => field.parse().ok().and_then(|i: usize| fields.get_mut(i)),
+        _ => None,
+    };
+    let Some(place) = place else { bail!("--set {set:?} cannot be used: there is no field {path:?}") };
+    *place = value;
+    Ok(())
 }
 
 /// The precision of that name; `None` for `auto`.
@@ -106,5 +130,75 @@ pub fn precision(name: &str) -> Result<Option<Precision>> {
         Some((precision, _)) => Ok(Some(precision)),
         None if name == "auto" => Ok(None),
         None => bail!("--precision {name:?} cannot be used: use auto, f32 or bf16"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Paths of all fields, those that hold others among them.
+    fn paths(value: &Value, path: &str, found: &mut Vec<String>) {
+        let mut add = |name: &str, value: &Value| {
+            let path = if path.is_empty() { name.into() } else { format!("{path}.{name}") };
+            paths(value, &path, found);
+            found.push(path);
+        };
+        match value {
+            Value::Object(fields) => fields.iter().for_each(|(name, value)| add(name, value)),
+            Value::Array(items) => items.iter().enumerate().for_each(|(i, value)| add(&i.to_string(), value)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn a_field_that_cannot_be_set_is_named_alone_and_without_a_type() {
+        let refused = |sets: &[String]| {
+            set_fields(ShaRnnConfig::xs(), Recipe::budget(None), sets).err().map(|error| format!("{error:#}"))
+        };
+        let mut fields = Vec::new();
+        for recipe in [Recipe::budget(None), Recipe::paper()] {
+            paths(&json!({ "model": ShaRnnConfig::xs(), "recipe": recipe }), "", &mut fields);
+        }
+        let mut n = 0;
+        for field in fields {
+            for value in [
+                "null",
+                "3",
+                "-1",
+                "1.5",
+                "nan",
+                "[]",
+                "[3]",
+                "{}",
+                "true",
+                r#"{"a":1}"#,
+                r#"{"kind":"fixed","len":"x"}"#,
+            ] {
+                let set = format!("{field}={value}");
+                let Some(said) = refused(std::slice::from_ref(&set)) else { continue };
+                n += 1;
+                assert!(said.starts_with("--set "), "{said}");
+                for internal in
+                    ["usize", "f64", "u64", "u8", "struct ", "enum ", "variant ", "tuple ", "Config", "Segment"]
+                {
+                    assert!(!said.contains(internal) || set.contains(internal), "{set}: {said}");
+                }
+            }
+        }
+        assert!(n > 200, "{n} refused");
+        let sets = |sets: &[&str]| refused(&sets.iter().map(|set| set.to_string()).collect::<Vec<_>>());
+        let said = sets(&["model.d_ff=256", "recipe.seed=-1", "model.n_layers=2"]).unwrap();
+        assert_eq!(
+            said,
+            "--set recipe.seed=-1 cannot be used: invalid value: integer `-1`, expected a whole number of at least 0"
+        );
+        let said = sets(&["recipe.seed=-1", "model.n_layers=x"]).unwrap();
+        assert!(said.starts_with("--set recipe.seed=-1 cannot be used: "), "{said}");
+        // Either alone is none, and both are one.
+        let fixed = ["recipe.segments={\"kind\":\"fixed\"}", "recipe.segments.len=32"];
+        assert_eq!(sets(&fixed), None);
+        let said = sets(&[fixed[0], fixed[1], "recipe.seed=x"]).unwrap();
+        assert!(said.starts_with("--set recipe.seed=x cannot be used: "), "{said}");
     }
 }

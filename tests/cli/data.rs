@@ -113,6 +113,37 @@ fn command_of(error: &str) -> Vec<&str> {
 }
 
 #[test]
+fn a_change_is_refused_with_a_command_that_works() {
+    let at = Workplace::new();
+    at.log("log", 3000);
+    let tiny = at.train_on("log", &["--recipe", "paper", "--out", "run"]);
+    at.stdout(&tiny);
+    let resume = |more: &[&str]| at.error(&[&["train", "--resume", "--out", "run"], more].concat());
+    for (i, change) in [
+        &["--segment-multiple", "8"][..],
+        &["--fixed-segments"],
+        &["--lr", "1e-3"],
+        &["--mem-len", "32"],
+        &["--batch", "3", "--seq-len", "12"],
+        &["--dropout", "0.1"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let said = resume(change);
+        assert!(!said.contains("null"), "{said}");
+        let (_, command) = said.split_once("from its weights: sharnn ").unwrap_or_else(|| panic!("{change:?}: {said}"));
+        let (out, more) = (format!("other{i}"), ["--steps", "2", "--threads", "1", "--quiet", "--out"]);
+        let words: Vec<_> = command.split_whitespace().chain(more).chain([&*out]).collect();
+        at.stdout(&words);
+    }
+    let said = resume(&["--recipe", "paper"]);
+    assert!(said.contains("that of --recipe paper: leave --recipe paper out"), "{said}");
+    let said = resume(&["--attend", "all"]);
+    assert!(said.contains("with --attend one, not all: "), "{said}");
+}
+
+#[test]
 fn other_data_is_refused_with_the_command_that_trains_on_it() {
     let at = Workplace::new();
     at.log("log", 200);

@@ -305,6 +305,86 @@ fn a_full_pipe_keeps_no_signal_waiting() {
     assert!(stopped > 0, "it was saved");
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn standard_output_that_is_full_is_named_by_every_command() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    at.log("log", 20);
+    let score = ["score", "log", "--model", "run"];
+    for args in [
+        &score[..],
+        &[&score[..], &["--top", "2"]].concat(),
+        &[&score[..], &["--total"]].concat(),
+        &[&score[..], &["--alone", "--json"]].concat(),
+        &[&score[..], &["--to-state", "state"]].concat(),
+        &["generate", "--model", "run", "--bytes", "9"],
+        &["inspect", "run"],
+        &["plot", "run"],
+        &["--help"],
+        &["--version"],
+        &["help", "train"],
+    ] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let output = at.command(args).stdout(full).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        let errors: Vec<_> = said.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert!(errors.len() == 1, "{args:?}: {said}");
+        assert!(errors[0].starts_with("error: cannot write to standard output: No space left"), "{args:?}: {said}");
+        assert!(!at.path("state").exists());
+    }
+}
+
+/// Neither side of a pipe ever comes: what is read is refused, what is written waits until a signal comes.
+#[test]
+fn a_pipe_without_another_end_keeps_no_command() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    at.log("log", 20);
+    let pipe = |name: &str| assert!(Command::new("mkfifo").arg(at.path(name)).status().unwrap().success());
+    pipe("pipe");
+    let weights = "run/best/weights.safetensors";
+    for args in [
+        &["score", "log", "--model", "run", "--total", "--from-state", "pipe"][..],
+        &["generate", "--model", "run", "--from-state", "pipe"],
+        &["import", weights, "--to", "z.safetensors", "--vocabulary", "pipe"],
+    ] {
+        assert!(at.error(args).ends_with("it is not a regular file"), "{args:?}: {}", at.error(args));
+    }
+    for (file, args) in [
+        ("metrics.jsonl", &["plot", "run"][..]),
+        ("metrics.jsonl", &["train", "--resume", "--out", "run"]),
+        ("lock", &["train", "--resume", "--out", "run"]),
+    ] {
+        let (file, kept) = (at.path("run").join(file), at.path("kept"));
+        std::fs::rename(&file, &kept).unwrap();
+        pipe(file.to_str().unwrap());
+        assert!(at.error(args).ends_with("it is not a regular file"), "{args:?}: {}", at.error(args));
+        std::fs::rename(&kept, &file).unwrap();
+    }
+    let reader = || std::fs::File::options().read(true).write(true).open(at.path("pipe")).unwrap();
+    for args in
+        [&["plot", "run", "--svg", "pipe"][..], &["score", "log", "--model", "run", "--total", "--to-state", "pipe"]]
+    {
+        for is_open in [false, true] {
+            let full = is_open.then(|| {
+                let mut full = reader();
+                // As much as a pipe holds.
+                full.write_all(&[0; 1 << 16]).unwrap();
+                full
+            });
+            let mut program = at.start(args);
+            until_it_hears(&program);
+            sleep(Duration::from_millis(700));
+            assert!(program.try_wait().unwrap().is_none(), "{args:?}: somebody read");
+            signal(&program, "TERM");
+            assert_eq!(code_soon(&mut program), Some(130), "{args:?}");
+            drop(full);
+        }
+    }
+}
+
 #[test]
 fn commands_without_anything_to_keep_end_at_once() {
     let at = Workplace::new();

@@ -491,6 +491,80 @@ fn a_model_leaves_for_other_programs_and_comes_back() {
 }
 
 #[test]
+fn lanes_of_a_split_are_named_as_they_were_set() {
+    let at = Workplace::new();
+    let said = at.error(&at.train(&["--set", "recipe.test.lanes=99999999"]));
+    assert!(said.starts_with("error: --set recipe.test.lanes=99999999 cannot be used: "), "{said}");
+}
+
+#[test]
+fn settings_of_burn_that_cannot_be_read_are_refused_before_anything_is_made() {
+    let at = Workplace::new();
+    std::fs::create_dir(at.path("below")).unwrap();
+    for settings in ["garbage = [", "autodiff = 3"] {
+        at.write("burn.toml", settings.as_bytes());
+        for args in [&at.train(&[])[..], &["eval", "--dynamic-eval", "1e-3"], &["bench", "--mode", "train"]] {
+            let output = at.run_in("below", args);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+            assert_eq!(said.lines().count(), 1, "{args:?}: {said}");
+            assert!(said.contains("burn.toml cannot be used: it is no TOML with settings of Burn"), "{args:?}: {said}");
+        }
+        assert_eq!(std::fs::read_dir(at.path("below")).unwrap().count(), 0);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_current_directory_that_is_gone_is_told_in_one_line() {
+    let at = Workplace::new();
+    at.log("log", 100);
+    let [log, out] = ["log", "out"].map(|name| at.path(name).display().to_string());
+    let train = at.train_on(&log, &["--out", &out]);
+    let output = at.shell("mkdir gone && cd gone && rmdir ../gone && exec \"$@\"", &train).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("error: the current directory cannot be had") && said.lines().count() == 1, "{said}");
+    assert!(!at.path("out").exists());
+}
+
+#[test]
+fn damaged_files_of_a_run_are_told_of_without_names_of_types() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    let mut files = Vec::new();
+    for name in ["ends.json", "data.json", "from.json", "metrics.jsonl"] {
+        for json in
+            ["null", "3", "[]", "{}", "true", r#""a""#, r#"{"path":3}"#, r#"{"steps":-1}"#, r#"{"model":3}"#, "{"]
+        {
+            files.push((name, format!("{json}\n")));
+        }
+    }
+    for (name, json) in files {
+        let path = format!("run/{name}");
+        let kept = std::fs::read(at.path(&path)).ok();
+        at.write(&path, json.as_bytes());
+        let command = if name == "metrics.jsonl" {
+            &["plot", "run"][..]
+        } else {
+            &["train", "--resume", "--out", "run", "--quiet"]
+        };
+        let output = at.run(command);
+        let said = String::from_utf8_lossy(&output.stderr);
+        for internal in ["usize", "f64", "u64", "struct ", "enum ", "variant ", "Ends", "Form", "DataChoice"] {
+            assert!(!said.contains(internal), "{name} {json}: {said}");
+        }
+        match kept {
+            Some(kept) => at.write(&path, &kept),
+            None => drop(std::fs::remove_file(at.path(&path))),
+        }
+    }
+    at.write("run/ends.json", b"null");
+    let said = at.error(&["train", "--resume", "--out", "run"]);
+    assert!(said.ends_with("invalid type: null, expected an object at line 1 column 4"), "{said}");
+}
+
+#[test]
 fn what_cannot_be_done_is_told_in_one_line() {
     let at = Workplace::new();
     at.write("text", b"some text");
@@ -515,6 +589,29 @@ fn what_cannot_be_done_is_told_in_one_line() {
         (&["train", "--batch", "999999"], 1, "--batch 999999 cannot be used"),
         (&["train", "--eval-batch", "999999"], 1, "--eval-batch 999999 cannot be used"),
         (&["train", "--seq-len", "64", "--mem-len", "32"], 1, "--seq-len 64 cannot be used"),
+        (&["train", "--valid-bytes", "0"], 1, "--valid-bytes 0 cannot be used: use at least 2"),
+        (&["train", "--train-bytes", "0"], 1, "--train-bytes 0 cannot be used: use at least 2"),
+        (&["eval", "--valid-bytes", "0"], 1, "--valid-bytes 0 cannot be used: use at least 2"),
+        (&["bench", "--dropout", "nan"], 1, "--dropout NaN cannot be used"),
+        (&["bench", "--mem-len", "99999999"], 1, "--mem-len 99999999 cannot be used"),
+        (&["bench", "--batch", "18446744073709551615", "--mode", "train"], 1, "--batch 18446744073709551615 cannot be"),
+        (&["bench", "--batch", "1000000000"], 1, "--batch 1000000000 cannot be used"),
+        (&["bench", "--batch", "1000000", "--seq-len", "5000"], 1, "--batch 1000000 cannot be used: a segment of"),
+        (
+            &["bench", "--mode", "lstm", "--seq-len", "1000000", "--batch", "1000000"],
+            1,
+            "--batch 1000000 cannot be used",
+        ),
+        (
+            &["bench", "--mode", "lstm", "--runs", "18446744073709551615"],
+            1,
+            "--runs 18446744073709551615 cannot be used",
+        ),
+        (
+            &["bench", "--memory", "18446744073709551615", "--mode", "forward"],
+            1,
+            "--memory 18446744073709551615 cannot be",
+        ),
         (&["train", "--log-every", "0"], 1, "--log-every 0 cannot be used"),
         (&["train", "--from", "nowhere"], 1, "nowhere"),
         (&["train", "--from", "latest"], 1, "there is no run under runs/"),

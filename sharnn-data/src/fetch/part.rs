@@ -33,13 +33,9 @@ pub(super) struct Part {
 impl Part {
     /// Opens what an earlier run left, or starts anew: bytes of another address or of an unknown version are dropped.
     pub fn open(path: PathBuf, note: PathBuf, url: &str) -> Result<Self, FetchError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(FetchError::io("open", &path))?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let file = whole_file::open_with(&options, &path).map_err(FetchError::io("open", &path))?;
         if whole_file::lock(&file).map_err(FetchError::io("lock", &path))? == Lock::Theirs {
             return Err(FetchError::Busy { part: path });
         }

@@ -123,7 +123,7 @@ pub fn load_state(path: &Path, shape: &StreamShape) -> Result<StreamState, State
         file.take(rest as u64).read_to_end(&mut bytes)?;
         Ok(())
     };
-    File::open(path).and_then(|mut file| read(&mut file)).map_err(|source| StateFileError::Io {
+    whole_file::open(path).and_then(|mut file| read(&mut file)).map_err(|source| StateFileError::Io {
         file: file(),
         action: "read",
         source,

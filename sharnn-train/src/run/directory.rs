@@ -75,7 +75,7 @@ impl RunDir {
     pub(crate) fn open(path: &Path) -> Result<Self, CheckpointError> {
         fs::create_dir_all(path).map_err(CheckpointError::io("create", path))?;
         let lock_path = path.join(LOCK);
-        let lock = File::options().create(true).write(true).truncate(false).open(&lock_path);
+        let lock = whole_file::open_with(File::options().create(true).write(true).truncate(false), &lock_path);
         let lock = lock.map_err(CheckpointError::io("open", &lock_path))?;
         let whose = whole_file::lock(&lock).map_err(CheckpointError::io("lock", &lock_path))?;
         if whose == Lock::Theirs {
@@ -104,7 +104,7 @@ impl RunDir {
             // It is not the one.
             let _ = fs::remove_dir(path);
         }
-        fs::read(path.join(SIGN)).is_ok_and(|found| found == sign)
+        whole_file::read(path.join(SIGN), sign.len() as u64 + 1).is_ok_and(|found| found == sign)
     }
 
     /// A directory that another process of the group has opened, to read.

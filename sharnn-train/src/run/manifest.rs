@@ -12,7 +12,7 @@ use sharnn_core::{Backend, ShaRnnConfig};
 use sharnn_data::{SegmentsState, Split, Splits, corpus, whole_file};
 
 use super::{CheckpointError, Smoothed, Window};
-use crate::files::shown;
+use crate::files::{json_error, shown};
 use crate::group::json_difference;
 use crate::recipe::Recipe;
 
@@ -313,7 +313,7 @@ pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(
     struct Format {
         format: u64,
     }
-    let unreadable = |error: serde_json::Error| damaged(&file, format!("format {FORMAT}"), shown(&error.to_string()));
+    let unreadable = |error: serde_json::Error| damaged(&file, format!("format {FORMAT}"), json_error(&error));
     let Format { format } = serde_json::from_slice(&json).map_err(unreadable)?;
     if format != FORMAT {
         return Err(CheckpointError::Format { file: file.clone(), found: format, expected: FORMAT });

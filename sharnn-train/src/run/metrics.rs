@@ -3,13 +3,14 @@
 //! A step stands in it once. Whatever lies beyond the checkpoint from which a run is resumed is cut off first, a half-written
 //! last line too.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sharnn_data::whole_file;
 
-use crate::files::shown;
+use crate::files::json_error;
 
 /// Name of the file in the run directory.
 pub const METRICS_FILE: &str = "metrics.jsonl";
@@ -125,7 +126,7 @@ impl Metrics {
     pub fn open(run_dir: &Path, step: u64, validated: u64) -> Result<Self, MetricsError> {
         let path = run_dir.join(METRICS_FILE);
         let io = |action| move |path: &Path, source| MetricsError::Io { action, path: path.into(), source };
-        let bytes = match std::fs::read(&path) {
+        let bytes = match read_all(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             read => read.map_err(|error| io("read")(&path, error))?,
         };
@@ -134,7 +135,7 @@ impl Metrics {
             line,
             problem,
         })?;
-        let opened = OpenOptions::new().create(true).write(true).truncate(false).open(&path);
+        let opened = whole_file::open_with(File::options().create(true).write(true).truncate(false), &path);
         let mut file = opened.map_err(|error| io("open")(&path, error))?;
         file.set_len(keep as u64).map_err(|error| io("shorten")(&path, error))?;
         file.seek(SeekFrom::End(0)).map_err(|error| io("open")(&path, error))?;
@@ -170,7 +171,7 @@ impl Metrics {
     pub fn read(run_dir: &Path) -> Result<Vec<Record>, MetricsError> {
         let path = run_dir.join(METRICS_FILE);
         let bytes =
-            std::fs::read(&path).map_err(|source| MetricsError::Io { action: "read", path: path.clone(), source })?;
+            read_all(&path).map_err(|source| MetricsError::Io { action: "read", path: path.clone(), source })?;
         lines(&bytes)
             .enumerate()
             .map(|(i, line)| {
@@ -180,13 +181,19 @@ impl Metrics {
     }
 }
 
+fn read_all(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    whole_file::open(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// The whole lines, each with its line feed.
 fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     bytes.split_inclusive(|&byte| byte == b'\n').filter(|line| line.ends_with(b"\n"))
 }
 
 fn parse(line: &[u8]) -> Result<Record, String> {
-    serde_json::from_slice(line).map_err(|error| format!("not a record of a run ({})", shown(&error.to_string())))
+    serde_json::from_slice(line).map_err(|error| format!("not a record of a run ({})", json_error(&error)))
 }
 
 /// Length of the lines before the first that lies beyond the given steps; or the number of a line that is none of ours, and

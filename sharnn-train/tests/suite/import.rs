@@ -386,20 +386,20 @@ fn no_vocabulary_is_chosen_silently() {
         let WeightsError::Vocabulary { source: VocabularyError::Unnamed { symbols: 205 }, .. } = &error else {
             panic!("{error}");
         };
-        for option in ["PublishedEnwik8", "Bytes", "Custom", "205"] {
+        for option in ["--vocabulary enwik8", "--vocabulary LIST.json", "205"] {
             assert!(error.to_string().contains(option), "{error}");
         }
     }
     assert_eq!(import(&dir.path(), &with(Vocabulary::Bytes)).unwrap().vocab_size(), 205);
     let error = import(&dir.path(), &with(Vocabulary::Custom(vec![1, 2, 3]))).unwrap_err();
-    assert!(error.to_string().contains("there are 205, and the vocabulary Custom has 3"), "{error}");
+    assert!(error.to_string().contains("there are 205, and the list of bytes that was given has 3"), "{error}");
     let mut twice: Vec<u8> = (0..205).collect();
     twice[200] = 7;
     let error = import(&dir.path(), &with(Vocabulary::Custom(twice))).unwrap_err();
     assert!(error.to_string().contains("symbols 7 and 200 are both byte 7"), "{error}");
     save_weights(&lively(256), &dir.path()).unwrap();
     let error = import(&dir.path(), &with(Vocabulary::PublishedEnwik8)).unwrap_err();
-    assert!(error.to_string().contains("there are 256, and the vocabulary PublishedEnwik8 has 205"), "{error}");
+    assert!(error.to_string().contains("there are 256, and that of the published enwik8 models has 205"), "{error}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::{Backend, BackendKind, Precision, Recipe, SegmentLengths, ShaRnnConfi
 use super::super::data::DataArgs;
 use super::super::machine::{MachineArgs, fastest};
 use super::super::model::{ModelArgs, Trained};
-use super::super::options::refused;
+use super::super::options::{refused, typed as as_typed};
 use super::super::values::{attend, lanes, precision, preset, recipe, schedule, set_fields};
 use super::ends::Ends;
 use super::origin::Origin;
@@ -248,8 +248,9 @@ impl Args {
                 _ => format!("--set model.{field}={}", asked[field]),
             };
             bail!(
-                "{typed} cannot be used with --from: the sizes are those of {}, where it is {own}; leave it out",
-                trained.name
+                "{typed} cannot be used with --from: the sizes are those of {}, where it is {}; leave it out",
+                trained.name,
+                as_typed(&format!("model.{field}"), &own.to_string())
             );
         }
         Ok(())
@@ -689,7 +690,7 @@ mod tests {
             (&["--batch", "0"], "--batch 0 cannot be used: "),
             (&["--eval-batch", "0"], "--eval-batch 0 cannot be used: "),
             (&["--dropout", "2"], "--dropout 2 cannot be used: "),
-            (&["--attend", "9"], "--attend [9] cannot be used: "),
+            (&["--attend", "9"], "--attend 9 cannot be used: "),
             (&["--seq-len", "64", "--mem-len", "32"], "--seq-len 64 cannot be used: "),
             (&["--set", "recipe.lamb.clip=0"], "--set recipe.lamb.clip=0 cannot be used: "),
         ] {
@@ -768,7 +769,7 @@ mod tests {
             ("modell.d_ff=1", "there is no field \"modell.d_ff\""),
             ("recipe.phases.7.lr=1", "there is no field"),
             ("model.d_fff=1", "unknown field `d_fff`"),
-            ("recipe.lamb.clip=much", "invalid type"),
+            ("recipe.lamb.clip=much", "expected a number"),
             ("model.d_ff=1", "--set model.d_ff=1 cannot be used"),
         ] {
             let error = format!("{:#}", plan_of(&[field]).err().unwrap());

@@ -17,6 +17,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use sharnn_data::whole_file;
 
 use super::{MAX_HEADER, WeightsError, shown};
+use crate::files::json_error;
 
 /// An open file whose header has been checked against its length.
 #[derive(Debug)]
@@ -157,7 +158,7 @@ fn read_header(source: &Source, len: u64) -> io::Result<Result<(u64, Metadata), 
     // Offsets follow each other without gaps, and every shape needs just the bytes that it has.
     let metadata: Metadata = match serde_json::from_slice(&header) {
         Ok(metadata) => metadata,
-        Err(error) => return Ok(Err(shown(&error.to_string()))),
+        Err(error) => return Ok(Err(json_error(&error))),
     };
     let (expected, found) = (metadata.data_len() as u64, rest - header_len);
     if expected != found {

@@ -7,6 +7,7 @@ use sharnn_core::{Attend, ConfigError, ShaRnnConfig};
 
 use super::layout::{in_block, is_unused, tensors};
 use super::{CONFIG_KEY, DECODER, ENCODER};
+use crate::files::json_error;
 use crate::files::tensors::{Mismatch, TensorFile, WeightsError, shown};
 
 /// What the tensors of a block's attention say of it.
@@ -111,7 +112,7 @@ impl ModelFile {
         let config: ShaRnnConfig = serde_json::from_str(json).map_err(|error| WeightsError::Metadata {
             file: self.name().into(),
             key: CONFIG_KEY,
-            reason: shown(&error.to_string()),
+            reason: json_error(&error),
         })?;
         self.validate(&config)?;
         Ok(Some(config))

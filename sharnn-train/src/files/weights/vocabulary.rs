@@ -1,11 +1,12 @@
 //! Which bytes the symbols of a model are.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use sharnn_data::whole_file;
+
 use super::{DECODER, DECODER_BIAS, ENCODER};
-use crate::files::tensors::shown;
+use crate::files::json_error;
 
 /// The bias of a byte that the model has no symbol for, and so its logit: its rows of embedding and decoder are 0.
 ///
@@ -50,17 +51,15 @@ pub enum VocabularyError {
     /// Nobody said which bytes the symbols are.
     #[error(
         "there are {symbols}, and nothing tells which bytes they are: name the vocabulary, for the published \
-         enwik8 models with their 205 symbols as PublishedEnwik8 (`sharnn import FILE --vocabulary enwik8`), else as Bytes (symbol i is \
-         byte i) or Custom (`--vocabulary LIST.json`, {symbols} bytes)"
+         enwik8 models with their 205 symbols by `sharnn import FILE --vocabulary enwik8`, else by `--vocabulary LIST.json`, a list of \
+         {symbols} bytes"
     )]
     Unnamed {
         /// Number of the model's symbols.
         symbols: usize,
     },
     /// The vocabulary has another size than the model's.
-    #[error(
-        "there are {symbols}, and the vocabulary {vocabulary} has {expected}: name the one that the model was trained with"
-    )]
+    #[error("there are {symbols}, and {vocabulary} has {expected}: name the one that the model was trained with")]
     Size {
         /// Name of the vocabulary.
         vocabulary: &'static str,
@@ -106,15 +105,15 @@ impl Vocabulary {
         const LONGEST: u64 = 16 << 10;
         let file = path.display().to_string();
         let mut json = String::new();
-        let read = File::open(path).and_then(|list| list.take(LONGEST + 1).read_to_string(&mut json));
+        let read = whole_file::open(path).and_then(|list| list.take(LONGEST + 1).read_to_string(&mut json));
         if let Err(source) = read {
             return Err(VocabularyError::Io { file, source });
         }
         if json.len() as u64 > LONGEST {
             return Err(VocabularyError::List { file, reason: format!("it is longer than {LONGEST} bytes") });
         }
-        let bytes: Vec<u8> = serde_json::from_str(&json)
-            .map_err(|error| VocabularyError::List { file, reason: shown(&error.to_string()) })?;
+        let bytes: Vec<u8> =
+            serde_json::from_str(&json).map_err(|error| VocabularyError::List { file, reason: json_error(&error) })?;
         check_distinct(&bytes)?;
         Ok(Self::Custom(bytes))
     }
@@ -145,9 +144,9 @@ impl Vocabulary {
 
     fn name(&self) -> &'static str {
         match self {
-            Self::Bytes => "Bytes",
-            Self::PublishedEnwik8 => "PublishedEnwik8",
-            Self::Custom(_) => "Custom",
+            Self::Bytes => "the vocabulary of all bytes",
+            Self::PublishedEnwik8 => "that of the published enwik8 models",
+            Self::Custom(_) => "the list of bytes that was given",
         }
     }
 
