@@ -122,6 +122,42 @@ fn a_new_run_takes_the_place_of_no_weights() {
     assert_eq!(at.read("measured/metrics.jsonl"), metrics);
 }
 
+/// What a run reads, and what somebody keeps where it is to be, stays as it is.
+#[test]
+fn a_new_run_writes_over_nobodys_files() {
+    let at = Workplace::new();
+    at.log("log", 200);
+    let log = at.read("log");
+    let own = ["README.md", "data.json", "ends.json", "from.json", "group", "lock", "loss.svg", "sample.txt"];
+    for name in own.into_iter().chain(["metrics.jsonl", "step-00000000"]) {
+        let file = format!("notes/{name}");
+        fs::create_dir(at.path("notes")).unwrap();
+        at.write(&file, log.as_bytes());
+        let error = at.error(&at.train_on(&file, &["--out", "notes"]));
+        assert_eq!(
+            error,
+            format!(
+                "error: --out notes cannot be used: --data {file} is read, and the run would write over it: name another --out"
+            )
+        );
+        let error = at.error(&at.train_on("log", &["--out", "notes"]));
+        let says = if name == "metrics.jsonl" { "error: there are measurements" } else { "error: there is a " };
+        assert!(error.starts_with(says) && error.contains(name) && error.ends_with("name another --out"), "{error}");
+        assert_eq!((names(&at, "notes"), at.read(&file) == log), (vec![name.to_string()], true), "{name}");
+        fs::remove_dir_all(at.path("notes")).unwrap();
+    }
+    at.stdout(&at.train_on("log", &["--out", "run"]));
+    fs::create_dir(at.path("n5")).unwrap();
+    fs::copy(at.path("run/best/weights.safetensors"), at.path("n5/README.md")).unwrap();
+    let error = at.error(&["train", "--from", "n5/README.md", "--data", "log", "--out", "n5", "--steps", "1"]);
+    assert!(error.contains("--from n5/README.md is read, "), "{error}");
+    // Beside what is somebody's and in nobody's way.
+    fs::create_dir(at.path("mine")).unwrap();
+    at.write("mine/log.txt", log.as_bytes());
+    at.stdout(&at.train_on("mine/log.txt", &["--out", "mine"]));
+    assert!(at.read("mine/log.txt") == log);
+}
+
 /// Whatever reads weights takes the same ones, or none.
 #[test]
 fn best_weights_that_are_gone_are_missed_by_every_command() {

@@ -8,14 +8,11 @@ use anyhow::{Context, Result};
 use super::super::outputs;
 use super::super::plot::{Curve, Over, draw};
 use super::super::report::Reached;
+use super::super::runs::{PAGE, PICTURE, SAMPLE};
 use super::origin::Origin;
 use crate::Splits;
 use crate::data::shell::quoted_path;
 use crate::train::{Manifest, latest_manifest};
-
-const PAGE: &str = "README.md";
-const PICTURE: &str = "loss.svg";
-const SAMPLE: &str = "sample.txt";
 
 /// Writes the page and what belongs to it. A run that stopped before its first record has no picture yet, and one that goes on
 /// has no sample.
