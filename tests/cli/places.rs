@@ -206,6 +206,48 @@ fn several_starts_at_once_have_a_number_each() {
     assert!(names(&at, "runs").iter().all(|name| at.path(format!("runs/{name}/README.md")).is_file()));
 }
 
+/// A finished run whose newest checkpoint knows neither of its best weights nor of its scores.
+#[test]
+fn a_resume_that_fails_takes_nothing_away() {
+    let at = Workplace::new();
+    at.log("log", 200);
+    at.stdout(&at.train_on("log", &["--out", "run", "--recipe", "paper"]));
+    let kept = || {
+        let best = fs::read(at.path("run/best/weights.safetensors")).unwrap();
+        (best, at.read("run/best/best.json"), at.read("run/metrics.jsonl"))
+    };
+    let before = kept();
+    assert!(before.2.contains(r#""event":"test""#), "{}", before.2);
+    let resume = ["train", "--resume", "--out", "run", "--quiet", "--threads", "1"];
+    let data = at.path("run/data.json");
+    let rights = fs::metadata(&data).unwrap().permissions();
+    let mut read_only = rights.clone();
+    read_only.set_readonly(true);
+    fs::set_permissions(&data, read_only).unwrap();
+    for more in [&[][..], &["--steps", "5"]] {
+        let error = at.error(&[&resume[..], more].concat());
+        assert!(error.contains("run/data.json: the file that has the name is read-only"), "{error}");
+        assert!(kept() == before, "{more:?}");
+    }
+    fs::set_permissions(&data, rights).unwrap();
+    #[cfg(unix)]
+    {
+        let output = at.shell("ulimit -f 1; exec \"$@\"", &resume).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains("best/weights.safetensors"), "{said}");
+        assert!(kept() == before, "{said}");
+    }
+    let (_, said) = at.both(&["generate", "--model", "run", "--bytes", "3"]);
+    assert_eq!(said, "");
+    at.stdout(&resume);
+    let after = kept();
+    assert_eq!(after.2.lines().count(), before.2.lines().count(), "{}", after.2);
+    assert!(after.0 == before.0);
+    // Once there is a step to come, what lies beyond the checkpoint is gone.
+    at.stdout(&[&resume[..], &["--steps", "5"]].concat());
+    assert_eq!(kept().2.matches(r#""event":"test""#).count(), 1, "{}", kept().2);
+}
+
 /// Whatever is written is written whole, or what was there stays; errors name the file that was asked for.
 #[test]
 fn what_cannot_be_written_leaves_what_was_there() {

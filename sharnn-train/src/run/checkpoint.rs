@@ -140,6 +140,11 @@ fn replace_best(
     })
 }
 
+/// The file of the best weights of a run.
+pub(crate) fn best_file(run: &RunDir) -> PathBuf {
+    run.path().join(BEST_DIR).join(WEIGHTS)
+}
+
 /// Writes the weights of a new best validation, and returns their checksum.
 pub(crate) fn save_best<B: sharnn_core::Backend>(
     run: &RunDir,
@@ -155,7 +160,8 @@ pub(crate) struct Tensors<'a, B: AutodiffBackend> {
     pub(crate) model: &'a ShaRnn<B>,
     pub(crate) optimizer: &'a Optimizer<B>,
     pub(crate) state: &'a ShaRnnState<B>,
-    pub(crate) best: Option<&'a FileDigest>,
+    /// The best weights, and where they are.
+    pub(crate) best: Option<(&'a FileDigest, PathBuf)>,
 }
 
 /// Writes a checkpoint and returns its directory. `manifest.files` is filled in here.
@@ -185,9 +191,9 @@ pub(crate) fn save<B: AutodiffBackend>(
         for name in [WEIGHTS, MOMENTS, STATE] {
             manifest.files.insert(name.into(), FileDigest::of_file(&dir.join(name))?);
         }
-        if let Some(digest) = tensors.best {
-            link_or_copy(&run.path().join(BEST_DIR).join(WEIGHTS), &dir.join(BEST))?;
-            manifest.files.insert(BEST.into(), digest.clone());
+        if let Some((digest, file)) = &tensors.best {
+            link_or_copy(file, &dir.join(BEST))?;
+            manifest.files.insert(BEST.into(), (*digest).clone());
         }
         manifest.write(dir)
     })?;
@@ -302,14 +308,16 @@ impl Checkpoint {
         self.manifest.files.get(BEST).cloned()
     }
 
+    /// The file of the best weights.
+    pub(crate) fn best_file(&self) -> PathBuf {
+        self.dir.join(BEST)
+    }
+
     /// Makes `best/` agree with this checkpoint: it may have been written after it, or be gone.
-    pub(crate) fn restore_best(&self, run: &RunDir) -> Result<Option<FileDigest>, CheckpointError> {
-        let Some(best) = &self.manifest.best else {
-            run.remove_dir(BEST_DIR)?;
-            return Ok(None);
-        };
-        let copy = |path: &Path| link_or_copy(&self.dir.join(BEST), path);
-        replace_best(run, &self.manifest.config, best, copy).map(Some)
+    pub(crate) fn restore_best(&self, run: &RunDir) -> Result<(), CheckpointError> {
+        let Some(best) = &self.manifest.best else { return run.remove_dir(BEST_DIR) };
+        let copy = |path: &Path| link_or_copy(&self.best_file(), path);
+        replace_best(run, &self.manifest.config, best, copy).map(drop)
     }
 }
 
