@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use plotters::prelude::*;
 
+use super::printable::xml_line;
 use super::runs::{self, Needs, PICTURE};
 use super::{life, outputs};
 use crate::train::{METRICS_FILE, Metrics, Record, latest_manifest};
@@ -103,7 +104,7 @@ impl Curve {
             "the run in {} has measured nothing yet: its first record comes after --log-every steps, or with a validation",
             run.display()
         );
-        Ok(Self { name: run.display().to_string(), train, valid })
+        Ok(Self { name: xml_line(&run.display().to_string()), train, valid })
     }
 
     /// The last place at which anything was measured.

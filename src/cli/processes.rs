@@ -53,7 +53,13 @@ pub fn refuse_arguments(group: &dyn Group, error: &clap::Error) -> ExitCode {
     let status = error.exit_code();
     let text = error.to_string();
     // In colours, unless an argument would be obeyed by the terminal. There may be nobody left to tell.
-    let print = || if printable(&text) == text { drop(error.print()) } else { tell!("{}", text.trim_end()) };
+    let print = || {
+        if printable(&text) == text {
+            drop(error.print())
+        } else {
+            text.trim_end().lines().for_each(|line| tell!("{line}"))
+        }
+    };
     if status != 0 && group.size() > 1 {
         tell_and_abort(group, status, print);
     }

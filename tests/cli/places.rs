@@ -248,6 +248,43 @@ fn a_resume_that_fails_takes_nothing_away() {
     assert_eq!(kept().2.matches(r#""event":"test""#).count(), 1, "{}", kept().2);
 }
 
+/// Names with a line feed, and what a terminal would obey.
+#[cfg(unix)]
+#[test]
+fn no_name_ends_a_line_or_breaks_a_page_or_a_picture() {
+    let at = Workplace::new();
+    let (data, run) = ("na\x1b[2Jme\nerror: all is lost", "ru\x1bn\n<7>");
+    at.log(data, 200);
+    let said_of = |args: &[&str]| {
+        let output = at.run(args);
+        String::from_utf8(output.stderr).unwrap() + &String::from_utf8(output.stdout).unwrap()
+    };
+    for args in [&["score", "no\nwhere"][..], &["train", "--data", "a\nerror: all is lost"], &["inspect", "no\nwhere"]]
+    {
+        let said = said_of(args);
+        assert!(said.starts_with("error: ") && said.lines().count() == 1, "{said:?}");
+    }
+    let train: Vec<_> = at.train_on(data, &["--out", run]).into_iter().filter(|word| *word != "--quiet").collect();
+    let said = said_of(&train);
+    assert!(!said.contains("\nerror: ") && !said.contains("\n<7>"), "{said}");
+    assert!(said.contains("saved ru\u{FFFD}n\u{FFFD}<7>/step-00000003\n"), "{said}");
+    let page = at.read(&format!("{run}/README.md"));
+    assert!(page.contains("- data: ") && page.chars().all(|c| !c.is_control() || c == '\n'), "{page:?}");
+    assert!(page.lines().all(|line| !line.starts_with("error: ")), "{page}");
+
+    at.write("text", b"a\0b\x1b[2J\r\xef\xbf\xbf\xef\xbf\xbe <c>\n\x7f");
+    at.stdout(&["plot", run, "--svg", "plot.svg"]);
+    for out in ["attend.svg", "attend.html"] {
+        at.stdout(&["attend", "--model", run, "--file", "text", "--out", out]);
+    }
+    for picture in [&format!("{run}/loss.svg")[..], "plot.svg", "attend.svg", "attend.html"] {
+        let text = at.read(picture);
+        let is_bad = |c: char| c.is_control() && c != '\n' && c != '\t' || matches!(c, '\u{FFFE}' | '\u{FFFF}');
+        assert!(!text.contains(is_bad), "{picture}: {text:?}");
+        assert!(text.contains("ru\u{FFFD}n") && !text.contains("<7>"), "{picture}: {text}");
+    }
+}
+
 /// Whatever is written is written whole, or what was there stays; errors name the file that was asked for.
 #[test]
 fn what_cannot_be_written_leaves_what_was_there() {
