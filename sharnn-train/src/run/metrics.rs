@@ -159,7 +159,7 @@ impl Metrics {
         let mut line = serde_json::to_vec(record).expect("a record has only string keys");
         line.push(b'\n');
         let Some(keep) = self.keep else {
-            return self.file.write_all(&line).map_err(io("write", &self.path));
+            return self.file.write_all(&line).map_err(whole_file::named_limit).map_err(io("write", &self.path));
         };
         let mut bytes = std::fs::read(&self.path).map_err(io("read", &self.path))?;
         bytes.truncate(keep as usize);
