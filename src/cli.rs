@@ -9,6 +9,14 @@ macro_rules! say {
     };
 }
 
+/// Prints text of several lines to standard output, likewise. What is put into it is no name of anybody's choice.
+macro_rules! say_text {
+    ($text:expr) => {
+        crate::cli::print_text(&mut crate::cli::pipe::stdout(), &$text)
+            .map_err(|error| anyhow::Error::from(error).context("cannot write to standard output"))?
+    };
+}
+
 /// Prints a line to standard error, likewise: a reader that has gone is no reason to stop.
 macro_rules! tell {
     ($($text:tt)*) => {
@@ -49,7 +57,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 
-use crate::train::{SharedGroup, printable};
+use crate::train::{SharedGroup, printable, printable_line};
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 an error, which is told in one line, 2 a command line that cannot be parsed, 130 stopped by a signal.";
 
@@ -134,7 +142,12 @@ fn parse_and<A: Into<OsString> + Clone, P: Parser>(
 
 /// A line, as a terminal may show it.
 fn print(out: &mut dyn Write, line: &str) -> io::Result<()> {
-    out.write_all((printable(line) + "\n").as_bytes())
+    print_text(out, &printable_line(line))
+}
+
+/// Lines, likewise.
+fn print_text(out: &mut dyn Write, text: &str) -> io::Result<()> {
+    out.write_all((printable(text) + "\n").as_bytes())
 }
 
 /// The exit code of a program; an error is printed in one line.

@@ -27,7 +27,7 @@ pub fn write<E: From<io::Error>>(
         metadata => Some(metadata?),
     };
     if existing.as_ref().is_some_and(|metadata| !metadata.is_file()) {
-        let mut out = BufWriter::new(File::options().write(true).open(path)?);
+        let mut out = BufWriter::new(Limited(File::options().write(true).open(path)?));
         fill(&mut out)?;
         return Ok(out.flush()?);
     }
@@ -42,7 +42,7 @@ pub fn write<E: From<io::Error>>(
     if let Some(existing) = existing {
         aside.as_file().set_permissions(existing.permissions())?;
     }
-    let mut out = BufWriter::new(aside.as_file_mut());
+    let mut out = BufWriter::new(Limited(aside.as_file_mut()));
     fill(&mut out)?;
     out.flush()?;
     drop(out);
@@ -50,6 +50,30 @@ pub fn write<E: From<io::Error>>(
     aside.persist(path).map_err(|error| error.error)?;
     sync_place(path);
     Ok(())
+}
+
+/// A writer that names the limit on the sizes of files where that is what it came to.
+struct Limited<W>(W);
+
+impl<W: Write> Write for Limited<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(named_limit)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// The same error; where a file would be larger than it may be, with the way out.
+pub fn named_limit(error: io::Error) -> io::Error {
+    match error.kind() {
+        kind @ io::ErrorKind::FileTooLarge => io::Error::new(
+            kind,
+            "the file would be larger than files may be here: raise the limit (ulimit -f), or write elsewhere",
+        ),
+        _ => error,
+    }
 }
 
 /// A file aside, with the rights of any new one. Errors say nothing of its name, which nobody asked for.
@@ -157,10 +181,10 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
 }
 
-/// Whether there was no room: a full disk, a quota used up, or a limit on the size of files.
+/// Whether there was no room: a full disk, or a quota used up.
 pub fn is_full(error: &io::Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
 #[cfg(test)]
@@ -180,6 +204,13 @@ mod tests {
         fs::write(dir.path().join("file"), b"").unwrap();
         let error = write(&dir.path().join("file/a"), |_| Ok(())).unwrap_err();
         assert!(!error.to_string().contains(ASIDE), "{error}");
+    }
+
+    #[test]
+    fn a_limit_on_sizes_is_no_full_disk() {
+        let error = named_limit(io::ErrorKind::FileTooLarge.into());
+        assert!(!is_full(&error) && error.to_string().contains("ulimit -f"), "{error}");
+        assert!(is_full(&named_limit(io::ErrorKind::StorageFull.into())));
     }
 
     #[test]

@@ -36,7 +36,7 @@ fn mixing(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(next.len() as u64));
     group.bench_function("decisions and learning", |b| {
         let read_on = |mut mixer: Mixer| {
-            next.iter().for_each(|&byte| drop(std::hint::black_box(mixer.cost(0, &model, byte))));
+            next.iter().for_each(|&byte| _ = std::hint::black_box(mixer.cost(0, &model, byte)));
             mixer
         };
         b.iter_batched(|| mixer.clone(), read_on, BatchSize::PerIteration);

@@ -39,7 +39,7 @@ pub use interrupt::{EXIT_STATUS, Interrupt, InterruptError};
 pub use optim::{FIRST_MOMENT, LambConfig, MuonConfig, Optimizer, OptimizerConfigError, SECOND_MOMENT, StepReport};
 pub use params::{MapFloat, NamedTensor, ParamInfo, VisitFloat, collect_params, map_params, param_infos, visit_params};
 pub use recipe::{LATE_FALL, Phase, Recipe, RecipeError, Schedule};
-pub use report::{Event, Observer, Progress, draws_live_lines, printable};
+pub use report::{Event, Observer, Progress, draws_live_lines, printable, printable_line};
 pub use run::{
     BEST_DIR, Best, BestManifest, CheckpointError, CorpusIdentity, EvalRecord, FORMAT, FileDigest, METRICS_FILE,
     Manifest, Metrics, MetricsError, Moved, Position, Record, RunWeights, Smoothed, TrainRecord, Window,

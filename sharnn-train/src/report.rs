@@ -8,5 +8,5 @@ mod printable;
 mod progress;
 
 pub use observer::{Event, Observer};
-pub use printable::printable;
+pub use printable::{printable, printable_line};
 pub use progress::{Progress, draws_live_lines};

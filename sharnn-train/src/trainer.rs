@@ -32,7 +32,8 @@ use crate::params::weights_checksum;
 use crate::recipe::{Phase, Recipe};
 use crate::report::{Event, Observer};
 use crate::run::{
-    Best, CorpusIdentity, FileDigest, Metrics, Moved, PendingStep, Position, RunDir, Smoothed, StepLog, Window,
+    Best, Checkpoint, CorpusIdentity, FileDigest, Metrics, Moved, PendingStep, Position, RunDir, Smoothed, StepLog,
+    Window,
 };
 
 /// Steps between the validations at the ends of short epochs.
@@ -100,6 +101,8 @@ pub struct Trainer<B: AutodiffBackend> {
     moved: Option<Moved>,
     /// Whether the best weights were scored otherwise than the next ones will be.
     rescore_best: bool,
+    /// The checkpoint with which `best/` is still to agree.
+    resumed_from: Option<Checkpoint>,
     /// The position of the newest checkpoint; `None` where the run has other settings, or another best, than that says.
     saved: Option<Position>,
     save_due: bool,
@@ -191,6 +194,7 @@ impl<B: AutodiffBackend> Trainer<B> {
                 self.clock.stop();
                 return Ok(stop);
             }
+            self.go_on()?;
             let scored = self.score_what_is_due(observer);
             match scored {
                 Err(error) if error.is_interrupted() => {

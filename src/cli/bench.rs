@@ -245,7 +245,8 @@ impl Line {
         if first {
             let threads =
                 self.threads.map_or(String::new(), |n| format!(", {n} thread{}", if n == 1 { "" } else { "s" }));
-            say!("size {size:?}, {params} parameters, memory filled with {} bytes; {device}{threads}\n", self.memory);
+            say!("size {size:?}, {params} parameters, memory filled with {} bytes; {device}{threads}", self.memory);
+            say!("");
             say!("{:<10}{:<8}{:>6} x {:<8}{:>14}{:>14}", "", "", "lanes", "bytes", "bytes/s", "ms");
         }
         let (mode, dtype) = (format!("{mode:?}").to_lowercase(), format!("{dtype:?}").to_lowercase());

@@ -9,7 +9,7 @@ use crate::train::{CorpusIdentity, latest_manifest};
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::runs;
+use super::{outputs, runs};
 
 /// Where enwik8 is looked for, and downloaded to.
 const DEFAULT_PATH: &str = "data/enwik8";
@@ -49,7 +49,7 @@ impl DataArgs {
 }
 
 /// Written into the run directory.
-const FILE: &str = "data.json";
+pub const FILE: &str = "data.json";
 
 /// The bytes of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -178,6 +178,7 @@ impl DataChoice {
     pub fn open(&self, args: &DataArgs, speaks: bool) -> Result<Splits> {
         let Some(path) = &self.path else { return Ok(self.cut(enwik8::sample())) };
         if args.download {
+            outputs::refuse_place("--data", path, None)?;
             download(path, speaks)?;
         }
         if speaks {

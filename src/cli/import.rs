@@ -46,6 +46,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     );
     let vocabulary = args.vocabulary.iter().map(|path| ("--vocabulary", path.as_path()));
     outputs::refuse_inputs("--to", &args.to, [("FILE", &*args.file)].into_iter().chain(vocabulary))?;
+    outputs::refuse_place("--to", &args.to, None)?;
     args.machine.set_threads()?;
     args.machine.backend.dispatch(args)?
 }

@@ -63,7 +63,7 @@ struct RunReport {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let report = Report::of(&ModelArgs::of(runs::find(&args.path, Needs::Checkpoint)?))?;
     if args.json {
-        say!("{}", json_lines(&report)?);
+        say_text!(json_lines(&report)?);
     } else {
         report.print()?;
     }
@@ -102,11 +102,13 @@ impl Report {
             blocks => format!("attention in block {} ({n_heads} head{})", blocks.join(", "), plural(*n_heads)),
         };
         say!("  {n_layers} blocks, {d_model} wide, Boom {d_ff}; {attending}; {vocab_size} symbols; memory {mem_len}");
-        say!("\nparameters {:>27}", HumanCount(self.parameters as u64).to_string());
+        say!("");
+        say!("parameters {:>27}", HumanCount(self.parameters as u64).to_string());
         for (part, params) in self.parameters_by_part.iter().filter(|(_, params)| *params > 0) {
             say!("  {part:<20}{:>16}", HumanCount(*params as u64).to_string());
         }
-        say!("\na stream carries {} bytes when its memory is full", HumanCount(self.stream_bytes as u64));
+        say!("");
+        say!("a stream carries {} bytes when its memory is full", HumanCount(self.stream_bytes as u64));
         run.as_ref().map_or(Ok(()), RunReport::print)
     }
 }
@@ -149,7 +151,8 @@ impl RunReport {
             .checkpoint_age_seconds
             .map_or(String::new(), |seconds| format!(", written {} ago", HumanDuration(Duration::from_secs(seconds))));
         let name = checkpoint.file_name().unwrap_or_default().to_string_lossy();
-        say!("\nnewest checkpoint {name}{age}");
+        say!("");
+        say!("newest checkpoint {name}{age}");
         let instructions = instructions.as_ref().map_or(String::new(), |name| format!(" ({name})"));
         let time = HumanDuration(Duration::try_from_secs_f64(*seconds).unwrap_or_default());
         say!(

@@ -141,7 +141,8 @@ impl ModelArgs {
         let run_dir = self.run_dir()?;
         let mut inputs: Vec<(&str, &Path)> = others.into_iter().collect();
         inputs.push(("--model", run_dir.as_deref().unwrap_or(&self.model)));
-        outputs::refuse_inputs(option, output, inputs)
+        outputs::refuse_inputs(option, output, inputs)?;
+        outputs::refuse_place(option, output, None)
     }
 
     /// Whether attention is to see another number of bytes than in training.

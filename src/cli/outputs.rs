@@ -6,12 +6,27 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use super::runs;
 use crate::data::whole_file;
 
 /// Writes a file, which is there whole or not at all.
 pub fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
     let written: io::Result<()> = whole_file::write(path, |out| out.write_all(contents.as_ref()));
     written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Refuses an output in the place of what a run keeps in its directory, but for a file of the name `but`; and `-`, which would be
+/// standard output elsewhere.
+pub fn refuse_place(option: &str, output: &Path, but: Option<&str>) -> Result<()> {
+    if output == Path::new("-") {
+        bail!("{option} - cannot be used: name a file");
+    }
+    let Some(run) = runs::owner(output) else { return Ok(()) };
+    if but.is_some_and(|but| runs::resolved(output).file_name() == Some(but.as_ref())) {
+        return Ok(());
+    }
+    let (output, run) = (output.display(), run.display());
+    bail!("{option} {output} cannot be used: the run in {run} keeps a file of its own there; name another file")
 }
 
 /// Refuses an output that would replace an input: the same file, under whatever name, or one of a run's weights. `-` is standard
@@ -26,7 +41,7 @@ pub fn refuse_inputs<'a>(
     for (name, input) in inputs {
         let same = match input == Path::new("-") {
             true => standard_input().is_some_and(|input| is_same(&input, &there)),
-            false => fs::metadata(input).is_ok_and(|input| is_same(&input, &there)) || is_same_path(input, output),
+            false => is_same_file(input, output),
         };
         if same || holds(input, output) {
             let output = output.display();
@@ -34,6 +49,11 @@ pub fn refuse_inputs<'a>(
         }
     }
     Ok(())
+}
+
+/// Whether two paths lead to one file.
+pub fn is_same_file(a: &Path, b: &Path) -> bool {
+    fs::metadata(a).ok().zip(fs::metadata(b).ok()).is_some_and(|(a, b)| is_same(&a, &b)) || is_same_path(a, b)
 }
 
 #[cfg(unix)]

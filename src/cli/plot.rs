@@ -7,7 +7,8 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use plotters::prelude::*;
 
-use super::runs::{self, Needs};
+use super::printable::xml_line;
+use super::runs::{self, Needs, PICTURE};
 use super::{life, outputs};
 use crate::train::{METRICS_FILE, Metrics, Record, latest_manifest};
 
@@ -65,6 +66,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let metrics = run.join(METRICS_FILE);
         outputs::refuse_inputs("--svg", &args.svg, [("RUN", &**run), ("RUN", &*metrics)])?;
     }
+    outputs::refuse_place("--svg", &args.svg, Some(PICTURE))?;
     let curves = runs.iter().map(|run| Curve::read(run, args.over)).collect::<Result<Vec<_>>>()?;
     life::whole_at(&args.svg, || draw(&args.svg, &curves, args.over, args.max))
         .with_context(|| format!("cannot draw {}", args.svg.display()))?;
@@ -102,7 +104,7 @@ impl Curve {
             "the run in {} has measured nothing yet: its first record comes after --log-every steps, or with a validation",
             run.display()
         );
-        Ok(Self { name: run.display().to_string(), train, valid })
+        Ok(Self { name: xml_line(&run.display().to_string()), train, valid })
     }
 
     /// The last place at which anything was measured.

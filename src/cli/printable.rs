@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::train::printable;
+use crate::train::{printable, printable_line};
 
 /// A value as a line of JSON whose text a terminal may show: what it would obey is escaped, where JSON itself does not ask for it
 /// too.
@@ -28,6 +28,31 @@ fn escaped(json: &str) -> String {
         }
     }
     text
+}
+
+/// Text for XML and HTML, between tags or quotes. Control characters, but for line feed and tab, and what XML allows in no form are
+/// replaced, so that a picture is well-formed whatever it shows.
+pub fn xml(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in printable(text).chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            c => escaped.push(in_xml(c)),
+        }
+    }
+    escaped
+}
+
+/// A line for whoever escapes it by itself.
+pub fn xml_line(text: &str) -> String {
+    printable_line(text).chars().map(in_xml).collect()
+}
+
+fn in_xml(c: char) -> char {
+    if matches!(c, '\u{FFFE}' | '\u{FFFF}') { char::REPLACEMENT_CHARACTER } else { c }
 }
 
 /// Writes bytes as text for a terminal. A character that is not complete yet waits for its other bytes.
@@ -106,6 +131,13 @@ mod tests {
         let lines = json_lines(&[value]).unwrap();
         assert_eq!(lines, "[\n  \"a\\u001b\\u007f\\u009bé\\n\"\n]");
         assert_eq!(serde_json::from_str::<Vec<String>>(&lines).unwrap(), [value]);
+    }
+
+    #[test]
+    fn xml_holds_what_xml_may_hold() {
+        let text = "a\0\x1b\x7f\u{9b}\u{FFFE}\u{FFFF}<&>\"\n\té";
+        assert_eq!(xml(text), format!("a{}&lt;&amp;&gt;&quot;\n\té", "\u{FFFD}".repeat(6)));
+        assert_eq!(xml_line(text), format!("a{}<&>\"\u{FFFD}\té", "\u{FFFD}".repeat(6)));
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub fn refuse_arguments(group: &dyn Group, error: &clap::Error) -> ExitCode {
     // In colours, unless an argument would be obeyed by the terminal. There may be nobody left to tell.
     let print = || -> io::Result<()> {
         if printable(&text) != text {
-            tell!("{}", text.trim_end());
+            text.trim_end().lines().for_each(|line| tell!("{line}"));
             return Ok(());
         }
         error.print()?;

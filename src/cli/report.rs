@@ -151,8 +151,8 @@ pub fn sample(streams: impl Streams, splits: &Splits, seed: u64) -> Result<Vec<u
 
 /// Prints generated text, of which a terminal obeys nothing.
 pub fn print_sample(text: &[u8]) -> Result<()> {
-    say!("\n{} bytes of generated text:\n", text.len());
-    say!("{}", String::from_utf8_lossy(text));
+    say_text!(format!("\n{} bytes of generated text:\n", text.len()));
+    say_text!(String::from_utf8_lossy(text));
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Where runs are kept: `runs/001`, `runs/002`, ... unless the user names a directory; and what is kept in them for `--resume`.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::outputs;
 use crate::data::whole_file::{self, Lock};
-use crate::train::{BEST_DIR, EvalRecord, Group, Metrics, MetricsError, Record, TrainRecord};
+use crate::train::{BEST_DIR, EvalRecord, Group, METRICS_FILE, Metrics, MetricsError, Record, TrainRecord};
 
 const RUNS: &str = "runs";
 /// In the place of a run's directory: the newest run.
@@ -58,6 +59,11 @@ fn newest_step(run: &Path) -> Option<u64> {
         entry.path().join("checkpoint.json").is_file().then_some(step)
     };
     fs::read_dir(run).ok()?.flatten().filter_map(step).max()
+}
+
+/// Whether there is a run to go on with, or to look at.
+pub fn has_checkpoint(run: &Path) -> bool {
+    newest_step(run).is_some()
 }
 
 /// Whether a record is a point of a curve.
@@ -198,7 +204,64 @@ impl Drop for Place {
 }
 
 /// What the start of a run puts into its directory.
-const OWN: [&str; 6] = ["lock", "group", "metrics.jsonl", "data.json", "ends.json", "from.json"];
+pub const OF_START: [&str; 6] = ["lock", "group", "metrics.jsonl", "data.json", "ends.json", "from.json"];
+pub const PAGE: &str = "README.md";
+pub const PICTURE: &str = "loss.svg";
+pub const SAMPLE: &str = "sample.txt";
+/// What describes a run that has stopped.
+pub const DESCRIBING: [&str; 3] = [PAGE, PICTURE, SAMPLE];
+/// What its directories of weights hold.
+const OF_WEIGHTS: [&str; 8] = [
+    "best.json",
+    "best.json.sha256",
+    "checkpoint.json",
+    "checkpoint.json.sha256",
+    "weights.safetensors",
+    "moments.safetensors",
+    "state.safetensors",
+    "best.safetensors",
+];
+
+/// Whether a run keeps something of its own under this name in its directory.
+pub fn is_own(name: &OsStr) -> bool {
+    let Some(name) = name.to_str() else { return false };
+    let is_step = |number: &str| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    OF_START.iter().chain(&DESCRIBING).any(|own| *own == name)
+        || name == BEST_DIR
+        || name.strip_prefix("step-").is_some_and(is_step)
+        || name.starts_with(".tmp-")
+}
+
+/// The directory of the run, or of the weights, that a file is or would be a part of.
+pub fn owner(file: &Path) -> Option<PathBuf> {
+    let file = resolved(file);
+    let (dir, name) = (file.parent()?, file.file_name()?);
+    if is_run(dir) && is_own(name) {
+        return Some(dir.into());
+    }
+    // Its directories are replaced and removed with all that is in them.
+    if let (Some(run), Some(part)) = (dir.parent(), dir.file_name())
+        && is_run(run)
+        && is_own(part)
+    {
+        return Some(run.into());
+    }
+    let has_weights = ["best.json", "checkpoint.json"].iter().any(|name| dir.join(name).is_file());
+    (has_weights && OF_WEIGHTS.iter().any(|own| *own == name)).then(|| dir.into())
+}
+
+fn is_run(dir: &Path) -> bool {
+    dir.join(METRICS_FILE).is_file() || dir.join(BEST_DIR).join("best.json").is_file() || has_checkpoint(dir)
+}
+
+/// A path without links, as far as it is there.
+pub fn resolved(path: &Path) -> PathBuf {
+    let parent = || {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Some(parent.canonicalize().ok()?.join(path.file_name()?))
+    };
+    path.canonicalize().ok().or_else(parent).or_else(|| std::path::absolute(path).ok()).unwrap_or_else(|| path.into())
+}
 
 /// What was not there before a start.
 #[derive(Debug)]
@@ -213,7 +276,7 @@ impl Traces {
     fn before(run: &Path) -> Self {
         let missing = |path: &&Path| !path.as_os_str().is_empty() && fs::symlink_metadata(path).is_err();
         let dirs = run.ancestors().take_while(missing).map(Into::into).collect();
-        let files = OWN.iter().map(|name| run.join(name)).filter(|path| missing(&path.as_path())).collect();
+        let files = OF_START.iter().map(|name| run.join(name)).filter(|path| missing(&path.as_path())).collect();
         Self { run: run.into(), dirs, files }
     }
 

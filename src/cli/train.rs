@@ -3,6 +3,7 @@
 pub mod args;
 mod ends;
 mod origin;
+mod out;
 mod page;
 mod refusal;
 
@@ -36,6 +37,13 @@ pub fn run(args: Args, group: SharedGroup) -> Result<ExitCode> {
     processes::set_threads(group.as_ref(), &args.machine)?;
     // Before this run has a directory, which would be the latest.
     let trained = args.trained()?;
+    if let (Some(out), true) = (&args.out, group.is_first()) {
+        let inputs = [("--data", &args.data.data), ("--from", &args.from)];
+        out::refuse_inputs(out, inputs.iter().filter_map(|(option, path)| Some((*option, path.as_deref()?))))?;
+        if !args.resume {
+            out::refuse_others_files(out)?;
+        }
+    }
     // Each asks what the others answer, in the order that this decides.
     processes::agree_to(group.as_ref(), args.resume, "--resume")?;
     let choose = || Place::choose(args.out.as_deref(), args.resume, group.as_ref());

@@ -219,6 +219,49 @@ fn no_output_takes_the_place_of_an_input() {
     at.stdout(&["score", "log", "--model", "run", "--total", "--from-state", "state", "--to-state", "state"]);
 }
 
+#[test]
+fn no_output_takes_the_place_of_a_runs_own_file() {
+    let at = Workplace::new();
+    at.log("log", 200);
+    for run in ["run", "other"] {
+        at.stdout(&at.train_on("log", &["--out", run]));
+    }
+    at.stdout(&["export", "--model", "other", "--to", "a.safetensors"]);
+    let refuses = |args: &[&str], run: &str| {
+        let error = at.error(args);
+        let says = format!(
+            " cannot be used: the run in {} keeps a file of its own there; ",
+            at.path(run).canonicalize().unwrap().display()
+        );
+        assert!(error.contains(&says), "{args:?}: {error}");
+    };
+    let mut own: Vec<_> = std::fs::read_dir(at.path("run")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    own.extend(["group", "from.json", "step-00000009"].map(Into::into));
+    assert!(own.len() > 10, "{own:?}");
+    for name in own {
+        let file = format!("run/{}", name.to_str().unwrap());
+        if !file.ends_with("loss.svg") {
+            refuses(&["plot", "other", "--svg", &file], "run");
+        }
+        refuses(&["score", "log", "--model", "other", "--to-state", &file], "run");
+    }
+    std::fs::create_dir(at.path("copy")).unwrap();
+    for name in ["best.json", "weights.safetensors"] {
+        std::fs::copy(at.path("run/best").join(name), at.path("copy").join(name)).unwrap();
+    }
+    refuses(&["export", "--model", "bundled", "--to", "copy/weights.safetensors"], "copy");
+    refuses(&["export", "--model", "other", "--to", "run/best/model.onnx"], "run");
+    refuses(&["import", "a.safetensors", "--to", "run/step-00000003/weights.safetensors"], "run");
+    // Where it is no run's it is as good a name as any, and a run's picture may be drawn anew.
+    at.stdout(&["score", "log", "--model", "run", "--total", "--to-state", "data.json"]);
+    at.stdout(&["plot", "run", "--svg", "run/loss.svg", "--over", "seconds"]);
+    at.stdout(&["train", "--resume", "--out", "run", "--quiet", "--threads", "1"]);
+    for args in [&["plot", "run", "--svg", "-"][..], &["score", "log", "--model", "run", "--to-state", "-"]] {
+        assert!(at.error(args).ends_with(" - cannot be used: name a file"), "{args:?}");
+        assert!(!at.path("-").exists());
+    }
+}
+
 /// Forty bytes, and two hundred gigabytes of which nearly none are there.
 #[test]
 fn a_corpus_of_any_size_is_begun_at_once() {

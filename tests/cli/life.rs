@@ -416,7 +416,7 @@ fn a_limit_on_the_size_of_files_is_told() {
     let output = at.shell("ulimit -f 8; exec \"$@\"", &at.train(&["--quiet"])).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.starts_with("error: ") && said.contains("File too large"), "{said}");
+    assert!(said.starts_with("error: ") && said.contains("(ulimit -f)") && !said.contains("full"), "{said}");
     assert!(!at.path("run").exists(), "its first checkpoint could not be written: there is no run");
 }
 
@@ -496,9 +496,20 @@ fn terminal(columns: u16) -> (File, Stdio) {
     unsafe { (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs).into()) }
 }
 
+/// All that is written to a terminal.
+fn shown(mut terminal: File) -> String {
+    let mut said = Vec::new();
+    // The end of a terminal is an error, not an end.
+    let mut buffer = [0; 4096];
+    while let Ok(read @ 1..) = terminal.read(&mut buffer) {
+        said.extend_from_slice(&buffer[..read]);
+    }
+    String::from_utf8(said).unwrap()
+}
+
 /// What the program writes to standard error, which is a terminal of so many columns with this variable.
 fn on_terminal(at: &Workplace, args: &[&str], columns: u16, (name, value): (&str, &str)) -> (ExitStatus, String) {
-    let (mut ours, theirs) = terminal(columns);
+    let (ours, theirs) = terminal(columns);
     let mut command = at.command(args);
     for unset in ["NO_COLOR", "CI"] {
         command.env_remove(unset);
@@ -506,13 +517,8 @@ fn on_terminal(at: &Workplace, args: &[&str], columns: u16, (name, value): (&str
     let mut program =
         command.env("TERM", "xterm").env(name, value).stdout(Stdio::null()).stderr(theirs).spawn().unwrap();
     drop(command);
-    let mut said = Vec::new();
-    // The end of a terminal is an error, not an end.
-    let mut buffer = [0; 4096];
-    while let Ok(read @ 1..) = ours.read(&mut buffer) {
-        said.extend_from_slice(&buffer[..read]);
-    }
-    (program.wait().unwrap(), String::from_utf8(said).unwrap())
+    let said = shown(ours);
+    (program.wait().unwrap(), said)
 }
 
 /// A file as long as enwik8, whose digest is looked at; nothing is downloaded in its place.
@@ -527,6 +533,31 @@ fn a_download_says_how_far_it_is_as_a_run_does() {
     assert!(said.starts_with("verifying 95.37 MiB") && !said.contains('\x1b'), "{said:?}");
     let (_, said) = on_terminal(&at, &eval, 80, ("TERM", "xterm"));
     assert!(said.contains("verifying") && said.contains('\x1b'), "{said:?}");
+}
+
+#[test]
+fn a_terminal_shows_the_prompt_before_what_follows_it() {
+    let at = Workplace::new();
+    at.stdout(&at.train(&["--quiet"]));
+    at.write("prompt", "naïve\x1b[2J words".as_bytes());
+    let generate = ["generate", "--model", "run", "--bytes", "20", "--temperature", "0"];
+    let shown = |more: &[&str]| {
+        let (ours, theirs) = terminal(80);
+        let mut command = at.command(&[&generate[..], more].concat());
+        let mut program = command.stdout(theirs).stderr(Stdio::null()).spawn().unwrap();
+        drop(command);
+        let text = shown(ours);
+        assert!(program.wait().unwrap().success());
+        text
+    };
+    for prompt in [&["--prompt", "some words"][..], &["--prompt-file", "prompt"]] {
+        let [echoed, alone] = [&[][..], &["--no-echo"]].map(|more| shown(&[prompt, more].concat()));
+        let before = if prompt[0] == "--prompt" { "some words" } else { "naïve\u{FFFD}[2J words" };
+        assert_eq!(echoed, format!("{before}{alone}"));
+        assert!(!alone.contains("words") && alone.ends_with("\r\n"), "{alone:?}");
+    }
+    let piped = at.run(&[&generate[..], &["--prompt", "some words"]].concat()).stdout;
+    assert_eq!(piped.len(), 20, "only what the model wrote");
 }
 
 #[test]

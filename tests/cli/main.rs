@@ -362,6 +362,12 @@ fn a_run_of_few_records_is_drawn() {
         at.stdout(&["plot", "run", "--svg", "none.svg", "--over", over]);
         assert_eq!(at.read("none.svg").matches("<circle").count(), 2, "the validation, and the legend");
     }
+    at.write("run/metrics.jsonl", b"");
+    assert_eq!(
+        at.error(&["plot", "run", "--svg", "empty.svg"]),
+        "error: the run in run has measured nothing yet: its first record comes after --log-every steps, or with a validation"
+    );
+    assert!(!at.path("empty.svg").exists());
     let at = Workplace::new();
     at.stdout(&every(&at, "3"));
     at.stdout(&["plot", "run", "--svg", "one.svg"]);

@@ -122,6 +122,42 @@ fn a_new_run_takes_the_place_of_no_weights() {
     assert_eq!(at.read("measured/metrics.jsonl"), metrics);
 }
 
+/// What a run reads, and what somebody keeps where it is to be, stays as it is.
+#[test]
+fn a_new_run_writes_over_nobodys_files() {
+    let at = Workplace::new();
+    at.log("log", 200);
+    let log = at.read("log");
+    let own = ["README.md", "data.json", "ends.json", "from.json", "group", "lock", "loss.svg", "sample.txt"];
+    for name in own.into_iter().chain(["metrics.jsonl", "step-00000000"]) {
+        let file = format!("notes/{name}");
+        fs::create_dir(at.path("notes")).unwrap();
+        at.write(&file, log.as_bytes());
+        let error = at.error(&at.train_on(&file, &["--out", "notes"]));
+        assert_eq!(
+            error,
+            format!(
+                "error: --out notes cannot be used: --data {file} is read, and the run would write over it: name another --out"
+            )
+        );
+        let error = at.error(&at.train_on("log", &["--out", "notes"]));
+        let says = if name == "metrics.jsonl" { "error: there are measurements" } else { "error: there is a " };
+        assert!(error.starts_with(says) && error.contains(name) && error.ends_with("name another --out"), "{error}");
+        assert_eq!((names(&at, "notes"), at.read(&file) == log), (vec![name.to_string()], true), "{name}");
+        fs::remove_dir_all(at.path("notes")).unwrap();
+    }
+    at.stdout(&at.train_on("log", &["--out", "run"]));
+    fs::create_dir(at.path("n5")).unwrap();
+    fs::copy(at.path("run/best/weights.safetensors"), at.path("n5/README.md")).unwrap();
+    let error = at.error(&["train", "--from", "n5/README.md", "--data", "log", "--out", "n5", "--steps", "1"]);
+    assert!(error.contains("--from n5/README.md is read, "), "{error}");
+    // Beside what is somebody's and in nobody's way.
+    fs::create_dir(at.path("mine")).unwrap();
+    at.write("mine/log.txt", log.as_bytes());
+    at.stdout(&at.train_on("mine/log.txt", &["--out", "mine"]));
+    assert!(at.read("mine/log.txt") == log);
+}
+
 /// Whatever reads weights takes the same ones, or none.
 #[test]
 fn best_weights_that_are_gone_are_missed_by_every_command() {
@@ -168,6 +204,85 @@ fn several_starts_at_once_have_a_number_each() {
     }
     assert_eq!(names(&at, "runs"), ["001", "002", "003", "004"]);
     assert!(names(&at, "runs").iter().all(|name| at.path(format!("runs/{name}/README.md")).is_file()));
+}
+
+/// A finished run whose newest checkpoint knows neither of its best weights nor of its scores.
+#[test]
+fn a_resume_that_fails_takes_nothing_away() {
+    let at = Workplace::new();
+    at.log("log", 200);
+    at.stdout(&at.train_on("log", &["--out", "run", "--recipe", "paper"]));
+    let kept = || {
+        let best = fs::read(at.path("run/best/weights.safetensors")).unwrap();
+        (best, at.read("run/best/best.json"), at.read("run/metrics.jsonl"))
+    };
+    let before = kept();
+    assert!(before.2.contains(r#""event":"test""#), "{}", before.2);
+    let resume = ["train", "--resume", "--out", "run", "--quiet", "--threads", "1"];
+    let data = at.path("run/data.json");
+    let rights = fs::metadata(&data).unwrap().permissions();
+    let mut read_only = rights.clone();
+    read_only.set_readonly(true);
+    fs::set_permissions(&data, read_only).unwrap();
+    for more in [&[][..], &["--steps", "5"]] {
+        let error = at.error(&[&resume[..], more].concat());
+        assert!(error.contains("run/data.json: the file that has the name is read-only"), "{error}");
+        assert!(kept() == before, "{more:?}");
+    }
+    fs::set_permissions(&data, rights).unwrap();
+    #[cfg(unix)]
+    {
+        let output = at.shell("ulimit -f 1; exec \"$@\"", &resume).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains("best/weights.safetensors"), "{said}");
+        assert!(kept() == before, "{said}");
+    }
+    let (_, said) = at.both(&["generate", "--model", "run", "--bytes", "3"]);
+    assert_eq!(said, "");
+    at.stdout(&resume);
+    let after = kept();
+    assert_eq!(after.2.lines().count(), before.2.lines().count(), "{}", after.2);
+    assert!(after.0 == before.0);
+    // Once there is a step to come, what lies beyond the checkpoint is gone.
+    at.stdout(&[&resume[..], &["--steps", "5"]].concat());
+    assert_eq!(kept().2.matches(r#""event":"test""#).count(), 1, "{}", kept().2);
+}
+
+/// Names with a line feed, and what a terminal would obey.
+#[cfg(unix)]
+#[test]
+fn no_name_ends_a_line_or_breaks_a_page_or_a_picture() {
+    let at = Workplace::new();
+    let (data, run) = ("na\x1b[2Jme\nerror: all is lost", "ru\x1bn\n<7>");
+    at.log(data, 200);
+    let said_of = |args: &[&str]| {
+        let output = at.run(args);
+        String::from_utf8(output.stderr).unwrap() + &String::from_utf8(output.stdout).unwrap()
+    };
+    for args in [&["score", "no\nwhere"][..], &["train", "--data", "a\nerror: all is lost"], &["inspect", "no\nwhere"]]
+    {
+        let said = said_of(args);
+        assert!(said.starts_with("error: ") && said.lines().count() == 1, "{said:?}");
+    }
+    let train: Vec<_> = at.train_on(data, &["--out", run]).into_iter().filter(|word| *word != "--quiet").collect();
+    let said = said_of(&train);
+    assert!(!said.contains("\nerror: ") && !said.contains("\n<7>"), "{said}");
+    assert!(said.contains("saved ru\u{FFFD}n\u{FFFD}<7>/step-00000003\n"), "{said}");
+    let page = at.read(&format!("{run}/README.md"));
+    assert!(page.contains("- data: ") && page.chars().all(|c| !c.is_control() || c == '\n'), "{page:?}");
+    assert!(page.lines().all(|line| !line.starts_with("error: ")), "{page}");
+
+    at.write("text", b"a\0b\x1b[2J\r\xef\xbf\xbf\xef\xbf\xbe <c>\n\x7f");
+    at.stdout(&["plot", run, "--svg", "plot.svg"]);
+    for out in ["attend.svg", "attend.html"] {
+        at.stdout(&["attend", "--model", run, "--file", "text", "--out", out]);
+    }
+    for picture in [&format!("{run}/loss.svg")[..], "plot.svg", "attend.svg", "attend.html"] {
+        let text = at.read(picture);
+        let is_bad = |c: char| c.is_control() && c != '\n' && c != '\t' || matches!(c, '\u{FFFE}' | '\u{FFFF}');
+        assert!(!text.contains(is_bad), "{picture}: {text:?}");
+        assert!(text.contains("ru\u{FFFD}n") && !text.contains("<7>"), "{picture}: {text}");
+    }
 }
 
 /// Whatever is written is written whole, or what was there stays; errors name the file that was asked for.

@@ -110,14 +110,15 @@ fn a_path_that_is_a_folder() {
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
-/// A limit of a process's files stands for a full disk: the test runs itself again under one.
+/// The test runs itself again under a limit on the sizes of files.
 #[cfg(unix)]
 #[test]
-fn a_full_disk_is_told() {
+fn a_limit_on_the_size_of_files_is_told() {
     const PATH: &str = "SHARNN_ONNX_LIMITED";
     if let Some(path) = std::env::var_os(PATH) {
         let error = OnnxExport::default().save(&small(), path).unwrap_err();
-        assert!(matches!(error, OnnxError::DiskFull { bytes: 20_000.., .. }), "{error}");
+        assert!(matches!(&error, OnnxError::Io { action: "write", .. }), "{error}");
+        assert!(error.to_string().contains("(ulimit -f)"), "{error}");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -127,7 +128,7 @@ fn a_full_disk_is_told() {
     let output = std::process::Command::new("sh")
         .args(["-c", r#"trap "" XFSZ; ulimit -f 8; exec "$0" "$@""#])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "refused::a_full_disk_is_told", "--nocapture"])
+        .args(["--exact", "refused::a_limit_on_the_size_of_files_is_told", "--nocapture"])
         .env(PATH, &path)
         .output()
         .unwrap();

@@ -11,3 +11,12 @@ pub fn printable(text: &str) -> String {
         .map(|c| if c.is_control() && !matches!(c, '\n' | '\t') { char::REPLACEMENT_CHARACTER } else { c })
         .collect()
 }
+
+/// The same of what is to be one line: no line feed is left either, so that no name ends it and begins another.
+///
+/// ```
+/// assert_eq!(sharnn_train::printable_line("a\nb"), "a\u{FFFD}b");
+/// ```
+pub fn printable_line(text: &str) -> String {
+    printable(text).replace('\n', "\u{FFFD}")
+}

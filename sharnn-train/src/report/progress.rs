@@ -7,7 +7,7 @@ use std::time::Duration;
 use console::Term;
 use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::{Event, Observer, printable};
+use super::{Event, Observer, printable_line};
 use crate::run::{EvalRecord, Moved, TrainRecord};
 
 /// Writes a run's progress to standard error.
@@ -51,7 +51,7 @@ impl Progress {
 
     /// A line that stays.
     fn line(&mut self, text: &str) {
-        let text = printable(text);
+        let text = printable_line(text);
         match &mut self.out {
             Out::Live(bar) => bar.println(text),
             Out::Plain(writer) => drop(writeln!(writer, "{text}").and_then(|()| writer.flush())),
@@ -62,7 +62,7 @@ impl Progress {
     fn update(&mut self, text: String, lasting: bool) {
         match &mut self.out {
             Out::Live(bar) => {
-                bar.set_message(printable(&text));
+                bar.set_message(printable_line(&text));
                 bar.tick();
             }
             Out::Plain(_) if lasting => self.line(&text),

@@ -16,12 +16,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use burn::tensor::{Bool, Tensor, TensorData, backend::Backend as BurnBackend};
 use serde::{Deserialize, Serialize};
 use sharnn_core::{AutodiffBackend, BlockState, LstmState, ShaRnn, ShaRnnConfig, ShaRnnState};
 
-use super::directory::{RunDir, checkpoints, step_name};
+use super::directory::{RunDir, checkpoints, is_being_replaced, step_name};
 use super::manifest::{MANIFEST, read_json, verify, write_json};
 use super::{Best, CheckpointError, FORMAT, FileDigest, Manifest};
 use crate::files::weights::{load_config, validate};
@@ -36,6 +37,9 @@ const BEST: &str = "best.safetensors";
 /// Name of the directory of the best weights.
 pub const BEST_DIR: &str = "best";
 const BEST_MANIFEST: &str = "best.json";
+/// How often best weights are read that are being replaced, and the time between.
+const MOST_READINGS: usize = 10;
+const BETWEEN_READINGS: Duration = Duration::from_millis(20);
 
 /// What stands beside the best weights of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,8 +68,24 @@ pub fn load_best<B: sharnn_core::Backend>(
     Ok((model, manifest))
 }
 
-/// The file of the best weights, and what stands beside it, both verified.
+/// The file of the best weights, and what stands beside it, both verified. Where a run that goes on replaces them meanwhile, they are
+/// read again.
 fn best_weights(dir: &Path) -> Result<(PathBuf, BestManifest), CheckpointError> {
+    let which = || fs::read(dir.join(BEST_DIR).join(BEST_MANIFEST)).ok();
+    let mut before = which();
+    for _ in 0..MOST_READINGS {
+        let found = read_best(dir);
+        let after = which();
+        if found.is_ok() || after == before && !is_being_replaced(dir, BEST_DIR) {
+            return found;
+        }
+        before = after;
+        std::thread::sleep(BETWEEN_READINGS);
+    }
+    read_best(dir)
+}
+
+fn read_best(dir: &Path) -> Result<(PathBuf, BestManifest), CheckpointError> {
     let best_dir = if dir.join(BEST_MANIFEST).exists() { dir.to_path_buf() } else { dir.join(BEST_DIR) };
     if !best_dir.is_dir() {
         return Err(CheckpointError::NoBest { run_dir: dir.into() });
@@ -140,6 +160,11 @@ fn replace_best(
     })
 }
 
+/// The file of the best weights of a run.
+pub(crate) fn best_file(run: &RunDir) -> PathBuf {
+    run.path().join(BEST_DIR).join(WEIGHTS)
+}
+
 /// Writes the weights of a new best validation, and returns their checksum.
 pub(crate) fn save_best<B: sharnn_core::Backend>(
     run: &RunDir,
@@ -155,7 +180,8 @@ pub(crate) struct Tensors<'a, B: AutodiffBackend> {
     pub(crate) model: &'a ShaRnn<B>,
     pub(crate) optimizer: &'a Optimizer<B>,
     pub(crate) state: &'a ShaRnnState<B>,
-    pub(crate) best: Option<&'a FileDigest>,
+    /// The best weights, and where they are.
+    pub(crate) best: Option<(&'a FileDigest, PathBuf)>,
 }
 
 /// Writes a checkpoint and returns its directory. `manifest.files` is filled in here.
@@ -185,9 +211,9 @@ pub(crate) fn save<B: AutodiffBackend>(
         for name in [WEIGHTS, MOMENTS, STATE] {
             manifest.files.insert(name.into(), FileDigest::of_file(&dir.join(name))?);
         }
-        if let Some(digest) = tensors.best {
-            link_or_copy(&run.path().join(BEST_DIR).join(WEIGHTS), &dir.join(BEST))?;
-            manifest.files.insert(BEST.into(), digest.clone());
+        if let Some((digest, file)) = &tensors.best {
+            link_or_copy(file, &dir.join(BEST))?;
+            manifest.files.insert(BEST.into(), (*digest).clone());
         }
         manifest.write(dir)
     })?;
@@ -302,14 +328,16 @@ impl Checkpoint {
         self.manifest.files.get(BEST).cloned()
     }
 
+    /// The file of the best weights.
+    pub(crate) fn best_file(&self) -> PathBuf {
+        self.dir.join(BEST)
+    }
+
     /// Makes `best/` agree with this checkpoint: it may have been written after it, or be gone.
-    pub(crate) fn restore_best(&self, run: &RunDir) -> Result<Option<FileDigest>, CheckpointError> {
-        let Some(best) = &self.manifest.best else {
-            run.remove_dir(BEST_DIR)?;
-            return Ok(None);
-        };
-        let copy = |path: &Path| link_or_copy(&self.dir.join(BEST), path);
-        replace_best(run, &self.manifest.config, best, copy).map(Some)
+    pub(crate) fn restore_best(&self, run: &RunDir) -> Result<(), CheckpointError> {
+        let Some(best) = &self.manifest.best else { return run.remove_dir(BEST_DIR) };
+        let copy = |path: &Path| link_or_copy(&self.best_file(), path);
+        replace_best(run, &self.manifest.config, best, copy).map(drop)
     }
 }
 
@@ -370,4 +398,43 @@ fn link_or_copy(from: &Path, to: &Path) -> Result<(), CheckpointError> {
         return Ok(());
     }
     fs::copy(&file, to).map(drop).map_err(CheckpointError::io("copy the best weights to", to))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// By a run that goes on, which finds a better model every few milliseconds.
+    #[test]
+    fn best_weights_that_are_being_replaced_are_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::open(dir.path()).unwrap();
+        let replace = |step: u64| {
+            let best = Best { bpc: 1.0, step, epoch: 0, phase: 0 };
+            let text = vec![step as u8; 1 << 16];
+            let write = |path: &Path| fs::write(path, &text).map_err(CheckpointError::io("write", path));
+            replace_best(&run, &ShaRnnConfig::xs(), &best, write).unwrap();
+        };
+        replace(0);
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                (1..200).for_each(replace);
+                is_done.store(true, Ordering::SeqCst);
+            });
+            let mut readings = 0;
+            while !is_done.load(Ordering::SeqCst) {
+                if let Err(error) = best_weights(dir.path()) {
+                    is_done.store(true, Ordering::SeqCst);
+                    panic!("after {readings} readings: {error}");
+                }
+                readings += 1;
+            }
+        });
+        // What stays damaged is so.
+        fs::write(dir.path().join("best/weights.safetensors"), b"other").unwrap();
+        assert!(matches!(best_weights(dir.path()), Err(CheckpointError::Damaged { .. })));
+    }
 }

@@ -47,6 +47,11 @@ pub(crate) fn step_name(step: u64) -> String {
     format!("{STEP}{step:08}")
 }
 
+/// Whether another directory is about to take the place of the one of this name.
+pub(crate) fn is_being_replaced(run_dir: &Path, name: &str) -> bool {
+    run_dir.join(format!("{REPLACED}{name}")).exists()
+}
+
 /// The checkpoints of a run directory, oldest first; none where there is no such directory.
 pub(crate) fn checkpoints(run_dir: &Path) -> Result<Vec<(u64, PathBuf)>, CheckpointError> {
     let mut found: Vec<_> = entries(run_dir)?

@@ -1,7 +1,7 @@
 //! `metrics.jsonl`: one JSON object a line for everything that was measured, appended as the run goes.
 //!
-//! A step stands in it once. Whatever lies beyond the checkpoint from which a run is resumed is cut off first, a half-written
-//! last line too.
+//! A step stands in it once. Whatever lies beyond the checkpoint from which a run is resumed is cut off before the first record that
+//! follows, and not before there is one. A half-written last line goes at once.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -102,6 +102,8 @@ pub enum MetricsError {
 pub struct Metrics {
     path: PathBuf,
     file: File,
+    /// Bytes that stay, where others are still to be cut off.
+    keep: Option<u64>,
 }
 
 impl Record {
@@ -118,42 +120,56 @@ impl Record {
 }
 
 impl Metrics {
-    /// Opens the file of a run directory, and cuts off what lies beyond `step` (for validations, beyond `validated`): 0
-    /// and 0 empty it.
+    /// Opens the file of a run directory. What lies beyond `step` (for validations, beyond `validated`) is [cut](Self::cut) off later, or
+    /// replaced by the next record; 0 and 0 leave nothing.
     ///
     /// # Errors
     /// If the system refuses, or if a line that is not the last is none of ours.
     pub fn open(run_dir: &Path, step: u64, validated: u64) -> Result<Self, MetricsError> {
         let path = run_dir.join(METRICS_FILE);
-        let io = |action| move |path: &Path, source| MetricsError::Io { action, path: path.into(), source };
         let bytes = match read_all(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            read => read.map_err(|error| io("read")(&path, error))?,
+            read => read.map_err(io("read", &path))?,
         };
-        let keep = kept_prefix(&bytes, step, validated).map_err(|(line, problem)| MetricsError::Line {
-            path: path.clone(),
-            line,
-            problem,
-        })?;
-        let opened = whole_file::open_with(File::options().create(true).write(true).truncate(false), &path);
-        let mut file = opened.map_err(|error| io("open")(&path, error))?;
-        file.set_len(keep as u64).map_err(|error| io("shorten")(&path, error))?;
-        file.seek(SeekFrom::End(0)).map_err(|error| io("open")(&path, error))?;
-        Ok(Self { path, file })
+        let kept = kept_prefix(&bytes, step, validated);
+        let (keep, whole) = kept.map_err(|(line, problem)| MetricsError::Line { path: path.clone(), line, problem })?;
+        let mut file = open_to_write(&path)?;
+        file.set_len(whole as u64).map_err(io("shorten", &path))?;
+        file.seek(SeekFrom::End(0)).map_err(io("open", &path))?;
+        Ok(Self { path, file, keep: (keep < whole).then_some(keep as u64) })
     }
 
-    /// Appends a record as one whole line.
+    /// Cuts off what lies beyond the checkpoint.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn cut(&mut self) -> Result<(), MetricsError> {
+        let Some(keep) = self.keep else { return Ok(()) };
+        self.file.set_len(keep).map_err(io("shorten", &self.path))?;
+        self.file.seek(SeekFrom::End(0)).map_err(io("open", &self.path))?;
+        self.keep = None;
+        Ok(())
+    }
+
+    /// Appends a record as one whole line. Where something is still to be cut off, it takes the place of that, or all stays as it is.
     ///
     /// # Errors
     /// If the system refuses, as on a full disk.
     pub fn append(&mut self, record: &Record) -> Result<(), MetricsError> {
         let mut line = serde_json::to_vec(record).expect("a record has only string keys");
         line.push(b'\n');
-        self.file.write_all(&line).map_err(|source| MetricsError::Io {
-            action: "write",
-            path: self.path.clone(),
-            source,
-        })
+        let Some(keep) = self.keep else {
+            return self.file.write_all(&line).map_err(whole_file::named_limit).map_err(io("write", &self.path));
+        };
+        let mut bytes = std::fs::read(&self.path).map_err(io("read", &self.path))?;
+        bytes.truncate(keep as usize);
+        bytes.extend(line);
+        let written: io::Result<()> = whole_file::write(&self.path, |out| out.write_all(&bytes));
+        written.map_err(io("write", &self.path))?;
+        self.file = open_to_write(&self.path)?;
+        self.file.seek(SeekFrom::End(0)).map_err(io("open", &self.path))?;
+        self.keep = None;
+        Ok(())
     }
 
     /// Brings what was appended to the disk.
@@ -196,21 +212,33 @@ fn parse(line: &[u8]) -> Result<Record, String> {
     serde_json::from_slice(line).map_err(|error| format!("not a record of a run ({})", json_error(&error)))
 }
 
-/// Length of the lines before the first that lies beyond the given steps; or the number of a line that is none of ours, and
-/// what is wrong with it.
-fn kept_prefix(bytes: &[u8], step: u64, validated: u64) -> Result<usize, (usize, String)> {
-    let mut keep = 0;
+fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MetricsError {
+    let path = path.to_path_buf();
+    move |source| MetricsError::Io { action, path, source }
+}
+
+fn open_to_write(path: &Path) -> Result<File, MetricsError> {
+    whole_file::open_with(File::options().create(true).write(true).truncate(false), path).map_err(io("open", path))
+}
+
+/// Length of the lines before the first that lies beyond the given steps, and of all that are whole; or the number of a line that is none
+/// of ours, and what is wrong with it.
+fn kept_prefix(bytes: &[u8], step: u64, validated: u64) -> Result<(usize, usize), (usize, String)> {
+    let (mut keep, mut whole, mut is_beyond) = (0, 0, false);
     for (i, line) in lines(bytes).enumerate() {
-        let is_last = keep + line.len() == bytes.len();
+        let is_last = whole + line.len() == bytes.len();
         match parse(line) {
-            Ok(record) if record.is_before(step, validated) => keep += line.len(),
-            Ok(_) => break,
-            // The last line may have been torn by a crash of the machine.
-            Err(_) if is_last => break,
+            Ok(record) => {
+                whole += line.len();
+                is_beyond |= !record.is_before(step, validated);
+                keep = if is_beyond { keep } else { whole };
+            }
+            // The last line may have been torn by a crash of the machine; of those beyond none is needed.
+            Err(_) if is_last || is_beyond => break,
             Err(problem) => return Err((i + 1, problem)),
         }
     }
-    Ok(keep)
+    Ok((keep, whole))
 }
 
 #[cfg(test)]
@@ -264,6 +292,20 @@ mod tests {
             expected.push(train(9));
             assert_eq!(Metrics::read(dir.path()).unwrap(), expected, "step {step}, validated {validated}");
         }
+    }
+
+    #[test]
+    fn nothing_that_was_measured_goes_before_something_takes_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = [train(1), Record::Valid(eval(1)), Record::Test(eval(1))];
+        write(dir.path(), &records);
+        let mut metrics = Metrics::open(dir.path(), 1, 0).unwrap();
+        assert_eq!(Metrics::read(dir.path()).unwrap(), records);
+        metrics.append(&records[1]).unwrap();
+        metrics.append(&train(2)).unwrap();
+        assert_eq!(Metrics::read(dir.path()).unwrap(), [train(1), Record::Valid(eval(1)), train(2)]);
+        Metrics::open(dir.path(), 1, 1).unwrap().cut().unwrap();
+        assert_eq!(Metrics::read(dir.path()).unwrap(), records[..2]);
     }
 
     #[test]

@@ -253,6 +253,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
             interrupt: Interrupt::default(),
             moved: None,
             rescore_best: false,
+            resumed_from: None,
             saved: None,
             save_due: false,
             device: device.clone(),
@@ -298,13 +299,8 @@ impl<B: AutodiffBackend> Start<'_, B> {
         let optimizer = checkpoint.moments(Optimizer::new(recipe.lamb.clone(), recipe.muon), &model)?;
         let lanes = Lanes::new(splits.train.clone(), recipe.batch_size)?;
         let share = group.share(recipe.batch_size);
-        let (metrics, digest) = match &run_dir {
-            Some(run_dir) => {
-                let (step, validated) = (manifest.position.step, manifest.position.validated);
-                (Some(Metrics::open(run_dir.path(), step, validated)?), checkpoint.restore_best(run_dir)?)
-            }
-            None => (None, checkpoint.best_digest()),
-        };
+        let (step, validated) = (manifest.position.step, manifest.position.validated);
+        let metrics = run_dir.as_ref().map(|run_dir| Metrics::open(run_dir.path(), step, validated)).transpose()?;
         Ok(Trainer {
             segments: Segments::restore(lanes, recipe.segments, manifest.segments)?.select_lanes(share.clone())?,
             state: checkpoint.state(device)?.lanes(share),
@@ -320,11 +316,12 @@ impl<B: AutodiffBackend> Start<'_, B> {
             interrupt: Interrupt::default(),
             save_due: false,
             device: device.clone(),
-            best: manifest.best.zip(digest),
+            best: manifest.best.zip(checkpoint.best_digest()),
             run_dir: run_dir.unwrap_or_else(|| RunDir::of_group(&options.run_dir)),
             metrics,
             moved,
             rescore_best: manifest.rescore_best,
+            resumed_from: Some(checkpoint),
             optimizer,
             corpus,
             group,

@@ -10,6 +10,7 @@ use sharnn_data::{DataError, Split};
 use super::lane_state::gather_state;
 use super::{Finished, TrainError, Trainer};
 use crate::eval::{EvalConfig, EvalError, Evaluation, evaluate_in};
+use crate::group::all_ok;
 use crate::report::{Event, Observer};
 use crate::run::checkpoint::{self, Tensors, load_best};
 use crate::run::{
@@ -160,6 +161,7 @@ impl<B: AutodiffBackend> Trainer<B> {
     pub(super) fn score_best_anew(&mut self, observer: &mut dyn Observer) -> Result<(), TrainError> {
         let Some((old, _)) = self.best.clone() else { return Ok(()) };
         self.read_steps(observer)?;
+        self.restore_best()?;
         let model = self.best_model::<B::InnerBackend>(&self.device)?;
         let evaluation = self.evaluate(&model, "valid", observer)?;
         let best = Best { bpc: evaluation.bpc(), ..old };
@@ -266,7 +268,11 @@ impl<B: AutodiffBackend> Trainer<B> {
             seconds: self.clock.seconds(),
             files: Default::default(),
         };
-        let best = self.best.as_ref().map(|(_, digest)| digest);
+        let best_file = match &self.resumed_from {
+            Some(checkpoint) => checkpoint.best_file(),
+            None => checkpoint::best_file(&self.run_dir),
+        };
+        let best = self.best.as_ref().map(|(_, digest)| (digest, best_file));
         let tensors = Tensors { model: self.model(), optimizer: &self.optimizer, state, best };
         let path = checkpoint::save(&self.run_dir, manifest, &tensors)?;
         self.run_dir.prune(self.options.keep_checkpoints)?;
@@ -274,14 +280,34 @@ impl<B: AutodiffBackend> Trainer<B> {
     }
 
     /// Has the first process write the best weights, and waits until they are there for all.
-    fn save_best(&self, best: &Best, model: &ShaRnn<B::InnerBackend>) -> Result<FileDigest, TrainError> {
+    fn save_best(&mut self, best: &Best, model: &ShaRnn<B::InnerBackend>) -> Result<FileDigest, TrainError> {
         let mut digest = Vec::new();
         if self.group.is_first() {
             let written = checkpoint::save_best(&self.run_dir, &self.config, best, model)?;
             digest = serde_json::to_vec(&written).expect("a digest is plain data");
         }
         self.group.broadcast(&mut digest);
+        self.resumed_from = None;
         Ok(serde_json::from_slice(&digest).expect("the first process sends a digest"))
+    }
+
+    /// Takes away what lies beyond the checkpoint that the run goes on from: now there is something to come in its place.
+    pub(super) fn go_on(&mut self) -> Result<(), TrainError> {
+        if self.resumed_from.is_none() {
+            return Ok(());
+        }
+        self.restore_best()?;
+        match &mut self.metrics {
+            Some(metrics) => Ok(metrics.cut()?),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes `best/` agree with that checkpoint, in all processes before any goes on.
+    fn restore_best(&mut self) -> Result<(), TrainError> {
+        let Some(checkpoint) = self.resumed_from.take() else { return Ok(()) };
+        let restored = if self.group.is_first() { checkpoint.restore_best(&self.run_dir) } else { Ok(()) };
+        all_ok(self.group.as_ref(), restored.map_err(TrainError::from))
     }
 
     /// The best weights. Where others are there, somebody else wrote them, or the directory is another machine's own.
@@ -324,6 +350,7 @@ impl<B: AutodiffBackend> Trainer<B> {
             self.validate(observer)?;
         }
         let Some((best, _)) = self.best.clone() else { return Err(TrainError::NoBest { step }) };
+        self.restore_best()?;
         let model = self.best_model::<B::InnerBackend>(&self.device)?;
         let test = self.evaluate(&model, "test", observer)?;
         let (bpc, bytes, seconds) = (Some(test.bpc()), test.bytes_scored, self.clock.seconds());

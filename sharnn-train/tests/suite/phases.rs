@@ -48,6 +48,30 @@ fn the_second_phase_starts_from_the_best_weights_with_a_fresh_optimizer() {
     assert_eq!(trainer.position().phase_step, 1);
 }
 
+/// A validation may be long: what would be lost with the process is kept before it.
+#[test]
+fn a_validation_begins_with_the_run_in_a_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = TrainOptions { checkpoint_every: 0, checkpoint_interval: None, log_every: 1, ..options(dir.path()) };
+    let mut trainer = open(options).unwrap();
+    let (mut trained, mut saved, mut validated) = (0, 0, 0);
+    let mut watch = |event: Event<'_>| match event {
+        Event::Train { record, .. } => {
+            trained = record.step;
+            // The checkpoint before is a second old whenever a validation comes.
+            std::thread::sleep(std::time::Duration::from_millis(120));
+        }
+        Event::Checkpoint { step, .. } => saved = step,
+        Event::Evaluating { split: "valid", .. } => {
+            assert_eq!(saved, trained);
+            validated = trained;
+        }
+        _ => {}
+    };
+    trainer.run(&steps(20), &mut watch, &Interrupt::default()).unwrap();
+    assert_eq!(validated, 18);
+}
+
 #[test]
 fn the_run_ends_with_the_test_of_the_best_weights() {
     let dir = tempfile::tempdir().unwrap();

@@ -226,7 +226,9 @@ fn damaged_best_weights_are_not_loaded_and_resuming_mends_them() {
     fs::write(&weights, &good[..100]).unwrap();
     let error = load_best::<B>(dir.path(), &Default::default()).unwrap_err().to_string();
     assert!(error.contains("best/weights.safetensors is damaged"), "{error}");
-    drop(open(options(dir.path())).unwrap());
+    let mut trainer = open(options(dir.path())).unwrap();
+    assert_eq!(fs::read(&weights).unwrap(), good[..100], "nothing is taken away before there is something to come");
+    trainer.run(&steps(13), &mut silent, &Default::default()).unwrap();
     let (_, manifest) = load_best::<B>(dir.path(), &Default::default()).unwrap();
     assert_eq!(manifest.best.step, 9);
     assert_eq!(fs::read(&weights).unwrap(), good);

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::super::printable::xml;
 use super::{Head, Seen, Unit};
 
 /// Weights below this are left out.
@@ -23,7 +24,7 @@ pub(super) fn page(seen: &Seen) -> String {
     }
     let options: String = seen.heads.iter().enumerate().map(|(i, head)| option(i, head)).collect();
     let weights: Vec<String> = seen.heads.iter().map(sparse).collect();
-    PAGE.replace("{model}", &escape(&seen.model))
+    PAGE.replace("{model}", &xml(&seen.model))
         .replace("{bpb}", &format!("{:.3}", seen.bits_per_byte()))
         .replace("{options}", &options)
         .replace("{weights}", &weights.join(","))
@@ -54,12 +55,8 @@ fn surprise_color(unit: &Unit) -> String {
 fn shown(text: &str) -> String {
     match text {
         "\n" => "&#8629;\n".into(),
-        text => escape(text),
+        text => xml(text),
     }
-}
-
-pub(super) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 const PAGE: &str = r#"<!doctype html>

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::html::escape;
+use super::super::printable::xml;
 use super::{Head, Seen};
 
 /// Side of a cell.
@@ -39,7 +39,7 @@ fn draw(svg: &mut String, seen: &Seen, head: &Head) {
         "<text x=\"0\" y=\"14\" font-family=\"sans-serif\" font-size=\"12\">{}: {:.3} bits per byte</text>\n\
          <text x=\"0\" y=\"30\" font-family=\"sans-serif\" font-size=\"11\" fill=\"#555\">block {block}, head {number}: before the \
          character of a row it looked at those of the columns; red: how much that character surprised it</text>",
-        escape(&seen.model),
+        xml(&seen.model),
         seen.bits_per_byte()
     );
     let letter = |svg: &mut String, x: usize, y: usize, text: &str| {
@@ -84,6 +84,6 @@ fn visible(text: &str) -> String {
         " " => "&#9251;".into(),
         "\t" => "&#8677;".into(),
         text if text.chars().all(char::is_control) => "&#9633;".into(),
-        text => escape(text),
+        text => xml(text),
     }
 }

@@ -63,7 +63,8 @@ impl BackendJob for Job {
             self.device
         );
         if !self.json {
-            say!("microseconds a step, segments of {} bytes; {}\n", self.seq_len, self.device);
+            say!("microseconds a step, segments of {} bytes; {}", self.seq_len, self.device);
+            say!("");
             say!("{:>6}{:>8}{:>18}{:>12}{:>12}", "d", "lanes", "", "median", "least");
         }
         for d in WIDTHS {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::super::runs;
 use crate::train::Limits;
 
-const FILE: &str = "ends.json";
+pub const FILE: &str = "ends.json";
 
 /// The first of them counts; without any it is the recipe's end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::runs;
 
-const FILE: &str = "from.json";
+pub const FILE: &str = "from.json";
 
 /// Trained weights, as a reader knows them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,14 +8,11 @@ use anyhow::{Context, Result};
 use super::super::outputs;
 use super::super::plot::{Curve, Over, draw};
 use super::super::report::Reached;
+use super::super::runs::{PAGE, PICTURE, SAMPLE};
 use super::origin::Origin;
 use crate::Splits;
 use crate::data::shell::quoted_path;
-use crate::train::{Manifest, latest_manifest};
-
-const PAGE: &str = "README.md";
-const PICTURE: &str = "loss.svg";
-const SAMPLE: &str = "sample.txt";
+use crate::train::{Manifest, latest_manifest, printable_line};
 
 /// Writes the page and what belongs to it. A run that stopped before its first record has no picture yet, and one that goes on
 /// has no sample.
@@ -43,12 +40,12 @@ fn page(run_dir: &Path, manifest: &Manifest, splits: &Splits, picture: bool, sam
     let mut page = String::from("# A SHA-RNN training run\n\n");
     writeln!(page, "- trained: {} steps, {} bytes, {seconds:.0} seconds on {backend}", position.step, position.bytes)?;
     if let Some(Origin { model }) = Origin::kept(run_dir)? {
-        writeln!(page, "- started from: {model}")?;
+        writeln!(page, "- started from: {}", printable_line(&model))?;
     }
     for line in Reached::of(run_dir).lines() {
         writeln!(page, "- {line}")?;
     }
-    writeln!(page, "- data: {} ({} bytes of training)", splits.name, splits.train.len())?;
+    writeln!(page, "- data: {} ({} bytes of training)", printable_line(&splits.name), splits.train.len())?;
     writeln!(page, "- model: {} parameters\n", config.num_params())?;
     if picture {
         writeln!(page, "![training and validation loss over steps]({PICTURE})\n")?;
