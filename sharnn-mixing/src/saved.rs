@@ -66,7 +66,7 @@ enum Part<'a> {
 }
 
 impl Part<'_> {
-    fn to_bytes(self) -> Vec<u8> {
+    fn into_bytes(self) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.each(&mut |values| bytes.extend_from_slice(values));
         bytes
@@ -138,7 +138,7 @@ impl Mixer {
         // A copy, so that one list of parts serves both ways.
         let (mut copy, mut fresh) = (self.clone(), Self::new(self.config, self.lanes.len()));
         for (part, fresh) in copy.parts().into_iter().zip(fresh.parts()) {
-            let mut fresh = fresh.to_bytes().into_iter();
+            let mut fresh = fresh.into_bytes().into_iter();
             part.each(&mut |values| {
                 differ(values, &mut fresh);
                 runs.push(values);
