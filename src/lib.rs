@@ -18,8 +18,9 @@ pub use sharnn_onnx as onnx;
 pub use sharnn_train as train;
 
 pub use sharnn_core::{
-    Attend, AutodiffBackend, Backend, BatchGenerator, BatchScorer, ConfigError, DropoutStream, Generator, ModelStreams,
-    Pass, Precision, Sampling, Scorer, ShaRnn, ShaRnnConfig, ShaRnnState, StreamState, Streams,
+    Attend, AutodiffBackend, Backend, BatchGenerator, BatchScorer, ConfigError, DropoutStream, Generator, Mixer,
+    MixerConfig, ModelStreams, Pass, Precision, Sampling, Scorer, ShaRnn, ShaRnnConfig, ShaRnnState, StreamState,
+    Streams,
 };
 #[cfg(feature = "flex")]
 pub use sharnn_core::{DecodeEngine, WeightFormat};
