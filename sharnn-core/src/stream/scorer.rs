@@ -312,9 +312,8 @@ impl<S: Streams> BatchScorer<S> {
         let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
         let step = if self.adaptive.as_ref().is_some_and(Adaptive::is_shared) { 1 } else { longest.max(1) };
         for start in (0..longest).step_by(step) {
-            let part =
-                |text: &&'_ [u8]| -> std::ops::Range<usize> { start.min(text.len())..(start + step).min(text.len()) };
-            let parts: Vec<&[u8]> = texts.iter().map(|text| &text[part(text)]).collect();
+            let part = |len: usize| start.min(len)..(start + step).min(len);
+            let parts: Vec<&[u8]> = texts.iter().map(|text| &text[part(text.len())]).collect();
             let Self { streams, adaptive, .. } = self;
             let mut predict = |stream: usize, offset: usize, logits: &[f32]| match parts[stream].get(offset) {
                 Some(&byte) => each(adaptive, stream, start + offset, logits, byte),
