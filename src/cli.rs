@@ -13,7 +13,7 @@ macro_rules! say {
 macro_rules! say_text {
     ($text:expr) => {
         crate::cli::print_text(&mut crate::cli::pipe::stdout(), &$text)
-            .map_err(|error| anyhow::Error::from(error).context("cannot write to standard output"))?
+            .map_err(|error| anyhow::Error::from(error).context(crate::cli::pipe::Unwritten))?
     };
 }
 

@@ -22,7 +22,7 @@ pub struct AdaptArgs {
 
 impl AdaptArgs {
     /// The mixer, where predictions are mixed. One that is to go on from a state has its memory.
-    pub fn mixer(&self, adapts: bool, lanes: usize, from: Option<(&Path, &StreamState)>) -> Result<Option<Mixer>> {
+    pub fn mixer(&self, adapts: bool, from: Option<(&Path, &StreamState)>) -> Result<Option<Mixer>> {
         if !adapts {
             ensure!(self.adapt_memory.is_none(), "--adapt-memory cannot be used without --adapt: give both or none");
             if let Some((path, _)) = from.filter(|(_, state)| state.adaptive().is_some()) {
@@ -51,7 +51,7 @@ impl AdaptArgs {
                 path.display()
             );
         }
-        Ok(Some(Mixer::new(given.or(of_state.map(|(_, config)| config)).unwrap_or_default(), lanes)))
+        Ok(Some(Mixer::new(given.or(of_state.map(|(_, config)| config)).unwrap_or_default(), 1)))
     }
 }
 

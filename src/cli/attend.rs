@@ -155,7 +155,7 @@ impl BackendJob for Job<'_> {
         let tokens = Tensor::<B::InnerBackend, 2, Int>::from_data(TensorData::new(read, [1, text.len()]), &device);
         let Looked { logits, weights, .. } = model.look(tokens, model.empty_state());
         let logits = logits.into_data().convert::<f32>().into_vec::<f32>().expect("was converted to f32");
-        let mut mixer = args.adapt.mixer(args.adapt.adapt, 1, None)?;
+        let mut mixer = args.adapt.mixer(args.adapt.adapt, None)?;
         let bits = |(logits, &byte): (&[f32], &u8)| match &mut mixer {
             Some(mixer) => mixer.cost(0, &ByteDistribution::of_logits(logits), byte) / std::f64::consts::LN_2,
             None => surprise(logits, byte),

@@ -333,7 +333,7 @@ impl Args {
         model: &ShaRnn<B::InnerBackend>,
         lanes: usize,
     ) -> Result<How> {
-        if let Some(mixer) = self.adapt.mixer(self.adapt.adapt, 1, None)? {
+        if let Some(mixer) = self.adapt.mixer(self.adapt.adapt, None)? {
             let streams = self.format.streams(&self.machine, model, lanes)?;
             return Ok(How::Adaptive(BatchScorer::adaptive(streams, mixer)?));
         }

@@ -81,7 +81,7 @@ impl BackendJob for Args {
             None => None,
         };
         let from = state.as_ref().map(|(path, state)| (*path, state));
-        let mut generator = match self.adapt.mixer(self.adapt.adapt, 1, from)? {
+        let mut generator = match self.adapt.mixer(self.adapt.adapt, from)? {
             Some(mixer) => Generator::adaptive(streams, sampling, mixer)?,
             None => Generator::new(streams, sampling)?,
         };

@@ -105,7 +105,7 @@ impl BackendJob for Args {
             _ => None,
         };
         let from = state.as_ref().map(|(path, state)| (*path, state));
-        let mixer = self.adapt.mixer(self.adapts(), 1, from)?;
+        let mixer = self.adapt.mixer(self.adapts(), from)?;
         let mut out = Output::new(&self);
         if self.adapts() && !self.json && !self.total {
             tell!("{} scores: --no-adapt gives the model's own", adapt::NAME);

@@ -71,7 +71,7 @@ impl Adaptive {
     /// What a stream's mixer is to become with a state, where it is another.
     pub fn restored(&self, state: &StreamState) -> Result<Option<Mixer>, StateError> {
         let (Self::Own { start, .. }, Some(bytes)) = (self, state.adaptive()) else { return Ok(None) };
-        let mut mixer = (**start).clone();
+        let mut mixer = Mixer::new(start.config(), 1);
         mixer.set_bytes(bytes)?;
         Ok(Some(mixer))
     }

@@ -92,9 +92,7 @@ impl<S: Streams> Generator<S> {
     /// # Panics
     /// If there are more streams, or the mixer has more lanes.
     pub fn adaptive(streams: S, sampling: Sampling, mixer: Mixer) -> Result<Self, GenerateError> {
-        assert_eq!(mixer.n_lanes(), 1, "a mixer of {} lanes for a generator of one", mixer.n_lanes());
-        let Self(BatchGenerator { scorer, samplers }) = Self::new(streams, sampling)?;
-        Ok(Self(BatchGenerator { scorer: BatchScorer::adaptive(scorer.into_streams(), mixer)?, samplers }))
+        Ok(Self(Self::new(streams, sampling)?.0.with_mixer(mixer)))
     }
 
     /// Reads `prompt` as the text so far, any bytes, valid UTF-8 or not. An empty one changes nothing.
@@ -178,8 +176,11 @@ impl<S: Streams> BatchGenerator<S> {
     /// # Panics
     /// If the mixer has neither one lane nor as many as there are streams.
     pub fn adaptive(streams: S, sampling: Sampling, mixer: Mixer) -> Result<Self, GenerateError> {
-        let Self { scorer, samplers } = Self::new(streams, sampling)?;
-        Ok(Self { scorer: BatchScorer::adaptive(scorer.into_streams(), mixer)?, samplers })
+        Ok(Self::new(streams, sampling)?.with_mixer(mixer))
+    }
+
+    fn with_mixer(self, mixer: Mixer) -> Self {
+        Self { scorer: self.scorer.with_mixer(mixer), ..self }
     }
 
     /// Gives a stream options of its own, and random numbers from their beginning: what it draws no longer depends on its
@@ -214,8 +215,7 @@ impl<S: Streams> BatchGenerator<S> {
     /// # Panics
     /// If there is no such stream, or one is named twice.
     pub fn next_bytes(&mut self, streams: &[usize]) -> Result<Vec<u8>, GenerateError> {
-        let logits: Vec<Vec<f32>> =
-            streams.iter().map(|&stream| self.scorer.logits(stream)).collect::<Result<_, _>>()?;
+        let logits = self.scorer.logits(streams)?;
         let draw = |(&stream, logits): (&usize, &Vec<f32>)| {
             let token = self.samplers[stream].draw(logits);
             u8::try_from(token).expect("a vocabulary of at most 256 was checked")

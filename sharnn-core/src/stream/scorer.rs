@@ -120,9 +120,7 @@ impl<S: Streams> Scorer<S> {
     /// # Panics
     /// If there are more streams, or the mixer has more lanes.
     pub fn adaptive(streams: S, mixer: Mixer) -> Result<Self, StreamError> {
-        let mut scorer = Self::new(streams)?;
-        scorer.0.adaptive = Some(Adaptive::new(mixer, 1));
-        Ok(scorer)
+        Ok(Self(Self::new(streams)?.0.with_mixer(mixer)))
     }
 
     /// Reads a text without scoring it: what is known before.
@@ -211,8 +209,12 @@ impl<S: Streams> BatchScorer<S> {
     /// # Panics
     /// If the mixer has another number of lanes.
     pub fn adaptive(streams: S, mixer: Mixer) -> Result<Self, StreamError> {
-        let adaptive = Some(Adaptive::new(mixer, streams.n_streams()));
-        Ok(Self { adaptive, ..Self::new(streams)? })
+        Ok(Self::new(streams)?.with_mixer(mixer))
+    }
+
+    /// The same, mixing.
+    pub(super) fn with_mixer(self, mixer: Mixer) -> Self {
+        Self { adaptive: Some(Adaptive::new(mixer, self.streams.n_streams())), ..self }
     }
 
     /// Reads a text for each stream without scoring it.
@@ -249,10 +251,15 @@ impl<S: Streams> BatchScorer<S> {
         let mut nats: Vec<_> = texts.iter().map(|text| Vec::with_capacity(text.len())).collect();
         let mut log_probs = Vec::with_capacity(self.streams.shape().vocab_size);
         self.each_byte(&texts, |adaptive, stream, _, logits, byte| {
-            log_softmax(stream, logits, &mut log_probs)?;
             nats[stream].push(match adaptive {
-                None => -log_probs[usize::from(byte)],
-                Some(adaptive) => adaptive.read(stream, logits, byte),
+                None => {
+                    log_softmax(stream, logits, &mut log_probs)?;
+                    -log_probs[usize::from(byte)]
+                }
+                Some(adaptive) => {
+                    StreamError::of_logits(stream, logits)?;
+                    adaptive.read(stream, logits, byte)
+                }
             });
             Ok(())
         })?;
@@ -281,10 +288,13 @@ impl<S: Streams> BatchScorer<S> {
         let mut tallies = self.tallies.clone();
         let mut log_probs = Vec::with_capacity(self.streams.shape().vocab_size);
         self.each_byte(&texts, |adaptive, stream, offset, logits, byte| {
-            log_softmax(stream, logits, &mut log_probs)?;
-            if let Some(adaptive) = adaptive {
-                log_probs = adaptive.log_probs(stream, logits);
-                adaptive.read(stream, logits, byte);
+            match adaptive {
+                None => log_softmax(stream, logits, &mut log_probs)?,
+                Some(adaptive) => {
+                    StreamError::of_logits(stream, logits)?;
+                    log_probs = adaptive.log_probs(stream, logits);
+                    adaptive.read(stream, logits, byte);
+                }
             }
             tallies[stream].bytes += 1;
             tallies[stream].nats -= log_probs[usize::from(byte)];
@@ -353,20 +363,21 @@ impl<S: Streams> BatchScorer<S> {
         })
     }
 
-    /// What a stream's next byte is drawn from: logits, `[vocab_size]`; the model's own where nothing is mixed.
-    pub(super) fn logits(&mut self, stream: usize) -> Result<Vec<f32>, StreamError> {
-        begin(&mut self.streams, |other| other == stream)?;
-        let logits = self.streams.logits(stream).expect("a stream that has begun predicts something");
-        StreamError::of_logits(stream, logits)?;
-        Ok(match &mut self.adaptive {
-            None => logits.to_vec(),
-            Some(adaptive) => adaptive.log_probs(stream, logits).into_iter().map(|log_prob| log_prob as f32).collect(),
-        })
-    }
-
-    /// The streams alone.
-    pub(super) fn into_streams(self) -> S {
-        self.streams
+    /// What the next byte of each of these streams is drawn from: logits, `[vocab_size]`; the model's own where nothing is mixed.
+    pub(super) fn logits(&mut self, of: &[usize]) -> Result<Vec<Vec<f32>>, StreamError> {
+        begin(&mut self.streams, |stream| of.contains(&stream))?;
+        let Self { streams, adaptive, .. } = self;
+        let mut logits = |&stream: &usize| {
+            let logits = streams.logits(stream).expect("a stream that has begun predicts something");
+            StreamError::of_logits(stream, logits)?;
+            Ok(match adaptive {
+                None => logits.to_vec(),
+                Some(adaptive) => {
+                    adaptive.log_probs(stream, logits).into_iter().map(|log_prob| log_prob as f32).collect()
+                }
+            })
+        };
+        of.iter().map(&mut logits).collect()
     }
 
     /// What was scored of a stream since it began here.

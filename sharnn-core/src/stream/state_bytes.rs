@@ -334,8 +334,9 @@ impl<'a> Parser<'a> {
             }
             Err(_) => None,
         };
-        if views.len() + usize::from(adaptive.is_some()) != self.tensors.len() {
-            return self.refuse(format!("there are {} tensors, expected {}", self.tensors.len(), views.len()));
+        let expected = views.len() + usize::from(adaptive.is_some());
+        if expected != self.tensors.len() {
+            return self.refuse(format!("there are {} tensors, expected {expected}", self.tensors.len()));
         }
         let data = views.iter().map(|(view, _)| view.data()).chain(adaptive.iter().map(TensorView::data));
         let found = digest(&self.text, data);
