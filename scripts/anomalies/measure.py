@@ -133,12 +133,10 @@ def main():
                 found["past: n-gram"] = ngram_scores(past, today)
             for method, scores in found.items():
                 results[method][name].append(auc_and_rank(scores, list(kinds)))
+                ordinary = [score for i, score in enumerate(scores) if i not in kinds]
                 for kind in sorted(set(kinds.values())):
-                    others = [i for i in kinds if kinds[i] != kind]
-                    kept = [i for i in range(len(scores)) if i not in others]
-                    renumbered = {i: n for n, i in enumerate(kept)}
-                    of_kind = [renumbered[i] for i in kinds if kinds[i] == kind]
-                    by_kind[method][kind].append(auc_and_rank([scores[i] for i in kept], of_kind)[0])
+                    odd = [scores[i] for i in kinds if kinds[i] == kind]
+                    by_kind[method][kind].append(auc_and_rank(odd + ordinary, range(len(odd)))[0])
             print(f"{name} {seed}: " + ", ".join(f"{method} {results[method][name][-1][0]:.3f}" for method in found), flush=True)
     print("\nAUC (median rank of the odd lines)\n| method | " + " | ".join(FORMATS) + " | mean |\n|" + "---|" * (len(FORMATS) + 2))
     for method, of_format in results.items():
