@@ -3,7 +3,7 @@
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 
-use crate::ShaRnn;
+use crate::{NGRAM_MODULUS, ShaRnn};
 
 /// Which blocks have an attention head.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +90,90 @@ pub struct ShaRnnConfig {
     pub dropout_output: f64,
     /// Whether the decoder uses the embedding's weight.
     pub tied: bool,
+    /// A memory of n-grams beside the embedding; `None`, as in the paper, for none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ngrams: Option<NGramConfig>,
+}
+
+/// A memory of n-grams: for each order a table of rows, of which the last tokens choose one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NGramConfig {
+    /// How many tokens choose a row, the newest among them: rising numbers, of at most [`NGramConfig::MOST_ORDER`].
+    pub orders: Vec<usize>,
+    /// Rows of each table, at most [`NGRAM_MODULUS`](crate::NGRAM_MODULUS).
+    pub rows: usize,
+    /// Values of a row.
+    pub width: usize,
+    /// Where they are added.
+    #[serde(default)]
+    pub at: NGramSite,
+}
+
+/// Where the rows of n-grams are added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NGramSite {
+    /// To the embedding.
+    Embedding,
+    /// To what the decoder reads.
+    Decoder,
+    /// To both.
+    #[default]
+    Both,
+}
+
+impl NGramSite {
+    /// Whether they are added to the embedding.
+    pub fn is_input(self) -> bool {
+        self != Self::Decoder
+    }
+
+    /// Whether they are added to what the decoder reads.
+    pub fn is_output(self) -> bool {
+        self != Self::Embedding
+    }
+}
+
+impl NGramConfig {
+    /// The most tokens that choose a row.
+    pub const MOST_ORDER: usize = 16;
+
+    /// The widest that a row can be.
+    pub const MOST_WIDTH: usize = 4096;
+
+    /// Checks every field; errors name them as a field of the model's configuration.
+    fn validate(&self) -> Result<(), ConfigError> {
+        let refuse = |field, value: String, hint: String| Err(ConfigError { field, value, hint });
+        let Self { orders, rows, width, at: _ } = self;
+        let most = Self::MOST_ORDER;
+        let rise = orders.is_sorted_by(|a, b| a < b);
+        if orders.is_empty() || !rise || orders.iter().any(|order| !(2..=most).contains(order)) {
+            let hint = format!("use numbers from 2 to {most} that rise, as [2,3,4]");
+            return refuse("ngrams.orders", format!("{orders:?}"), hint);
+        }
+        for (field, value, most) in [("ngrams.rows", *rows, NGRAM_MODULUS), ("ngrams.width", *width, Self::MOST_WIDTH)]
+        {
+            if !(1..=most).contains(&value) {
+                return refuse(field, value.to_string(), format!("use a number from 1 to {most}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Values of all tables.
+    pub fn table_size(&self) -> usize {
+        self.orders.len() * self.rows * self.width
+    }
+
+    /// Values of the rows of one token, one of each order.
+    pub fn width_of_all(&self) -> usize {
+        self.orders.len() * self.width
+    }
+
+    fn maps(&self) -> usize {
+        usize::from(self.at.is_input()) + usize::from(self.at.is_output())
+    }
 }
 
 /// A configuration that cannot be built: which field, what it holds, and what would do.
@@ -135,6 +219,7 @@ impl ShaRnnConfig {
             dropout_hidden: 0.0,
             dropout_output: 0.0,
             tied: true,
+            ngrams: None,
         }
     }
 
@@ -200,6 +285,12 @@ impl ShaRnnConfig {
         self
     }
 
+    /// Gives the model a memory of n-grams.
+    pub fn with_ngrams(mut self, ngrams: NGramConfig) -> Self {
+        self.ngrams = Some(ngrams);
+        self
+    }
+
     /// Checks every field and every combination of them.
     ///
     /// # Errors
@@ -261,7 +352,7 @@ impl ShaRnnConfig {
                 return refuse(field, prob.to_string(), "use a probability from 0 up to, but not including, 1".into());
             }
         }
-        Ok(())
+        self.ngrams.as_ref().map_or(Ok(()), NGramConfig::validate)
     }
 
     /// Whether block `block` attends.
@@ -286,8 +377,12 @@ impl ShaRnnConfig {
     }
 
     /// Number of parameters of each part, before value gates are collapsed; those of the same kind in all blocks together.
-    pub fn params_by_part(&self) -> [(&'static str, usize); 7] {
+    pub fn params_by_part(&self) -> [(&'static str, usize); 9] {
         let Self { d_model: d, d_ff, vocab_size, n_layers, .. } = *self;
+        let [tables, maps] = self
+            .ngrams
+            .as_ref()
+            .map_or([0, 0], |ngrams| [ngrams.table_size(), ngrams.maps() * ngrams.width_of_all() * d]);
         let attending = self.n_attending();
         [
             ("embedding", vocab_size * d),
@@ -299,6 +394,8 @@ impl ShaRnnConfig {
             // Three a block, and those of query and memory.
             ("layer norms", n_layers * 3 * 2 * d + attending * 2 * 2 * d),
             ("decoder", vocab_size + if self.tied { 0 } else { vocab_size * d }),
+            ("n-grams' tables", tables),
+            ("n-grams' maps", maps),
         ]
     }
 
@@ -377,6 +474,7 @@ mod tests {
     #[test]
     fn an_invalid_combination_is_refused_by_name() {
         let base = ShaRnnConfig::xs;
+        let ngrams = || NGramConfig { orders: vec![2, 3], rows: 100, width: 4, at: NGramSite::Both };
         let cases = [
             (ShaRnnConfig { vocab_size: 0, ..base() }, "vocab_size", "0"),
             (ShaRnnConfig { d_model: 0, ..base() }, "d_model", "0"),
@@ -391,6 +489,13 @@ mod tests {
             (base().with_dropout(1.0), "dropout_input", "1"),
             (ShaRnnConfig { dropout_hidden: -0.1, ..base() }, "dropout_hidden", "-0.1"),
             (ShaRnnConfig { dropout_output: f64::NAN, ..base() }, "dropout_output", "NaN"),
+            (base().with_ngrams(NGramConfig { orders: vec![], ..ngrams() }), "ngrams.orders", "[]"),
+            (base().with_ngrams(NGramConfig { orders: vec![3, 2], ..ngrams() }), "ngrams.orders", "[3, 2]"),
+            (base().with_ngrams(NGramConfig { orders: vec![1, 2], ..ngrams() }), "ngrams.orders", "[1, 2]"),
+            (base().with_ngrams(NGramConfig { orders: vec![2, 17], ..ngrams() }), "ngrams.orders", "[2, 17]"),
+            (base().with_ngrams(NGramConfig { rows: 0, ..ngrams() }), "ngrams.rows", "0"),
+            (base().with_ngrams(NGramConfig { rows: 524_288, ..ngrams() }), "ngrams.rows", "524288"),
+            (base().with_ngrams(NGramConfig { width: 4097, ..ngrams() }), "ngrams.width", "4097"),
         ];
         for (config, field, value) in cases {
             let error = config.validate().unwrap_err();

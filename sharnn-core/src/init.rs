@@ -32,6 +32,12 @@ impl<'a, B: Backend> Initializer<'a, B> {
         self.draw(shape, Normal::new(0.0, std).expect("a positive, finite standard deviation"))
     }
 
+    /// A map of `d_in` values whose results are about as large as they.
+    pub(crate) fn map<const D: usize>(&mut self, shape: [usize; D], d_in: usize) -> Param<Tensor<B, D>> {
+        let std = 1.0 / (d_in as f64).sqrt();
+        self.draw(shape, Normal::new(0.0, std).expect("a positive, finite standard deviation"))
+    }
+
     /// A weight or a bias of the LSTM.
     pub(crate) fn lstm<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<B, D>> {
         let bound = 1.0 / (self.d_model as f64).sqrt();

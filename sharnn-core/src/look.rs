@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, Int, Tensor};
 
-use crate::{Attending, Backend, Block, BlockState, Pass, ShaRnn, ShaRnnState};
+use crate::{Attending, Backend, Block, BlockState, Pass, Precision, ShaRnn, ShaRnnState};
 
 /// A segment that was read, and where its attention heads looked.
 #[derive(Clone, Debug)]
@@ -28,8 +28,9 @@ impl<B: Backend> ShaRnn<B> {
     pub fn look(&self, tokens: Tensor<B, 2, Int>, state: ShaRnnState<B>) -> Looked<B> {
         let [_, seq_len] = tokens.dims();
         let (logits, after) = self.forward(tokens.clone(), state.clone());
-        let state = state.truncate_memory(self.mem_len.saturating_sub(seq_len));
-        let mut h = burn::tensor::module::embedding(self.encoder.weight.val(), tokens);
+        let mut state = state.truncate_memory(self.mem_len.saturating_sub(seq_len));
+        let recent = state.recent.take();
+        let mut h = self.embed(tokens.swap_dims(0, 1), recent, Precision::F32).h.swap_dims(0, 1);
         let mut weights = Vec::with_capacity(self.blocks.len());
         for (index, (block, state)) in self.blocks.iter().zip(state.blocks).enumerate() {
             weights.push(block.attention_weights(h.clone(), &state));

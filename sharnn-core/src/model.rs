@@ -4,9 +4,10 @@ use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend as BurnBackend};
 
 use crate::init::Initializer;
+use crate::ngrams::{NGramRows, NGrams};
 use crate::ops::{DecoderLossInputs, drop};
 use crate::pass::Pass;
-use crate::{Attend, Backend, Block, DropoutSite, ShaRnnConfig, ShaRnnState};
+use crate::{Attend, Backend, Block, DropoutSite, Precision, ShaRnnConfig, ShaRnnState};
 
 /// The embedding table.
 #[derive(Module, Debug)]
@@ -48,12 +49,39 @@ pub struct ShaRnn<B: BurnBackend> {
     pub blocks: Vec<Block<B>>,
     /// The decoder.
     pub decoder: Decoder<B>,
+    /// The memory of n-grams, where there is one.
+    pub ngrams: Option<NGrams<B>>,
     /// Rows of memory kept; see [`ShaRnnConfig::mem_len`]. No parameter depends on it.
     pub mem_len: usize,
     /// Probability of dropping an element of the embedding output.
     pub dropout_input: f64,
     /// Probability of dropping an element of the last block's output.
     pub dropout_output: f64,
+}
+
+/// The loss of a segment, and what it leaves.
+#[derive(Clone, Debug)]
+pub struct SegmentLoss<B: BurnBackend> {
+    /// `[1]`
+    pub loss: Tensor<B, 1>,
+    /// The state after the segment, as [`ShaRnn::loss`] has it.
+    pub state: ShaRnnState<B>,
+    /// The rows of n-grams, where the model has a memory of them.
+    pub rows: Option<NGramRows<B>>,
+}
+
+/// A segment before the first block, `h` `[seq_len, batch_size, d_model]`, and the tokens before the next one.
+pub(crate) struct Embedded<B: BurnBackend> {
+    pub(crate) h: Tensor<B, 3>,
+    pub(crate) rows: Option<NGramRows<B>>,
+    pub(crate) recent: Option<Tensor<B, 2, Int>>,
+}
+
+/// A segment before the decoder, `h` `[seq_len, batch_size, d_model]`.
+struct Segment<B: BurnBackend> {
+    h: Tensor<B, 3>,
+    state: ShaRnnState<B>,
+    rows: Option<NGramRows<B>>,
 }
 
 impl<B: BurnBackend> ShaRnn<B> {
@@ -67,6 +95,7 @@ impl<B: BurnBackend> ShaRnn<B> {
                 weight: (!config.tied).then(|| init.weight([vocab_size, d])),
                 bias: init.zeros([vocab_size]),
             },
+            ngrams: config.ngrams.as_ref().map(|config| NGrams::new(config, d, &mut init)),
             mem_len: config.mem_len,
             dropout_input: config.dropout_input,
             dropout_output: config.dropout_output,
@@ -96,6 +125,7 @@ impl<B: BurnBackend> ShaRnn<B> {
             dropout_hidden: self.blocks[0].dropout,
             dropout_output: self.dropout_output,
             tied: self.decoder.weight.is_none(),
+            ngrams: self.ngrams.as_ref().map(NGrams::config),
         }
     }
 
@@ -142,6 +172,21 @@ impl<B: Backend> ShaRnn<B> {
         state: ShaRnnState<B>,
         pass: &Pass,
     ) -> (Tensor<B, 1>, ShaRnnState<B>) {
+        let SegmentLoss { loss, state, .. } = self.segment_loss(tokens, targets, state, pass);
+        (loss, state)
+    }
+
+    /// [`loss`](Self::loss), and the rows of n-grams that it depends on, where the model has such a memory.
+    ///
+    /// # Panics
+    /// As [`loss`](Self::loss).
+    pub fn segment_loss(
+        &self,
+        tokens: Tensor<B, 2, Int>,
+        targets: Tensor<B, 2, Int>,
+        state: ShaRnnState<B>,
+        pass: &Pass,
+    ) -> SegmentLoss<B> {
         assert_eq!(
             tokens.dims(),
             targets.dims(),
@@ -149,13 +194,13 @@ impl<B: Backend> ShaRnn<B> {
             tokens.dims(),
             targets.dims()
         );
-        let (h, state) = self.hidden_time_major(tokens.swap_dims(0, 1), state, pass);
+        let Segment { h, state, rows: ngrams } = self.hidden_time_major(tokens.swap_dims(0, 1), state, pass);
         let [seq_len, batch_size, d] = h.dims();
         let rows = seq_len * batch_size;
         let targets = targets.swap_dims(0, 1).reshape([rows]);
         let (weight, bias) = self.decoder_params();
         let inputs = DecoderLossInputs { h: h.reshape([rows, d]), weight, bias, targets };
-        (B::decoder_loss(inputs, pass.precision), state)
+        SegmentLoss { loss: B::decoder_loss(inputs, pass.precision), state, rows: ngrams }
     }
 
     /// The last block's output, after the output dropout.
@@ -173,18 +218,13 @@ impl<B: Backend> ShaRnn<B> {
         state: ShaRnnState<B>,
         pass: &Pass,
     ) -> (Tensor<B, 3>, ShaRnnState<B>) {
-        let (h, state) = self.hidden_time_major(tokens.swap_dims(0, 1), state, pass);
+        let Segment { h, state, .. } = self.hidden_time_major(tokens.swap_dims(0, 1), state, pass);
         (h.swap_dims(0, 1), state)
     }
 
     /// [`hidden`](Self::hidden) in the inner layout: `tokens` `[seq_len, batch_size]`, result
     /// `[seq_len, batch_size, d_model]`.
-    fn hidden_time_major(
-        &self,
-        tokens: Tensor<B, 2, Int>,
-        state: ShaRnnState<B>,
-        pass: &Pass,
-    ) -> (Tensor<B, 3>, ShaRnnState<B>) {
+    fn hidden_time_major(&self, tokens: Tensor<B, 2, Int>, state: ShaRnnState<B>, pass: &Pass) -> Segment<B> {
         let [seq_len, batch_size] = tokens.dims();
         assert!(seq_len > 0 && batch_size > 0, "tokens have shape [{batch_size}, {seq_len}]: there must be some");
         assert!(
@@ -200,9 +240,9 @@ impl<B: Backend> ShaRnn<B> {
             self.blocks.len()
         );
         // The memory is cut so that with this segment it is mem_len rows long.
-        let state = state.truncate_memory(self.mem_len.saturating_sub(seq_len));
+        let mut state = state.truncate_memory(self.mem_len.saturating_sub(seq_len));
 
-        let h = burn::tensor::module::embedding(self.encoder.weight.val(), tokens);
+        let Embedded { h, rows, recent } = self.embed(tokens, state.recent.take(), pass.precision);
         let mut h = drop(h, pass.at(self.dropout_input, 0, DropoutSite::Input));
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for (index, (block, state)) in self.blocks.iter().zip(state.blocks).enumerate() {
@@ -210,7 +250,31 @@ impl<B: Backend> ShaRnn<B> {
             h = out;
             blocks.push(state);
         }
-        (drop(h, pass.at(self.dropout_output, 0, DropoutSite::Output)), ShaRnnState { blocks })
+        if let Some((ngrams, rows)) = self.ngrams.as_ref().zip(rows.as_ref()) {
+            h = ngrams.add_output(h, rows, pass.precision);
+        }
+        let h = drop(h, pass.at(self.dropout_output, 0, DropoutSite::Output));
+        Segment { h, state: ShaRnnState { blocks, recent }, rows }
+    }
+
+    /// What the first block reads, before its dropout.
+    ///
+    /// # Shapes
+    /// - `tokens`: `[seq_len, batch_size]`, `recent`: `[batch_size, context]`
+    pub(crate) fn embed(
+        &self,
+        tokens: Tensor<B, 2, Int>,
+        recent: Option<Tensor<B, 2, Int>>,
+        precision: Precision,
+    ) -> Embedded<B> {
+        let h = burn::tensor::module::embedding(self.encoder.weight.val(), tokens.clone());
+        match &self.ngrams {
+            None => Embedded { h, rows: None, recent: None },
+            Some(ngrams) => {
+                let (rows, recent) = ngrams.gather(tokens, recent);
+                Embedded { h: ngrams.add_input(h, &rows, precision), rows: Some(rows), recent: Some(recent) }
+            }
+        }
     }
 
     /// Logits of hidden vectors.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{Int, Tensor, backend::Backend};
 
 /// State of one LSTM.
 #[derive(Clone, Debug)]
@@ -30,6 +30,9 @@ pub struct BlockState<B: Backend> {
 pub struct ShaRnnState<B: Backend> {
     /// One entry a block.
     pub blocks: Vec<BlockState<B>>,
+    /// The newest tokens, `[batch_size, context]`, oldest first, -1 before the start: what a memory of n-grams goes on from. `None` at
+    /// the start, and where the model has no such memory.
+    pub recent: Option<Tensor<B, 2, Int>>,
 }
 
 impl<B: Backend> Default for BlockState<B> {
@@ -41,7 +44,7 @@ impl<B: Backend> Default for BlockState<B> {
 impl<B: Backend> ShaRnnState<B> {
     /// The state at the start of a stream, for a model of `n_layers` blocks.
     pub fn empty(n_layers: usize) -> Self {
-        Self { blocks: (0..n_layers).map(|_| BlockState::default()).collect() }
+        Self { blocks: (0..n_layers).map(|_| BlockState::default()).collect(), recent: None }
     }
 
     /// Every float tensor in turn.
@@ -50,7 +53,7 @@ impl<B: Backend> ShaRnnState<B> {
             lstm: state.lstm.map(|LstmState { h, c }| LstmState { h: lstm(h), c: lstm(c) }),
             memory: state.memory.map(&memory),
         };
-        Self { blocks: self.blocks.into_iter().map(block).collect() }
+        Self { blocks: self.blocks.into_iter().map(block).collect(), recent: self.recent }
     }
 
     /// Cuts the state out of the autodiff graph: no gradient flows into earlier segments. Call it once a segment.
@@ -60,7 +63,8 @@ impl<B: Backend> ShaRnnState<B> {
 
     /// Moves the state to a device.
     pub fn to_device(self, device: &B::Device) -> Self {
-        self.map(|x| x.to_device(device), |x| x.to_device(device))
+        let recent = self.recent.clone().map(|recent| recent.to_device(device));
+        Self { recent, ..self.map(|x| x.to_device(device), |x| x.to_device(device)) }
     }
 
     /// Keeps the newest `rows` rows of every memory.
@@ -94,7 +98,13 @@ impl<B: Backend> ShaRnnState<B> {
     /// # Panics
     /// If there are no such lanes in a state that is not empty.
     pub fn lanes(self, range: Range<usize>) -> Self {
-        self.map(|x| lanes(x, &range), |x| lanes(x, &range))
+        let all = |recent: &Tensor<B, 2, Int>| range == (0..recent.dims()[0]);
+        let narrowed = |recent: Tensor<B, 2, Int>| match all(&recent) {
+            true => recent,
+            false => recent.narrow(0, range.start, range.len()),
+        };
+        let recent = self.recent.clone().map(narrowed);
+        Self { recent, ..self.map(|x| lanes(x, &range), |x| lanes(x, &range)) }
     }
 
     /// States side by side: the lanes of the first, then those of the next.
@@ -105,6 +115,9 @@ impl<B: Backend> ShaRnnState<B> {
     pub fn join(states: Vec<Self>) -> Self {
         let n_layers = states.first().expect("there must be a state").blocks.len();
         let (n, mut blocks) = (states.len(), vec![(Vec::new(), Vec::new(), Vec::new()); n_layers]);
+        let recent: Vec<_> = states.iter().filter_map(|state| state.recent.clone()).collect();
+        assert!(recent.is_empty() || recent.len() == n, "{} of {n} states have newest tokens", recent.len());
+        let recent = (!recent.is_empty()).then(|| Tensor::cat(recent, 0));
         for state in states {
             assert_eq!(
                 state.blocks.len(),
@@ -125,7 +138,7 @@ impl<B: Backend> ShaRnnState<B> {
             lstm: cat(h).zip(cat(c)).map(|(h, c)| LstmState { h, c }),
             memory: join(memory, n),
         };
-        Self { blocks: blocks.into_iter().map(block).collect() }
+        Self { blocks: blocks.into_iter().map(block).collect(), recent }
     }
 
     /// Number of lanes, where the state is not empty.

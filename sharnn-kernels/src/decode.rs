@@ -16,15 +16,20 @@
 //! x = LN_ff(h') + Σ chunks of GELU(W LN_xff(h') + b)
 //! ```
 //!
+//! Where there is a memory of n-grams, what its rows add is computed before the first block and added there and before the decoder.
+//!
 //! Attention sees what it sees where a segment is one token long: the newest `mem_len - 1` rows and the token's own.
 
 mod kernels;
+mod ngrams;
 mod packed;
 mod step;
 mod streams;
 #[cfg(test)]
 mod tests;
 
+pub use self::ngrams::NGramWeights;
+use self::ngrams::NGrams;
 use self::packed::GROUP;
 pub use self::packed::{PackedRows, WeightFormat};
 pub use self::streams::Streams;
@@ -96,6 +101,7 @@ pub struct DecodeModel {
     format: WeightFormat,
     embedding: Vec<f32>,
     decoder: PackedRows,
+    ngrams: Option<NGrams>,
     blocks: Vec<Block>,
 }
 
@@ -245,7 +251,16 @@ impl DecodeModel {
         check("embedding", embedding.len(), vocab_size * d_model);
         let weight = decoder.unwrap_or(&embedding);
         let decoder = PackedRows::new(weight, Some(decoder_bias), [vocab_size, d_model], format);
-        Self { d: d_model, mem_len, format, embedding, decoder, blocks: Vec::new() }
+        Self { d: d_model, mem_len, format, embedding, decoder, ngrams: None, blocks: Vec::new() }
+    }
+
+    /// Gives the model a memory of n-grams. Streams made before are no longer of this model.
+    ///
+    /// # Panics
+    /// If the shapes do not agree, or orders do not rise from 2 on.
+    pub fn with_ngrams(mut self, ngrams: NGramWeights) -> Self {
+        self.ngrams = Some(NGrams::new(ngrams, self.d, self.format));
+        self
     }
 
     /// Adds a block. Streams made before are no longer of this model.
@@ -282,9 +297,14 @@ impl DecodeModel {
         self.format
     }
 
-    /// Bytes of packed weights, all of which a step reads.
+    /// Bytes of packed weights, all of which a step reads; tables of n-grams, of which it reads some rows, are not among them.
     pub fn weight_bytes(&self) -> usize {
         self.matrices().map(PackedRows::bytes).sum()
+    }
+
+    /// How many tokens before the newest one a stream keeps for its memory of n-grams; 0 where there is none.
+    pub fn context(&self) -> usize {
+        self.ngrams.as_ref().map_or(0, NGrams::context)
     }
 
     /// Number of blocks that attend.
@@ -293,6 +313,7 @@ impl DecodeModel {
     }
 
     fn matrices(&self) -> impl Iterator<Item = &PackedRows> {
-        self.blocks.iter().flat_map(Block::matrices).chain([&self.decoder])
+        let ngrams = self.ngrams.iter().flat_map(|ngrams| ngrams.input.iter().chain(&ngrams.output));
+        self.blocks.iter().flat_map(Block::matrices).chain([&self.decoder]).chain(ngrams)
     }
 }

@@ -24,7 +24,9 @@ mod testing;
 pub use attention::Attention;
 pub use boom::{Boom, BoomGrads, Preactivations};
 pub use buffer::Buffer;
-pub use decode::{AttentionWeights, BlockWeights, DecodeModel, NormWeights, PackedRows, Streams, WeightFormat};
+pub use decode::{
+    AttentionWeights, BlockWeights, DecodeModel, NGramWeights, NormWeights, PackedRows, Streams, WeightFormat,
+};
 pub use decoder_loss::{DecoderLoss, DecoderLossGrads};
 pub use dropout::{Mask, dropout};
 pub use gemm::{Mat, Operands, Packed, gemm, round_bf16};

@@ -16,7 +16,7 @@ mod report;
 mod select_state;
 
 use burn::tensor::{Int, Tensor, TensorData};
-use sharnn_core::{AutodiffBackend, DropoutStream, Pass, ShaRnn, ShaRnnConfig, ShaRnnState};
+use sharnn_core::{AutodiffBackend, DropoutStream, Pass, SegmentLoss, ShaRnn, ShaRnnConfig, ShaRnnState};
 use sharnn_data::{Segment, Segments, Splits};
 
 use clock::Clock;
@@ -262,15 +262,21 @@ impl<B: AutodiffBackend> Trainer<B> {
         let model = self.model.take().expect("a model between two steps");
 
         let [tokens, targets] = [&segment.inputs, &segment.targets].map(|bytes| self.upload(segment, bytes));
-        let (loss, new) = model.loss(tokens, targets, old.clone(), &pass);
+        let SegmentLoss { loss, state: new, rows } = model.segment_loss(tokens, targets, old.clone(), &pass);
         let grads = (!self.gives_up()).then(|| loss.backward()).filter(|_| !self.gives_up());
-        let Some(grads) = grads else {
+        let Some(mut grads) = grads else {
             self.model = Some(model);
             return false;
         };
+        let rows =
+            rows.map(|rows| (rows.rows.inner(), rows.values.grad_remove(&mut grads).expect("rows have a gradient")));
         let mut flags = self.asks().flags();
         let (model, report) = self.optimizer.step_in(self.group.as_ref(), &mut flags, model, loss.inner(), grads, lr);
         self.asked = Asked::from_flags(flags);
+        let model = match rows {
+            Some((rows, grad)) => self.optimizer.step_rows(model, rows, grad, lr),
+            None => model,
+        };
         self.state = select_state(Tensor::from_inner(report.finite.clone()), new.detach(), old).detach();
 
         self.model = Some(model);

@@ -642,7 +642,7 @@ fn tracked<B: AutodiffBackend>(state: ShaRnnState<B::InnerBackend>) -> ShaRnnSta
         lstm: lstm.map(|LstmState { h, c }| LstmState { h: Tensor::from_inner(h), c: Tensor::from_inner(c) }),
         memory: memory.map(Tensor::from_inner),
     };
-    ShaRnnState { blocks: state.blocks.into_iter().map(block).collect() }
+    ShaRnnState { blocks: state.blocks.into_iter().map(block).collect(), recent: state.recent.map(Tensor::from_inner) }
 }
 
 /// Refuses times of a pass that did not compute what it should have.

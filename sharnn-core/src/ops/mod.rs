@@ -259,6 +259,17 @@ pub trait Backend: burn::tensor::backend::Backend {
         lamb::squared_norm(xs)
     }
 
+    /// PROTO
+    fn step_rows(
+        _table: Tensor<Self, 2>,
+        _moments: Option<[Tensor<Self, 2>; 2]>,
+        _rows: Tensor<Self, 1, burn::tensor::Int>,
+        _grad: Tensor<Self, 2>,
+        _lr: f64,
+    ) -> (Tensor<Self, 2>, [Tensor<Self, 2>; 2]) {
+        unimplemented!()
+    }
+
     /// Each matrix's orthogonal factor, about: the update of Muon.
     ///
     /// # Shapes

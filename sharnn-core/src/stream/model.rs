@@ -236,6 +236,7 @@ impl<B: Backend> Streams for ModelStreams<B> {
             shape: self.shape.clone(),
             position: group.position,
             oldest: 0,
+            recent: one.recent.map_or(Vec::new(), tokens),
             blocks: one.blocks.into_iter().map(block).collect(),
             logits: self.logits[stream].clone(),
             weights: None,
@@ -266,5 +267,17 @@ fn lane<B: Backend>(state: &StreamState, device: &B::Device) -> ShaRnnState<B> {
             memory: (!memory.is_empty()).then(|| Tensor::from_data(rows, device)),
         }
     };
-    ShaRnnState { blocks: state.blocks.iter().map(block).collect() }
+    // Said as well at the start, so that states can be joined.
+    let context = state.shape.context;
+    let recent = (context > 0).then(|| {
+        let before = std::iter::repeat_n(-1, context - state.recent.len());
+        let tokens: Vec<i32> = before.chain(state.recent.iter().map(|&token| token as i32)).collect();
+        Tensor::from_data(TensorData::new(tokens, [1, context]), device)
+    });
+    ShaRnnState { blocks: state.blocks.iter().map(block).collect(), recent }
+}
+
+/// The tokens of one lane, without those before the start.
+fn tokens<B: Backend>(recent: Tensor<B, 2, Int>) -> Vec<usize> {
+    recent.into_data().iter::<i64>().filter_map(|token| usize::try_from(token).ok()).collect()
 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use burn::module::Param;
 use burn::tensor::{Tensor, backend::Backend as BurnBackend};
-use sharnn_kernels::{AttentionWeights, BlockWeights, DecodeModel, NormWeights};
+use sharnn_kernels::{AttentionWeights, BlockWeights, DecodeModel, NGramWeights, NormWeights};
 
 pub use sharnn_kernels::WeightFormat;
 
 use super::state::BlockValues;
 use super::{StateError, StreamShape, StreamState, Streams, values};
-use crate::{Backend, Block, LayerNorm, Linear, Precision, ShaRnn};
+use crate::{Backend, Block, LayerNorm, Linear, NGRAM_MODULUS, NGRAM_MULTIPLIER, Precision, ShaRnn};
 
 /// A model that reads and predicts one token at a time on the CPU, many times as fast as [`ShaRnn::forward`] does.
 ///
@@ -137,6 +137,18 @@ impl DecodeEngine {
         for block in &model.blocks {
             push(&mut packed, block);
         }
+        if let Some(ngrams) = &model.ngrams {
+            let [input, output] = [&ngrams.input, &ngrams.output].map(|map| map.as_ref().map(param));
+            packed = packed.with_ngrams(NGramWeights {
+                orders: &ngrams.orders,
+                rows: ngrams.rows,
+                table: &param(&ngrams.table),
+                input: input.as_deref(),
+                output: output.as_deref(),
+                multiplier: NGRAM_MULTIPLIER,
+                modulus: NGRAM_MODULUS,
+            });
+        }
         Self { model: Arc::new(packed), shape: StreamShape::of(model, 1) }
     }
 
@@ -239,6 +251,7 @@ impl Streams for DecodeStreams {
             position: 0,
             oldest: self.streams.oldest(stream),
             blocks: (0..self.shape.n_layers()).map(block).collect(),
+            recent: self.streams.recent(stream).collect(),
             logits: self.logits(stream).map(<[f32]>::to_vec),
             weights: None,
             adaptive: None,
@@ -255,6 +268,7 @@ impl Streams for DecodeStreams {
                 self.streams.set_memory(index, stream, memory, state.oldest);
             }
         }
+        self.streams.set_recent(stream, &state.recent);
         if let Some(logits) = &state.logits {
             self.streams.logits_mut(stream).copy_from_slice(logits);
         }

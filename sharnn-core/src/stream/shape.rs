@@ -2,7 +2,7 @@
 
 use burn::tensor::backend::Backend;
 
-use crate::ShaRnn;
+use crate::{NGrams, ShaRnn};
 
 /// The sizes of what a stream carries: its model's architecture, and the segments that its tokens are read in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct StreamShape {
     pub mem_len: usize,
     /// For each block, whether it attends.
     pub attends: Vec<bool>,
+    /// How many of its newest tokens a stream keeps for the model's memory of n-grams; 0 where it has none.
+    pub context: usize,
     /// Tokens of a segment, before which the memory is cut so that it fits in.
     pub segment_len: usize,
 }
@@ -24,7 +26,8 @@ impl StreamShape {
     pub fn of<B: Backend>(model: &ShaRnn<B>, segment_len: usize) -> Self {
         let [vocab_size, d_model] = model.encoder.weight.dims();
         let attends = model.blocks.iter().map(|block| block.attending.is_some()).collect();
-        Self { vocab_size, d_model, mem_len: model.mem_len, attends, segment_len }
+        let context = model.ngrams.as_ref().map_or(0, NGrams::context);
+        Self { vocab_size, d_model, mem_len: model.mem_len, attends, context, segment_len }
     }
 
     /// Number of blocks.
@@ -39,12 +42,12 @@ impl StreamShape {
         let rows = self.mem_len.max(self.segment_len);
         let attending = self.attends.iter().filter(|&&attends| attends).count();
         let of_blocks = rows.saturating_mul(attending).saturating_add(2 * self.n_layers());
-        let values = self.d_model.saturating_mul(of_blocks).saturating_add(self.vocab_size);
+        let values = self.d_model.saturating_mul(of_blocks).saturating_add(self.vocab_size + self.context);
         values.saturating_mul(4).saturating_add(self.most_header())
     }
 
     /// Bytes of the largest header: a line for each tensor, and one for the shape.
     pub(super) fn most_header(&self) -> usize {
-        1024 + 256 * (3 * self.n_layers() + 1)
+        1024 + 256 * (3 * self.n_layers() + 2)
     }
 }

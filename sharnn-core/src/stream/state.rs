@@ -16,6 +16,8 @@ pub struct StreamState {
     /// Where the oldest row of memory lies in a ring; 0 where there is no ring, or it is not full.
     pub(super) oldest: usize,
     pub(super) blocks: Vec<BlockValues>,
+    /// The newest tokens, oldest first: as many as the shape's context, or as there were.
+    pub(super) recent: Vec<usize>,
     /// `[vocab_size]`; `None` before the first token.
     pub(super) logits: Option<Vec<f32>>,
     /// A digest of the weights that it was computed with, where somebody noted it.
@@ -41,7 +43,8 @@ impl StreamState {
         let zeros = || vec![0.0; shape.d_model];
         let block = || BlockValues { h: zeros(), c: zeros(), memory: Vec::new() };
         let blocks = (0..shape.n_layers()).map(|_| block()).collect();
-        Self { shape: shape.clone(), position: 0, oldest: 0, blocks, logits: None, weights: None, adaptive: None }
+        let (shape, recent) = (shape.clone(), Vec::new());
+        Self { shape, position: 0, oldest: 0, blocks, recent, logits: None, weights: None, adaptive: None }
     }
 
     /// The same with a note of the weights that it was computed with: a digest of them, of whatever kind. It is part of the file.
@@ -89,7 +92,10 @@ impl StreamState {
     pub fn size_bytes(&self) -> usize {
         let block = |block: &BlockValues| block.h.len() + block.c.len() + block.memory.len();
         let adaptive = self.adaptive.as_ref().map_or(0, Vec::len);
-        4 * (self.blocks.iter().map(block).sum::<usize>() + self.logits.as_ref().map_or(0, Vec::len)) + adaptive
+        4 * (self.blocks.iter().map(block).sum::<usize>()
+            + self.recent.len()
+            + self.logits.as_ref().map_or(0, Vec::len))
+            + adaptive
     }
 
     /// Ends the segment that has begun, so that streams with segments of any other length can go on from here.
@@ -120,12 +126,13 @@ impl StreamState {
 }
 
 /// The fields of a shape that have to be the same, as text.
-pub(super) fn fields(shape: &StreamShape) -> [(&'static str, String); 4] {
+pub(super) fn fields(shape: &StreamShape) -> [(&'static str, String); 5] {
     let attends = shape.attends.iter().map(|&attends| if attends { '1' } else { '0' });
     [
         ("vocab_size", shape.vocab_size.to_string()),
         ("d_model", shape.d_model.to_string()),
         ("mem_len", shape.mem_len.to_string()),
         ("attends", attends.collect()),
+        ("context", shape.context.to_string()),
     ]
 }

@@ -4,6 +4,7 @@
 //! blocks.0.h  blocks.0.c  [d_model]     of every block
 //! blocks.2.memory         [rows, d_model], oldest first, of blocks that attend
 //! logits                  [vocab_size], after the first token
+//! recent                  [tokens] of I32, where the model has a memory of n-grams: the newest ones, oldest first
 //! adaptive                [bytes] of U8, where a mixer read the stream: what it knows
 //! sharnn-stream-state     "version=1 vocab_size=256 ... [weights=<digest>] sha256=<of what stands before it, then of all values>"
 //! ```
@@ -24,6 +25,8 @@ const VERSION: &str = "1";
 const DIGEST: &str = " sha256=";
 /// What a mixer knows.
 const ADAPTIVE: &str = "adaptive";
+/// The newest tokens.
+const RECENT: &str = "recent";
 /// Its longest, of the most memory.
 const MOST_ADAPTIVE: usize = *sharnn_mixing::MixerConfig::MEMORY.end();
 /// Stands before it, where the weights are known.
@@ -149,12 +152,16 @@ impl StreamState {
         if let Some(logits) = &self.logits {
             tensors.push(("logits".into(), Bytes::new(logits, vec![logits.len()])));
         }
+        if self.shape.context > 0 {
+            let data = self.recent.iter().flat_map(|&token| (token as i32).to_le_bytes()).collect();
+            tensors.push((RECENT.into(), Bytes { dtype: Dtype::I32, shape: vec![self.recent.len()], data }));
+        }
         if let Some(bytes) = &self.adaptive {
             let bytes = Bytes { dtype: Dtype::U8, shape: vec![bytes.len()], data: bytes.clone() };
             tensors.push((ADAPTIVE.into(), bytes));
         }
         let mut text = format!("version={VERSION}");
-        for (field, value) in fields(&self.shape) {
+        for (field, value) in fields(&self.shape).into_iter().filter(|(field, value)| !is_left_out(field, value)) {
             text += &format!(" {field}={value}");
         }
         let Self { shape: StreamShape { segment_len, .. }, position, oldest, .. } = self;
@@ -262,13 +269,38 @@ impl<'a> Parser<'a> {
         }
     }
 
+    /// The tensor of the newest tokens, and they.
+    fn recent(&self, streams: &StreamShape) -> Result<(TensorView<'a>, Vec<usize>), StateError> {
+        let view = match self.tensors.tensor(RECENT) {
+            Ok(view) if view.dtype() == Dtype::I32 && view.shape().len() == 1 => view,
+            Ok(view) => {
+                let (shape, dtype) = (view.shape(), view.dtype());
+                return self.refuse(format!("tensor {RECENT} holds {shape:?} {dtype}, expected tokens as I32"));
+            }
+            Err(_) => return self.refuse(format!("tensor {RECENT} is missing")),
+        };
+        let tokens: Vec<i32> = view.data().as_chunks().0.iter().map(|&bytes| i32::from_le_bytes(bytes)).collect();
+        if tokens.len() > streams.context {
+            let (len, most) = (tokens.len(), streams.context);
+            return self.refuse(format!("tensor {RECENT} holds {len} tokens, expected at most {most}"));
+        }
+        let known = |&token: &i32| usize::try_from(token).ok().filter(|&token| token < streams.vocab_size);
+        match tokens.iter().map(known).collect::<Option<Vec<_>>>() {
+            Some(known) => Ok((view, known)),
+            None => self.refuse(format!("tensor {RECENT} holds tokens outside the vocabulary")),
+        }
+    }
+
     fn state(&self, streams: &StreamShape) -> Result<StreamState, StateError> {
         let version = self.field("version")?;
         if version != VERSION {
             return self.refuse(format!("it is of version {version:?}, expected {VERSION}"));
         }
         for (field, expected) in fields(streams) {
-            let found = self.field(field)?;
+            let found = match self.field(field) {
+                Err(_) if is_left_out(field, NONE) => NONE,
+                found => found?,
+            };
             if found != expected {
                 return Err(StateError::Shape { field, expected, found: shown(found) });
             }
@@ -322,7 +354,8 @@ impl<'a> Parser<'a> {
         if self.tensors.names().contains(&"logits") {
             views.push((self.vector("logits", streams.vocab_size)?, "logits".into()));
         }
-        // Not among the views, which are of f32; its digest is last.
+        // Not among the views, which are of f32; their digests are last.
+        let recent = if streams.context > 0 { Some(self.recent(streams)?) } else { None };
         let adaptive = match self.tensors.tensor(ADAPTIVE) {
             Ok(view) if view.dtype() == Dtype::U8 && view.shape().len() == 1 => Some(view),
             Ok(view) => {
@@ -334,11 +367,12 @@ impl<'a> Parser<'a> {
             }
             Err(_) => None,
         };
-        let expected = views.len() + usize::from(adaptive.is_some());
+        let others = recent.iter().map(|(view, _)| view).chain(&adaptive);
+        let expected = views.len() + others.clone().count();
         if expected != self.tensors.len() {
             return self.refuse(format!("there are {} tensors, expected {expected}", self.tensors.len()));
         }
-        let data = views.iter().map(|(view, _)| view.data()).chain(adaptive.iter().map(TensorView::data));
+        let data = views.iter().map(|(view, _)| view).chain(others).map(TensorView::data);
         let found = digest(&self.text, data);
         if found != self.digest {
             return Err(StateError::Damaged { expected: shown(&self.digest), found });
@@ -350,9 +384,17 @@ impl<'a> Parser<'a> {
             *block = BlockValues { h: next()?, c: next()?, memory: if attends { next()? } else { Vec::new() } };
         }
         state.logits = values.next().transpose()?;
+        state.recent = recent.map_or(Vec::new(), |(_, tokens)| tokens);
         state.adaptive = adaptive.map(|view| view.data().to_vec());
         Ok(state)
     }
+}
+
+/// The value of a field that is not written where it is that: states of models without a memory of n-grams say nothing of one.
+const NONE: &str = "0";
+
+fn is_left_out(field: &str, value: &str) -> bool {
+    field == "context" && value == NONE
 }
 
 /// What the bytes hold, for a message: no control characters, and not the whole of a long text.

@@ -186,7 +186,7 @@ impl PackedRows {
 }
 
 /// What one step of a row's integers is worth.
-fn scale(values: &[f32]) -> f32 {
+pub(super) fn scale(values: &[f32]) -> f32 {
     // A value that is not finite makes the whole row NaN: integers could not say which it was.
     let largest = |largest: f32, w: &f32| if w.is_finite() { largest.max(w.abs()) } else { f32::NAN };
     let largest = values.iter().try_fold(0.0, |so_far, w| match largest(so_far, w) {
@@ -196,7 +196,7 @@ fn scale(values: &[f32]) -> f32 {
     largest.map_or(f32::NAN, |largest| largest / 127.0)
 }
 
-fn quantised(w: f32, scale: f32) -> i8 {
+pub(super) fn quantised(w: f32, scale: f32) -> i8 {
     // A row of zeros has scale 0, and 0 / 0 becomes 0. The smallest scales are rounded so much that 127 has to be held.
     (w / scale).round_ties_even().clamp(-127.0, 127.0) as i8
 }

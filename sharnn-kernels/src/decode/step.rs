@@ -25,6 +25,8 @@ struct Places<'a> {
     attended: Shared<f32>,
     partials: Shared<f32>,
     own: Shared<f32>,
+    /// What n-grams add before the decoder, `[n, d]`; `None` where they add nothing.
+    added: Option<&'a [f32]>,
     logits: Shared<f32>,
 }
 
@@ -54,6 +56,9 @@ impl DecodeModel {
             input.copy_from_slice(&self.embedding[token * d..][..d]);
             streams.active.push(stream);
         }
+        if let Some(ngrams) = &self.ngrams {
+            streams.add_ngrams(ngrams, tokens);
+        }
         if streams.active.is_empty() {
             return &streams.room.logits;
         }
@@ -73,6 +78,7 @@ impl DecodeModel {
             attended: Shared::new(&mut room.attended),
             partials: Shared::new(&mut room.partials),
             own: Shared::new(&mut room.own),
+            added: (!room.added.is_empty()).then_some(&room.added),
             logits: Shared::new(&mut room.logits),
         };
         let members = if self.weight_bytes() < SMALL { 1 } else { usize::MAX };
@@ -308,7 +314,11 @@ impl Places<'_> {
     fn decode(&self, model: &DecodeModel, member: &Member) {
         for &stream in self.active {
             // SAFETY: the last block's output was written before the last barrier.
-            self.own(member, stream, 0, self.d).copy_from_slice(unsafe { read(self.input, stream * self.d, self.d) });
+            let y = self.own(member, stream, 0, self.d);
+            y.copy_from_slice(unsafe { read(self.input, stream * self.d, self.d) });
+            if let Some(added) = self.added {
+                y.iter_mut().zip(&added[stream * self.d..]).for_each(|(y, added)| *y += added);
+            }
         }
         self.rows(&model.decoder, 0, self.logits, member);
     }

@@ -1,6 +1,7 @@
 //! What streams carry from one token to the next, and the room that a step works in.
 
 use super::kernels::{MEMORY_BLOCK, Partial};
+use super::ngrams::NGrams;
 use super::packed::GROUP;
 use super::{Attention, DecodeModel};
 use crate::team;
@@ -19,6 +20,8 @@ pub struct Streams {
     pub(super) memory: Vec<f32>,
     /// `[attending blocks, n]`
     pub(super) rings: Vec<Ring>,
+    /// The newest tokens, `[n, context]`, oldest first; -1 before the start.
+    recent: Vec<i32>,
     pub(super) room: Room,
     /// The streams that take part in a step; room for all of them.
     pub(super) active: Vec<usize>,
@@ -50,6 +53,10 @@ pub(super) struct Room {
     pub(super) partials: Vec<f32>,
     /// What each member has to itself: `[members, n, OWN * own_stride]`.
     pub(super) own: Vec<f32>,
+    /// The rows of n-grams of a stream's token.
+    rows: Vec<f32>,
+    /// What they add before the decoder, `[n, d]`; empty where nothing is added.
+    pub(super) added: Vec<f32>,
     /// `[n, vocab_size]`
     pub(super) logits: Vec<f32>,
 }
@@ -87,6 +94,7 @@ impl Streams {
         let blocks = capacity(mem_len).div_ceil(MEMORY_BLOCK);
         let largest =
             model.blocks.iter().filter_map(|block| block.attention.as_ref()).map(|attention| attention.n_heads);
+        let adds = model.ngrams.as_ref().is_some_and(|ngrams| ngrams.output.is_some());
         let partial = largest.max().map_or(0, |n_heads| Partial { d, n_heads }.len());
         Self {
             n,
@@ -96,6 +104,7 @@ impl Streams {
             c: vec![0.0; product(&[n_blocks, n, d])],
             memory: vec![0.0; product(&[rings, capacity(mem_len), d])],
             rings: vec![Ring::default(); rings],
+            recent: vec![-1; product(&[n, model.context()])],
             room: Room {
                 input: vec![0.0; n * d],
                 lstm: vec![0.0; n * d],
@@ -103,6 +112,8 @@ impl Streams {
                 attended: vec![0.0; n * d],
                 partials: vec![0.0; product(&[n, blocks, partial])],
                 own: vec![0.0; product(&[team::threads(), n, OWN, own_stride(d)])],
+                rows: vec![0.0; model.ngrams.as_ref().map_or(0, NGrams::len)],
+                added: vec![0.0; if adds { n * d } else { 0 }],
                 logits: vec![0.0; product(&[n, model.vocab_size()])],
             },
             active: Vec::with_capacity(n),
@@ -145,6 +156,9 @@ impl Streams {
         };
         (self.d, self.mem_len) == (model.d, model.mem_len)
             && self.room.logits.len() == self.n * model.vocab_size()
+            && self.recent.len() == self.n * model.context()
+            && self.room.rows.len() == model.ngrams.as_ref().map_or(0, NGrams::len)
+            && self.room.added.is_empty() != model.ngrams.as_ref().is_some_and(|ngrams| ngrams.output.is_some())
             && self.attending.len() == model.blocks.len()
             && self.attending.iter().zip(&model.blocks).all(same)
     }
@@ -159,6 +173,58 @@ impl Streams {
             h.fill(0.0);
             c.fill(0.0);
             self.set_memory(block, stream, &[], 0);
+        }
+        self.set_recent(stream, &[]);
+    }
+
+    /// The newest tokens of a stream, oldest first: as many as the model's memory of n-grams looks back, or as there were.
+    ///
+    /// # Panics
+    /// If there is no such stream.
+    pub fn recent(&self, stream: usize) -> impl Iterator<Item = usize> + '_ {
+        assert!(stream < self.n, "stream {stream} of {}", self.n);
+        let context = self.recent.len() / self.n;
+        self.recent[stream * context..][..context].iter().filter_map(|&token| usize::try_from(token).ok())
+    }
+
+    /// Replaces them, by as many or fewer.
+    ///
+    /// # Panics
+    /// If there is no such stream, there are more than it looks back, or one is no token.
+    pub fn set_recent(&mut self, stream: usize, tokens: &[usize]) {
+        assert!(stream < self.n, "stream {stream} of {}", self.n);
+        let (context, vocab_size) = (self.recent.len() / self.n, self.room.logits.len() / self.n);
+        assert!(tokens.len() <= context, "{} newest tokens, {context} are kept", tokens.len());
+        let (before, newest) = self.recent[stream * context..][..context].split_at_mut(context - tokens.len());
+        before.fill(-1);
+        for (to, &token) in newest.iter_mut().zip(tokens) {
+            assert!(token < vocab_size, "token {token} of a vocabulary of {vocab_size}");
+            *to = token as i32;
+        }
+    }
+
+    /// Adds to the inputs of a step what n-grams add, computes what they add before the decoder, and notes the tokens.
+    pub(super) fn add_ngrams(&mut self, ngrams: &NGrams, tokens: &[Option<usize>]) {
+        let (d, context) = (self.d, ngrams.context());
+        for &stream in &self.active {
+            let token = tokens[stream].map_or(-1, |token| token as i32);
+            let recent = &mut self.recent[stream * context..][..context];
+            let rows = &mut self.room.rows;
+            ngrams.read(|place| recent.get(place).copied().unwrap_or(token), rows);
+            recent.rotate_left(1);
+            recent[context - 1] = token;
+            let place = stream * d..(stream + 1) * d;
+            if let Some(map) = &ngrams.input {
+                let input = &mut self.room.input[place.clone()];
+                for (group, to) in input.chunks_mut(GROUP).enumerate() {
+                    to.iter_mut().zip(map.group(group, rows)).for_each(|(to, added)| *to += added);
+                }
+            }
+            if let Some(map) = &ngrams.output {
+                for (group, to) in self.room.added[place].chunks_mut(GROUP).enumerate() {
+                    to.copy_from_slice(&map.group(group, rows)[..to.len()]);
+                }
+            }
         }
     }
 

@@ -56,6 +56,7 @@ pub struct Optimizer<B: AutodiffBackend> {
     lamb: LambConfig,
     muon: Option<MuonConfig>,
     moments: BTreeMap<String, Moments<B::InnerBackend>>,
+    row_moments: Option<[Tensor<B::InnerBackend, 2>; 2]>,
 }
 
 impl LambConfig {
@@ -83,7 +84,7 @@ impl<B: AutodiffBackend> Optimizer<B> {
         if let Err(error) = checked {
             panic!("{error}");
         }
-        Self { lamb, muon, moments: BTreeMap::new() }
+        Self { lamb, muon, moments: BTreeMap::new(), row_moments: None }
     }
 
     /// One step. Where `loss` or the norm of the gradients is not finite, weights and moments stay as they are, bit for bit;
@@ -144,9 +145,30 @@ impl<B: AutodiffBackend> Optimizer<B> {
         (module, StepReport { loss, grad_norm, finite })
     }
 
+    /// PROTO
+    pub fn step_rows(
+        &mut self,
+        mut model: sharnn_core::ShaRnn<B>,
+        rows: Tensor<B::InnerBackend, 1, burn::tensor::Int>,
+        grad: Tensor<B::InnerBackend, 2>,
+        lr: f64,
+    ) -> sharnn_core::ShaRnn<B> {
+        let mut ngrams = model.ngrams.take().expect("n-grams");
+        let (id, table, _) = ngrams.table.consume();
+        let inner = table.inner();
+        let moments = self.row_moments.take();
+        let (inner, moments) = <B::InnerBackend as Backend>::step_rows(inner, moments, rows, grad, lr);
+        self.row_moments = Some(moments);
+        ngrams.table = burn::module::Param::initialized(id, Tensor::from_inner(inner).set_require_grad(true));
+        model.ngrams = Some(ngrams);
+        model
+    }
+
     /// Whether Muon moves this parameter.
     fn muon_moves(&self, path: &str, shape: &[usize]) -> bool {
-        self.muon.is_some() && shape.len() == 2 && path.starts_with(BLOCKS)
+        self.muon.is_some()
+            && shape.len() == 2
+            && (path.starts_with(BLOCKS) || (path.starts_with("ngrams.") && std::env::var_os("NG_LAMB").is_none()))
     }
 
     /// Name, shape and values of every moment, by parameter path; for checkpoints. A parameter that never had a gradient

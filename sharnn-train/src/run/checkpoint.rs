@@ -320,7 +320,7 @@ impl Checkpoint {
             let (file, hint) = (path.display().to_string(), "use an older checkpoint".into());
             return Err(WeightsError::Unexpected { file, tensor: shown(&tensor), found, hint }.into());
         }
-        Ok(ShaRnnState { blocks })
+        Ok(ShaRnnState { blocks, recent: None })
     }
 
     /// The checksum of the best weights.

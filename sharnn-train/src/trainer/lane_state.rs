@@ -22,7 +22,7 @@ pub(crate) fn gather_state<B: Backend>(
     };
     // Every process takes part in every tensor, whatever it gets.
     let blocks = state.blocks.iter().map(block).collect();
-    group.is_first().then_some(ShaRnnState { blocks })
+    group.is_first().then_some(ShaRnnState { blocks, recent: None })
 }
 
 /// A tensor of all lanes, the first dimension, for the first process.

@@ -36,7 +36,8 @@ pub fn select_state<B: Backend>(
         lstm: new.lstm.map(|new| select_lstm(&skip, new, old.lstm)),
         memory: new.memory.map(|new| select_memory(&skip, new, old.memory)),
     };
-    ShaRnnState { blocks: new.blocks.into_iter().zip(old.blocks).map(block).collect() }
+    let blocks = new.blocks.into_iter().zip(old.blocks).map(block).collect();
+    ShaRnnState { blocks, recent: new.recent }
 }
 
 fn select_lstm<B: Backend>(skip: &Tensor<B, 1, Bool>, new: LstmState<B>, old: Option<LstmState<B>>) -> LstmState<B> {

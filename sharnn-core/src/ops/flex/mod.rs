@@ -5,6 +5,7 @@ mod attention;
 mod lamb;
 mod lstm;
 mod memory;
+mod rowstep;
 mod rowwise;
 
 use burn::tensor::Tensor;
@@ -43,6 +44,16 @@ impl Dropout {
 }
 
 impl Backend for Flex {
+    fn step_rows(
+        table: Tensor<Self, 2>,
+        moments: Option<[Tensor<Self, 2>; 2]>,
+        rows: Tensor<Self, 1, burn::tensor::Int>,
+        grad: Tensor<Self, 2>,
+        lr: f64,
+    ) -> (Tensor<Self, 2>, [Tensor<Self, 2>; 2]) {
+        rowstep::step(table, moments, rows, grad, lr)
+    }
+
     fn instructions() -> Option<&'static str> {
         Some(Isa::current().name())
     }

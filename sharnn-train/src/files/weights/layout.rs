@@ -1,6 +1,6 @@
 //! Name and shape of every tensor of the published model.
 
-use sharnn_core::ShaRnnConfig;
+use sharnn_core::{NGramConfig, ShaRnnConfig};
 
 use super::{DECODER, DECODER_BIAS, ENCODER};
 
@@ -25,6 +25,16 @@ pub(super) fn tensors(
         .chain(blocks)
         .chain(decoder)
         .chain(std::iter::once((DECODER_BIAS.to_string(), vec![vocab_size])))
+        .chain(config.ngrams.iter().flat_map(move |ngrams| ngram_tensors(ngrams, d)))
+}
+
+fn ngram_tensors(ngrams: &NGramConfig, d: usize) -> Vec<(String, Vec<usize>)> {
+    let tables = ngrams.orders.len();
+    let maps = [(ngrams.at.is_input(), "input"), (ngrams.at.is_output(), "output")];
+    let maps = maps.into_iter().filter(|(is_there, _)| *is_there);
+    std::iter::once(("ngrams.table".to_string(), vec![tables.saturating_mul(ngrams.rows), ngrams.width]))
+        .chain(maps.map(|(_, name)| (format!("ngrams.{name}"), vec![d, tables.saturating_mul(ngrams.width)])))
+        .collect()
 }
 
 fn block_tensors(config: &ShaRnnConfig, attends: bool, collapsed: bool) -> Vec<(String, Vec<usize>)> {
