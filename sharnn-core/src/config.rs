@@ -161,6 +161,11 @@ impl NGramConfig {
         Ok(())
     }
 
+    /// How many tokens before a token its rows depend on.
+    pub fn context(&self) -> usize {
+        self.orders.last().map_or(0, |order| order - 1)
+    }
+
     /// Values of all tables.
     pub fn table_size(&self) -> usize {
         self.orders.len() * self.rows * self.width
@@ -369,6 +374,11 @@ impl ShaRnnConfig {
             Attend::All => self.n_layers,
             list @ Attend::Blocks(_) => list.blocks(self.n_layers).len(),
         }
+    }
+
+    /// How many tokens before a segment its memory of n-grams depends on; 0 where it has none.
+    pub fn context(&self) -> usize {
+        self.ngrams.as_ref().map_or(0, NGramConfig::context)
     }
 
     /// Number of parameters of the model before its value gates are collapsed.

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod adagrad;
 mod attention;
 mod blocks;
 mod boom;
@@ -21,6 +22,7 @@ mod team;
 #[cfg(test)]
 mod testing;
 
+pub use adagrad::adagrad_rows;
 pub use attention::Attention;
 pub use boom::{Boom, BoomGrads, Preactivations};
 pub use buffer::Buffer;

@@ -36,7 +36,10 @@ pub use files::{
 pub use group::MpiGroup;
 pub use group::{Alone, Group, GroupError, SharedGroup, launched_by_mpi};
 pub use interrupt::{EXIT_STATUS, Interrupt, InterruptError};
-pub use optim::{FIRST_MOMENT, LambConfig, MuonConfig, Optimizer, OptimizerConfigError, SECOND_MOMENT, StepReport};
+pub use optim::{
+    AdagradConfig, FIRST_MOMENT, LambConfig, MuonConfig, Optimizer, OptimizerConfigError, RowGrads, SECOND_MOMENT,
+    SQUARES, StepReport,
+};
 pub use params::{MapFloat, NamedTensor, ParamInfo, VisitFloat, collect_params, map_params, param_infos, visit_params};
 pub use recipe::{LATE_FALL, Phase, Recipe, RecipeError, Schedule};
 pub use report::{Event, Observer, Progress, draws_live_lines, printable, printable_line};

@@ -7,5 +7,5 @@ mod config;
 mod muon;
 mod optimizer;
 
-pub use config::{LambConfig, MuonConfig, OptimizerConfigError};
-pub use optimizer::{FIRST_MOMENT, Optimizer, SECOND_MOMENT, StepReport};
+pub use config::{AdagradConfig, LambConfig, MuonConfig, OptimizerConfigError};
+pub use optimizer::{FIRST_MOMENT, Optimizer, RowGrads, SECOND_MOMENT, SQUARES, StepReport};

@@ -5,11 +5,11 @@
 //! It may use the options of optim and eval; run and trainer may use it.
 
 use serde::{Deserialize, Serialize};
-use sharnn_core::{Precision, ShaRnnConfig};
+use sharnn_core::{AutodiffBackend, Precision, ShaRnnConfig};
 use sharnn_data::{DataError, SegmentLengths};
 
 use crate::eval::EvalConfig;
-use crate::optim::{LambConfig, MuonConfig, OptimizerConfigError};
+use crate::optim::{AdagradConfig, LambConfig, MuonConfig, Optimizer, OptimizerConfigError};
 
 /// Everything that decides what a training run computes, but for the model and the data.
 ///
@@ -38,6 +38,9 @@ pub struct Recipe {
     /// Muon for the matrices inside blocks, in place of that optimizer; `None` for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub muon: Option<MuonConfig>,
+    /// Adagrad for the rows of n-grams, where the model has a memory of them.
+    #[serde(default, skip_serializing_if = "AdagradConfig::is_default")]
+    pub adagrad: AdagradConfig,
     /// Precision of matrix products in training; evaluation has its own.
     pub precision: Precision,
     /// Seed of the initial weights, of the segment lengths and of the dropout masks.
@@ -133,6 +136,7 @@ impl Recipe {
             phases: vec![Phase::constant(2e-3, 32), Phase::constant(1e-3, 5)],
             lamb: LambConfig::default(),
             muon: None,
+            adagrad: AdagradConfig::default(),
             precision: Precision::F32,
             seed: 1111,
             max_skipped_in_a_row: 5,
@@ -156,6 +160,14 @@ impl Recipe {
             test: eval,
             ..Self::paper()
         }
+    }
+
+    /// The optimizer at the start of a phase.
+    ///
+    /// # Panics
+    /// If its options are invalid; [`validate`](Self::validate) tells without panicking.
+    pub fn optimizer<B: AutodiffBackend>(&self) -> Optimizer<B> {
+        Optimizer::new(self.lamb.clone(), self.muon).with_adagrad(self.adagrad)
     }
 
     /// Sets the number of lanes of the training data.
@@ -247,7 +259,8 @@ impl Recipe {
             hint: error.hint.into(),
         };
         self.lamb.validate().map_err(|error| refuse("lamb", error))?;
-        self.muon.map_or(Ok(()), |muon| muon.validate()).map_err(|error| refuse("muon", error))
+        self.muon.map_or(Ok(()), |muon| muon.validate()).map_err(|error| refuse("muon", error))?;
+        self.adagrad.validate().map_err(|error| refuse("adagrad", error))
     }
 
     /// Checks the recipe, the model's configuration, and the two against each other: where a block attends and keeps a

@@ -16,7 +16,7 @@ mod report;
 mod select_state;
 
 use burn::tensor::{Int, Tensor, TensorData};
-use sharnn_core::{AutodiffBackend, DropoutStream, Pass, SegmentLoss, ShaRnn, ShaRnnConfig, ShaRnnState};
+use sharnn_core::{AutodiffBackend, DropoutStream, NGramRows, Pass, SegmentLoss, ShaRnn, ShaRnnConfig, ShaRnnState};
 use sharnn_data::{Segment, Segments, Splits};
 
 use clock::Clock;
@@ -27,7 +27,7 @@ pub use select_state::select_state;
 use crate::eval::Evaluation;
 use crate::group::{SharedGroup, agree, same_weights};
 use crate::interrupt::Interrupt;
-use crate::optim::Optimizer;
+use crate::optim::{Optimizer, RowGrads};
 use crate::params::weights_checksum;
 use crate::recipe::{Phase, Recipe};
 use crate::report::{Event, Observer};
@@ -268,15 +268,13 @@ impl<B: AutodiffBackend> Trainer<B> {
             self.model = Some(model);
             return false;
         };
-        let rows =
-            rows.map(|rows| (rows.rows.inner(), rows.values.grad_remove(&mut grads).expect("rows have a gradient")));
+        let rows = rows.and_then(|NGramRows { rows, values }| {
+            Some(RowGrads { rows: rows.inner(), grad: values.grad_remove(&mut grads)? })
+        });
         let mut flags = self.asks().flags();
-        let (model, report) = self.optimizer.step_in(self.group.as_ref(), &mut flags, model, loss.inner(), grads, lr);
+        let (group, grads) = (self.group.as_ref(), (grads, rows));
+        let (model, report) = self.optimizer.step_in(group, &mut flags, model, loss.inner(), grads, lr);
         self.asked = Asked::from_flags(flags);
-        let model = match rows {
-            Some((rows, grad)) => self.optimizer.step_rows(model, rows, grad, lr),
-            None => model,
-        };
         self.state = select_state(Tensor::from_inner(report.finite.clone()), new.detach(), old).detach();
 
         self.model = Some(model);
@@ -413,7 +411,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         (self.position.phase_step, self.position.phase_epoch) = (0, 0);
         if self.position.phase < self.recipe.phases.len() {
             self.model = Some(self.best_model(&self.device)?);
-            self.optimizer = Optimizer::new(self.recipe.lamb.clone(), self.recipe.muon);
+            self.optimizer = self.recipe.optimizer();
             observer.on(Event::Phase { phase: self.position.phase, best: &best });
         } else {
             self.log(observer)?;

@@ -4,6 +4,7 @@
 //! Where an operation has no plain form here, it is the first result of its form for training. A backward reads what the
 //! forward here has saved.
 
+pub use super::adagrad::rows as adagrad_rows;
 pub use super::attention::{backward as memory_attention_backward, forward as memory_attention_forward};
 pub use super::boom::{backward as boom_backward, forward as boom_forward};
 pub use super::decoder_loss::{backward as decoder_loss_backward, forward as decoder_loss_forward};

@@ -9,6 +9,7 @@
 //!
 //! Activations are time-major, `[seq_len, batch_size, d]`, but for attention, which is batch-first.
 
+mod adagrad;
 mod attention;
 mod autodiff;
 mod boom;
@@ -32,6 +33,7 @@ mod tch;
 use burn::tensor::Tensor;
 use burn::tensor::backend::ExecutionError;
 
+pub use adagrad::AdagradStep;
 pub use attention::{AttentionGrads, AttentionInputs, AttentionKept, AttentionSaved};
 pub use boom::{BoomGrads, BoomInputs, BoomSaved};
 #[cfg(feature = "cuda")]
@@ -259,15 +261,19 @@ pub trait Backend: burn::tensor::backend::Backend {
         lamb::squared_norm(xs)
     }
 
-    /// PROTO
-    fn step_rows(
-        _table: Tensor<Self, 2>,
-        _moments: Option<[Tensor<Self, 2>; 2]>,
-        _rows: Tensor<Self, 1, burn::tensor::Int>,
-        _grad: Tensor<Self, 2>,
-        _lr: f64,
-    ) -> (Tensor<Self, 2>, [Tensor<Self, 2>; 2]) {
-        unimplemented!()
+    /// A step of Adagrad on some rows of a table; the table after it, and the sums of squared gradients of its rows.
+    ///
+    /// # Shapes
+    /// - `table`: `[rows of the table, width]`, `squares`: `[rows of the table]`; the results alike
+    ///
+    /// # Panics
+    /// If a row is not in the table, or the shapes do not agree.
+    fn adagrad_rows(
+        table: Tensor<Self, 2>,
+        squares: Tensor<Self, 1>,
+        step: AdagradStep<Self>,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 1>) {
+        adagrad::rows(table, squares, step)
     }
 
     /// Each matrix's orthogonal factor, about: the update of Muon.

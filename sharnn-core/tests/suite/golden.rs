@@ -88,7 +88,7 @@ fn golden_state<B: AutodiffBackend>(fixture: &Fixture, segment: &str) -> ShaRnnS
             memory: fixture.has(&memory).then(|| swap(fixture.tensor(&memory))),
         }
     };
-    ShaRnnState { blocks: (0..fixture.config().n_layers).map(block).collect() }
+    ShaRnnState { blocks: (0..fixture.config().n_layers).map(block).collect(), recent: None }
 }
 
 fn single_modules<B: AutodiffBackend>() {

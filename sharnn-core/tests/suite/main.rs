@@ -11,6 +11,7 @@ mod decoder;
 mod generate;
 mod golden;
 mod model;
+mod ngrams;
 mod ops;
 #[cfg(feature = "flex")]
 mod persistent;

@@ -7,8 +7,8 @@ use burn::tensor::{Bool, Distribution, Element, Int, Tensor, TensorData};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sharnn_core::ops::{
-    AttentionInputs, BoomInputs, DecoderLossInputs, LAYER_NORM_EPS, LambOptions, LambParam, LambStep, LaneAxis,
-    LstmInputs, ResidualInputs, generic,
+    AdagradStep, AttentionInputs, BoomInputs, DecoderLossInputs, LAYER_NORM_EPS, LambOptions, LambParam, LambStep,
+    LaneAxis, LstmInputs, ResidualInputs, generic,
 };
 use sharnn_core::{AutodiffBackend, Backend, Dropout, DropoutSite, DropoutStream, Precision};
 
@@ -127,7 +127,8 @@ on_backends!(
     decoder_loss,
     bf16,
     lamb,
-    orthogonalize
+    orthogonalize,
+    adagrad_rows
 );
 
 /// How an operation is computed: by its plain statement, or fused, with or without activations kept.
@@ -581,6 +582,31 @@ fn bf16_rounds_the_operands_of_products_and_nothing_else() {
 }
 
 // --- LAMB -----------------------------------------------------------------------------------------------------------
+
+/// Rows that are used once, often and never, against the generic body; and a step that counts for nothing.
+fn adagrad_rows<B: AutodiffBackend>() {
+    let (n_rows, width, n) = (40, 5, 60);
+    let all = inputs(&[n_rows * width, n_rows, n * width]);
+    let make = |skip: bool| {
+        let [table, squares, grad]: [Flat<B::InnerBackend>; 3] = [0, 1, 2].map(|i: usize| upload(&all[i]));
+        let rows: Vec<i32> = (0..n as i32).map(|i| (i * i + 3) % 29).collect();
+        let rows = Tensor::from_data(TensorData::new(rows, [n]), &Default::default());
+        let grad = if skip { grad * f64::NAN } else { grad };
+        let grad = grad.reshape([n, width]);
+        let step = AdagradStep { lr: 0.1, eps: 1e-8, rows, grad, skip: Tensor::from_data([skip], &Default::default()) };
+        (table.reshape([n_rows, width]), squares.abs(), step)
+    };
+    let flat = |x: Tensor<B::InnerBackend, 2>| values(x.reshape([n_rows * width]));
+    let (table, squares, step) = make(false);
+    let (want, want_squares) = generic::adagrad_rows(table, squares, step);
+    let (table, squares, step) = make(false);
+    let (got, got_squares) = B::InnerBackend::adagrad_rows(table, squares, step);
+    assert_near("table", &flat(got), &flat(want), 2e-5);
+    assert_near("squares", &values(got_squares), &values(want_squares), 2e-5);
+    let (table, squares, step) = make(true);
+    let (got, got_squares) = B::InnerBackend::adagrad_rows(table.clone(), squares.clone(), step);
+    assert_eq!([flat(got), values(got_squares)], [flat(table), values(squares)]);
+}
 
 /// A step against the generic body; one that does not count leaves every bit as it is, whatever the gradient holds. There are
 /// more parameters than a kernel is given at once.

@@ -10,8 +10,8 @@ use proptest::sample::Index;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 use sharnn_core::{
-    Attend, DecodeEngine, DecodeStreams, ModelStreams, ShaRnnConfig, StateError, StreamShape, StreamState, Streams,
-    WeightFormat,
+    Attend, DecodeEngine, DecodeStreams, ModelStreams, NGramConfig, NGramSite, ShaRnnConfig, StateError, StreamShape,
+    StreamState, Streams, WeightFormat,
 };
 
 fn config() -> ShaRnnConfig {
@@ -56,8 +56,16 @@ impl Forged {
         let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
         let text = metadata.metadata().as_ref().unwrap()["sharnn-stream-state"].clone();
         let parsed = SafeTensors::deserialize(&bytes).unwrap();
-        let names =
-            ["blocks.0.h", "blocks.0.c", "blocks.0.memory", "blocks.1.h", "blocks.1.c", "blocks.1.memory", "logits"];
+        let names = [
+            "blocks.0.h",
+            "blocks.0.c",
+            "blocks.0.memory",
+            "blocks.1.h",
+            "blocks.1.c",
+            "blocks.1.memory",
+            "logits",
+            "recent",
+        ];
         let names = names.iter().filter(|name| parsed.names().contains(name));
         let tensor = |name: &&str| {
             let view = parsed.tensor(name).unwrap();
@@ -399,4 +407,35 @@ proptest! {
             streams.read(&[&[1, 2, 3, 4, 0, 1]], &mut |_, _, _| {});
         }
     }
+}
+
+/// Newest tokens that are too many, none of the vocabulary, of another type, or missing.
+#[test]
+fn newest_tokens_that_cannot_be_are_refused() {
+    let ngrams = NGramConfig { orders: vec![2, 4], rows: 7, width: 2, at: NGramSite::Both };
+    let mut streams = streams(&config().with_ngrams(ngrams));
+    streams.read(&[&[1, 4, 2, 0, 3]], &mut |_, _, _| {});
+    let state = streams.state(0);
+    assert_eq!(StreamState::from_bytes(&state.to_bytes(), state.shape()).unwrap(), state);
+    let forged = |dtype: Dtype, tokens: &[i32]| {
+        let mut forged = Forged::new(&state);
+        let data = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
+        *forged.tensor("recent") = ("recent".into(), dtype, vec![tokens.len()], data);
+        StreamState::from_bytes(&forged.bytes(), state.shape())
+    };
+    assert_eq!(forged(Dtype::I32, &[2, 0, 3]).unwrap(), state);
+    assert!(forged(Dtype::I32, &[]).is_ok());
+    for (dtype, tokens, part) in [
+        (Dtype::I32, &[1, 2, 3, 4][..], "4 tokens, expected at most 3"),
+        (Dtype::I32, &[5], "outside the vocabulary"),
+        (Dtype::I32, &[-1], "outside the vocabulary"),
+        (Dtype::F32, &[1], "expected tokens as I32"),
+    ] {
+        let error = forged(dtype, tokens).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    let mut missing = Forged::new(&state);
+    missing.tensors.retain(|tensor| tensor.0 != "recent");
+    let error = StreamState::from_bytes(&missing.bytes(), state.shape()).unwrap_err().to_string();
+    assert!(error.contains("tensor recent is missing"), "{error}");
 }

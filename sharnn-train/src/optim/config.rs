@@ -126,6 +126,40 @@ impl MuonConfig {
     }
 }
 
+/// Options of Adagrad, which moves the rows of n-grams.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdagradConfig {
+    /// The learning rate beside that of the other parameters. 25.
+    pub rate: f64,
+    /// Added to the root of the sum of squared gradients; above 0. 1e-8.
+    pub eps: f64,
+}
+
+impl Default for AdagradConfig {
+    fn default() -> Self {
+        Self { rate: 25.0, eps: 1e-8 }
+    }
+}
+
+impl AdagradConfig {
+    /// Whether it is the default.
+    pub(crate) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first field that cannot be used.
+    pub fn validate(&self) -> Result<(), OptimizerConfigError> {
+        refuse_first([
+            ("rate", self.rate, self.rate > 0.0 && self.rate.is_finite(), "use a finite value above 0, as 25"),
+            ("eps", self.eps, self.eps >= 1e-30 && self.eps.is_finite(), "use a finite value of at least 1e-30"),
+        ])
+    }
+}
+
 /// The error of the first option that is not usable; of each its name, its value, whether it is usable, and what would be.
 fn refuse_first<const N: usize>(
     checks: [(&'static str, f64, bool, &'static str); N],
@@ -149,6 +183,19 @@ mod tests {
             (MuonConfig { rate: 0.0, ..base() }, "rate"),
             (MuonConfig { rate: f64::NAN, ..base() }, "rate"),
             (MuonConfig { weight_decay: -1.0, ..base() }, "weight_decay"),
+        ] {
+            assert_eq!(config.validate().unwrap_err().field, field);
+        }
+    }
+
+    #[test]
+    fn an_option_of_adagrad_that_cannot_be_used_is_refused_by_name() {
+        let base = AdagradConfig::default;
+        base().validate().unwrap();
+        for (config, field) in [
+            (AdagradConfig { rate: -1.0, ..base() }, "rate"),
+            (AdagradConfig { eps: 0.0, ..base() }, "eps"),
+            (AdagradConfig { eps: f64::INFINITY, ..base() }, "eps"),
         ] {
             assert_eq!(config.validate().unwrap_err().field, field);
         }

@@ -5,17 +5,23 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::tensor::{Bool, Shape, Tensor, TensorData};
-use sharnn_core::ops::{LambOptions, LambParam, LambStep, LambUpdate};
+use burn::tensor::{Bool, Int, Shape, Tensor, TensorData};
+use sharnn_core::ops::{AdagradStep, LambOptions, LambParam, LambStep, LambUpdate};
 use sharnn_core::{AutodiffBackend, Backend};
 
-use super::{LambConfig, MuonConfig};
+use super::{AdagradConfig, LambConfig, MuonConfig};
 use crate::files::{HostTensor, WeightsError, shown};
 use crate::group::{Alone, Group};
 use crate::params::{MapFloat, VisitFloat, host_values, map_params, param_infos, take_grads, visit_params};
 
 /// Begins the paths of parameters inside blocks.
 const BLOCKS: &str = "blocks.";
+
+/// Begins the paths of the parameters of a memory of n-grams.
+const NGRAMS: &str = "ngrams.";
+
+/// The path of its table.
+const TABLE: &str = "ngrams.table";
 
 /// In the paths of an LSTM's parameters.
 const LSTM: &str = ".lstm.";
@@ -28,6 +34,18 @@ pub const FIRST_MOMENT: &str = ".first_moment";
 
 /// Ends the name of a parameter's second moment, after the parameter's path.
 pub const SECOND_MOMENT: &str = ".second_moment";
+
+/// Ends the name of what Adagrad has added up of a table, after the table's path.
+pub const SQUARES: &str = ".squared_gradients";
+
+/// The gradient of some rows of the table of n-grams.
+#[derive(Clone, Debug)]
+pub struct RowGrads<B: Backend> {
+    /// Which rows, `[n]`; one may be there often.
+    pub rows: Tensor<B, 1, Int>,
+    /// `[n, width]`
+    pub grad: Tensor<B, 2>,
+}
 
 /// What one step did, on the device.
 #[derive(Clone, Debug)]
@@ -49,14 +67,16 @@ struct Moments<B: Backend> {
     shape: Vec<usize>,
 }
 
-/// Min-trust LAMB over the parameters of a module, and Muon over some. Moments are kept by parameter path: Burn's parameter
+/// Min-trust LAMB over the parameters of a module, Muon over some, and Adagrad over the rows of n-grams. Moments are kept by parameter path: Burn's parameter
 /// ids are new after every load, which would silently reset them.
 #[derive(Clone, Debug)]
 pub struct Optimizer<B: AutodiffBackend> {
     lamb: LambConfig,
     muon: Option<MuonConfig>,
+    adagrad: AdagradConfig,
     moments: BTreeMap<String, Moments<B::InnerBackend>>,
-    row_moments: Option<[Tensor<B::InnerBackend, 2>; 2]>,
+    /// Sums of squared gradients of the rows of n-grams, `[rows]`; `None` before the first step.
+    squares: Option<Tensor<B::InnerBackend, 1>>,
 }
 
 impl LambConfig {
@@ -75,7 +95,7 @@ impl LambConfig {
 }
 
 impl<B: AutodiffBackend> Optimizer<B> {
-    /// An optimizer without moments: LAMB, and where `muon` is given that for every matrix inside a block.
+    /// An optimizer without moments: LAMB, and where `muon` is given that for every matrix inside a block and every map of n-grams.
     ///
     /// # Panics
     /// If a configuration is invalid; [`LambConfig::validate`] and [`MuonConfig::validate`] tell without panicking.
@@ -84,7 +104,19 @@ impl<B: AutodiffBackend> Optimizer<B> {
         if let Err(error) = checked {
             panic!("{error}");
         }
-        Self { lamb, muon, moments: BTreeMap::new(), row_moments: None }
+        Self { lamb, muon, adagrad: AdagradConfig::default(), moments: BTreeMap::new(), squares: None }
+    }
+
+    /// The same with other options of Adagrad than the defaults.
+    ///
+    /// # Panics
+    /// If they are invalid; [`AdagradConfig::validate`] tells without panicking.
+    pub fn with_adagrad(mut self, adagrad: AdagradConfig) -> Self {
+        if let Err(error) = adagrad.validate() {
+            panic!("{error}");
+        }
+        self.adagrad = adagrad;
+        self
     }
 
     /// One step. Where `loss` or the norm of the gradients is not finite, weights and moments stay as they are, bit for bit;
@@ -102,11 +134,11 @@ impl<B: AutodiffBackend> Optimizer<B> {
         grads: B::Gradients,
         lr: f64,
     ) -> (M, StepReport<B::InnerBackend>) {
-        self.step_in(&Alone, &mut [], module, loss, grads, lr)
+        self.step_in(&Alone, &mut [], module, loss, (grads, None), lr)
     }
 
     /// [`step`](Self::step) of a process in a group: all make the step of the averaged loss and gradients, so that one that is
-    /// not finite anywhere changes nothing anywhere. `flags` are added up over the processes on the way.
+    /// not finite anywhere changes nothing anywhere. Beside the gradients of parameters there are those of rows of n-grams. `flags` are added up over the processes on the way.
     ///
     /// # Panics
     /// As [`step`](Self::step).
@@ -116,24 +148,29 @@ impl<B: AutodiffBackend> Optimizer<B> {
         flags: &mut [f32],
         module: M,
         loss: Tensor<B::InnerBackend, 1>,
-        grads: B::Gradients,
+        (grads, rows): (B::Gradients, Option<RowGrads<B::InnerBackend>>),
         lr: f64,
     ) -> (M, StepReport<B::InnerBackend>) {
         assert!(lr >= 0.0 && lr.is_finite(), "the learning rate is {lr}: it must be a finite number of at least 0");
         let mut grads = take_grads(&module, grads);
         let loss = average(group, loss, &mut grads, flags);
+        let rows = rows.map(|rows| all_rows(group, rows));
 
         let grad_norm = match grads.is_empty() {
             true => loss.zeros_like(),
             false => B::InnerBackend::squared_norm(grads.values().cloned().collect()).sqrt(),
         };
-        let finite = loss.clone().is_finite().bool_and(grad_norm.clone().is_finite());
+        let mut finite = loss.clone().is_finite().bool_and(grad_norm.clone().is_finite());
+        if let Some(RowGrads { grad, .. }) = &rows {
+            finite = finite.bool_and(grad.clone().is_finite().all());
+        }
         if grads.is_empty() {
             return (module, StepReport { loss, grad_norm, finite });
         }
-        let mut take = TakeParams { grads, moments: &mut self.moments, taken: Vec::new() };
+        let takes_table = rows.is_some();
+        let mut take = TakeParams { grads, moments: &mut self.moments, taken: Vec::new(), takes_table, table: None };
         let module = map_params(module, &mut take);
-        let taken = take.taken;
+        let (taken, table) = (take.taken, take.table);
         let (of_muon, of_lamb) = taken.into_iter().partition(|taken| self.muon_moves(&taken.path, &taken.shape));
         let step = self.lamb.step(lr, grad_norm.clone(), finite.clone());
         let mut params = lamb_params(&step, of_lamb, &mut self.moments);
@@ -141,38 +178,25 @@ impl<B: AutodiffBackend> Optimizer<B> {
             let skip = finite.clone().bool_not();
             params.extend(muon_params(muon, lr, &step.scale, &skip, of_muon, &mut self.moments));
         }
-        let module = map_params(module, &mut PutParams { params, moments: &self.moments });
+        let table = rows.zip(table).map(|(RowGrads { rows, grad }, table)| {
+            let squares = self.squares.take().unwrap_or_else(|| Tensor::zeros([table.dims()[0]], &table.device()));
+            let AdagradConfig { rate, eps } = self.adagrad;
+            let step = AdagradStep { lr: lr * rate, eps, rows, grad, skip: finite.clone().bool_not() };
+            let (table, squares) = B::InnerBackend::adagrad_rows(table, squares, step);
+            self.squares = Some(squares);
+            table
+        });
+        let module = map_params(module, &mut PutParams { params, moments: &self.moments, table });
         (module, StepReport { loss, grad_norm, finite })
-    }
-
-    /// PROTO
-    pub fn step_rows(
-        &mut self,
-        mut model: sharnn_core::ShaRnn<B>,
-        rows: Tensor<B::InnerBackend, 1, burn::tensor::Int>,
-        grad: Tensor<B::InnerBackend, 2>,
-        lr: f64,
-    ) -> sharnn_core::ShaRnn<B> {
-        let mut ngrams = model.ngrams.take().expect("n-grams");
-        let (id, table, _) = ngrams.table.consume();
-        let inner = table.inner();
-        let moments = self.row_moments.take();
-        let (inner, moments) = <B::InnerBackend as Backend>::step_rows(inner, moments, rows, grad, lr);
-        self.row_moments = Some(moments);
-        ngrams.table = burn::module::Param::initialized(id, Tensor::from_inner(inner).set_require_grad(true));
-        model.ngrams = Some(ngrams);
-        model
     }
 
     /// Whether Muon moves this parameter.
     fn muon_moves(&self, path: &str, shape: &[usize]) -> bool {
-        self.muon.is_some()
-            && shape.len() == 2
-            && (path.starts_with(BLOCKS) || (path.starts_with("ngrams.") && std::env::var_os("NG_LAMB").is_none()))
+        self.muon.is_some() && shape.len() == 2 && [BLOCKS, NGRAMS].iter().any(|part| path.starts_with(part))
     }
 
     /// Name, shape and values of every moment, by parameter path; for checkpoints. A parameter that never had a gradient
-    /// has none, one that Muon moves has a first one.
+    /// has none, one that Muon moves has a first one, the table of n-grams its squared gradients.
     pub fn moments(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
         let of_one = |(path, moments): (&String, &Moments<B::InnerBackend>)| {
             let second = moments.second.clone().map(|second| (SECOND_MOMENT, second));
@@ -180,7 +204,8 @@ impl<B: AutodiffBackend> Optimizer<B> {
             let (path, shape) = (path.clone(), moments.shape.clone());
             all.map(move |(suffix, moment)| (format!("{path}{suffix}"), shape.clone(), host_values(moment)))
         };
-        self.moments.iter().flat_map(of_one).collect()
+        let squares = self.squares.clone().map(|x| (format!("{TABLE}{SQUARES}"), x.dims().to_vec(), host_values(x)));
+        self.moments.iter().flat_map(of_one).chain(squares).collect()
     }
 
     /// Takes over moments that [`moments`](Self::moments) gave, in place of what there is. An empty set is that of a fresh
@@ -201,7 +226,8 @@ impl<B: AutodiffBackend> Optimizer<B> {
         let mut checked = BTreeMap::new();
         for param in param_infos(module) {
             let suffixes = match self.muon_moves(&param.path, &param.shape) {
-                true => &[FIRST_MOMENT][..],
+                _ if param.path == TABLE => &[SQUARES][..],
+                true => &[FIRST_MOMENT],
                 false => &[FIRST_MOMENT, SECOND_MOMENT],
             };
             let names = suffixes.iter().map(|suffix| format!("{}{suffix}", param.path));
@@ -212,7 +238,7 @@ impl<B: AutodiffBackend> Optimizer<B> {
             }
             let mut moments = Vec::new();
             for (found, tensor) in found {
-                let expected = param.shape.clone();
+                let expected = if param.path == TABLE { vec![param.shape[0]] } else { param.shape.clone() };
                 let Some(moment) = found else {
                     return Err(WeightsError::Missing { file: file(), tensor, expected, hint: hint() });
                 };
@@ -225,9 +251,9 @@ impl<B: AutodiffBackend> Optimizer<B> {
             let (tensor, found) = (shown(&tensor), found.shape);
             return Err(WeightsError::Unexpected { file: file(), tensor, found, hint: hint() });
         }
-        let mut upload = Upload { checked, moments: BTreeMap::new() };
+        let mut upload = Upload { checked, moments: BTreeMap::new(), squares: None };
         visit_params(module, &mut upload);
-        self.moments = upload.moments;
+        (self.moments, self.squares) = (upload.moments, upload.squares);
         Ok(())
     }
 }
@@ -242,7 +268,8 @@ fn check_moment(tensor: &str, moment: &HostTensor, expected: Vec<usize>, file: S
     if moment.data.len() != size {
         return Err(WeightsError::Length { file, tensor, shape: expected, expected: size, found: moment.data.len() });
     }
-    let negative = |value: f32| tensor.ends_with(SECOND_MOMENT) && value < 0.0;
+    let is_square = [SECOND_MOMENT, SQUARES].iter().any(|suffix| tensor.ends_with(suffix));
+    let negative = |value: f32| is_square && value < 0.0;
     match moment.data.iter().position(|&value| !value.is_finite() || negative(value)) {
         None => Ok(()),
         Some(index) => Err(WeightsError::BadMoment { file, tensor, index, value: moment.data[index] }),
@@ -282,6 +309,30 @@ fn average<B: Backend>(
         *grad = take(grad.dims()[0]);
     }
     loss
+}
+
+/// The rows of every process of a group, in the order of processes, and their gradients of the loss averaged over the group.
+fn all_rows<B: Backend>(group: &dyn Group, own: RowGrads<B>) -> RowGrads<B> {
+    if group.size() == 1 {
+        return own;
+    }
+    let RowGrads { rows, grad } = own;
+    let (device, dtype, [_, width]) = (grad.device(), grad.dtype(), grad.dims());
+    let share = 1.0 / group.size() as f32;
+    let of_rows = rows.into_data().iter::<i64>().flat_map(|row| (row as u32).to_le_bytes()).collect::<Vec<_>>();
+    let of_grad = host_values(grad).into_iter().flat_map(|x| (x * share).to_le_bytes()).collect::<Vec<_>>();
+    let [rows, grad] = [of_rows, of_grad].map(|own| {
+        let mut all = group.gather(&own).concat();
+        group.broadcast(&mut all);
+        all
+    });
+    let rows: Vec<i32> = rows.as_chunks().0.iter().map(|&bytes| i32::from_le_bytes(bytes)).collect();
+    let grad: Vec<f32> = grad.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+    let n = rows.len();
+    RowGrads {
+        rows: Tensor::from_data(TensorData::new(rows, [n]), &device),
+        grad: Tensor::from_data(TensorData::new(grad, [n, width]), (&device, dtype)),
+    }
 }
 
 /// A parameter that has a gradient, on its way through a step; all flattened but for its shape.
@@ -350,10 +401,17 @@ struct TakeParams<'a, B: AutodiffBackend> {
     grads: BTreeMap<String, Tensor<B::InnerBackend, 1>>,
     moments: &'a mut BTreeMap<String, Moments<B::InnerBackend>>,
     taken: Vec<Taken<B::InnerBackend>>,
+    takes_table: bool,
+    table: Option<Tensor<B::InnerBackend, 2>>,
 }
 
 impl<B: AutodiffBackend> MapFloat<B> for TakeParams<'_, B> {
     fn map<const D: usize>(&mut self, path: &str, tensor: Tensor<B, D>) -> Tensor<B, D> {
+        if self.takes_table && path == TABLE {
+            let placeholder = Tensor::empty([1; D], &tensor.device());
+            self.table = Some(tensor.inner().flatten(0, D - 2));
+            return placeholder;
+        }
         let Some(grad) = self.grads.remove(path) else { return tensor };
         let (shape, moments) = (tensor.dims().to_vec(), self.moments.remove(path));
         let param = tensor.inner().flatten(0, D - 1);
@@ -367,10 +425,17 @@ impl<B: AutodiffBackend> MapFloat<B> for TakeParams<'_, B> {
 struct PutParams<'a, B: AutodiffBackend> {
     params: Stepped<B::InnerBackend>,
     moments: &'a BTreeMap<String, Moments<B::InnerBackend>>,
+    table: Option<Tensor<B::InnerBackend, 2>>,
 }
 
 impl<B: AutodiffBackend> MapFloat<B> for PutParams<'_, B> {
     fn map<const D: usize>(&mut self, path: &str, tensor: Tensor<B, D>) -> Tensor<B, D> {
+        if path == TABLE
+            && let Some(table) = self.table.take()
+        {
+            let shape = Shape::from(table.dims().to_vec());
+            return Tensor::from_inner(table.reshape(shape));
+        }
         match self.params.remove(path) {
             None => tensor,
             Some(param) => Tensor::from_inner(param.reshape(Shape::from(self.moments[path].shape.as_slice()))),
@@ -382,6 +447,7 @@ impl<B: AutodiffBackend> MapFloat<B> for PutParams<'_, B> {
 struct Upload<B: Backend> {
     checked: BTreeMap<String, Vec<Vec<f32>>>,
     moments: BTreeMap<String, Moments<B>>,
+    squares: Option<Tensor<B, 1>>,
 }
 
 impl<B: AutodiffBackend> VisitFloat<B> for Upload<B::InnerBackend> {
@@ -392,7 +458,9 @@ impl<B: AutodiffBackend> VisitFloat<B> for Upload<B::InnerBackend> {
             let n = data.len();
             Tensor::from_data(TensorData::new(data, [n]), (&tensor.device(), tensor.dtype()))
         });
-        if let Some(first) = moments.next() {
+        if path == TABLE {
+            self.squares = moments.next();
+        } else if let Some(first) = moments.next() {
             let moments = Moments { first, second: moments.next(), shape: tensor.dims().to_vec() };
             self.moments.insert(path.to_string(), moments);
         }

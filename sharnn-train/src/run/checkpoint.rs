@@ -7,7 +7,7 @@
 //! checkpoint.json.sha256     its checksum, as sha256sum writes it
 //! weights.safetensors        weights, under the published PyTorch model's names
 //! moments.safetensors        the optimizer's moments, by parameter path
-//! state.safetensors          what the next segment starts from: blocks.0.h, blocks.0.c, blocks.0.memory, ...
+//! state.safetensors          what the next segment starts from: blocks.0.h, blocks.0.c, blocks.0.memory, ..., recent
 //! best.safetensors           weights of the best validation so far (a hard link to best/weights.safetensors)
 //! ```
 //!
@@ -34,6 +34,8 @@ const WEIGHTS: &str = "weights.safetensors";
 const MOMENTS: &str = "moments.safetensors";
 const STATE: &str = "state.safetensors";
 const BEST: &str = "best.safetensors";
+/// The newest tokens in the state, as numbers like all else in it.
+const RECENT: &str = "recent";
 /// Name of the directory of the best weights.
 pub const BEST_DIR: &str = "best";
 const BEST_MANIFEST: &str = "best.json";
@@ -316,11 +318,15 @@ impl Checkpoint {
             };
             blocks.push(BlockState { lstm, memory });
         }
+        let recent = match config.context() {
+            0 => None,
+            context => take(&mut tensors, RECENT.into(), [lanes, context], &path, device)?.map(|recent| recent.int()),
+        };
         if let Some((tensor, HostTensor { shape: found, .. })) = tensors.pop_first() {
             let (file, hint) = (path.display().to_string(), "use an older checkpoint".into());
             return Err(WeightsError::Unexpected { file, tensor: shown(&tensor), found, hint }.into());
         }
-        Ok(ShaRnnState { blocks, recent: None })
+        Ok(ShaRnnState { blocks, recent })
     }
 
     /// The checksum of the best weights.
@@ -357,6 +363,7 @@ fn state_tensors<B: BurnBackend>(state: &ShaRnnState<B>) -> Vec<HostEntry> {
             tensors.push(entry(format!("blocks.{i}.memory"), memory));
         }
     }
+    tensors.extend(state.recent.clone().map(|recent| entry(RECENT.into(), &recent.float())));
     tensors
 }
 

@@ -22,7 +22,8 @@ pub(crate) fn gather_state<B: Backend>(
     };
     // Every process takes part in every tensor, whatever it gets.
     let blocks = state.blocks.iter().map(block).collect();
-    group.is_first().then_some(ShaRnnState { blocks, recent: None })
+    let recent = state.recent.as_ref().and_then(|recent| gather(group, &recent.clone().float(), device));
+    group.is_first().then_some(ShaRnnState { blocks, recent: recent.map(|recent| recent.int()) })
 }
 
 /// A tensor of all lanes, the first dimension, for the first process.

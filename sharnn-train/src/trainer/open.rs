@@ -13,7 +13,6 @@ use super::clock::Clock;
 use super::{Asked, Limits, TrainError, TrainOptions, Trainer};
 use crate::group::{Alone, GroupError, SharedGroup, agree, all_ok};
 use crate::interrupt::Interrupt;
-use crate::optim::Optimizer;
 use crate::recipe::{Recipe, RecipeError};
 use crate::run::{
     BEST_DIR, Checkpoint, CheckpointError, CorpusIdentity, METRICS_FILE, Metrics, Position, RunDir, Smoothed, StepLog,
@@ -239,7 +238,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
         Ok(Trainer {
             segments: Segments::new(lanes, recipe.segments, recipe.seed)?.select_lanes(share)?,
             corpus: CorpusIdentity::of(&splits),
-            optimizer: Optimizer::new(recipe.lamb.clone(), recipe.muon),
+            optimizer: recipe.optimizer(),
             state: ShaRnnState::empty(config.n_layers),
             model: Some(model),
             position: Position::default(),
@@ -296,7 +295,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
         check::<B>(&config, &recipe, &splits, &options, device)?;
 
         let model = checkpoint.model::<B>(device)?;
-        let optimizer = checkpoint.moments(Optimizer::new(recipe.lamb.clone(), recipe.muon), &model)?;
+        let optimizer = checkpoint.moments(recipe.optimizer(), &model)?;
         let lanes = Lanes::new(splits.train.clone(), recipe.batch_size)?;
         let share = group.share(recipe.batch_size);
         let (step, validated) = (manifest.position.step, manifest.position.validated);

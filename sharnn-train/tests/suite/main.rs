@@ -13,6 +13,7 @@ mod import;
 mod interrupt;
 mod living_files;
 mod moved;
+mod ngrams;
 mod optimizer;
 mod phases;
 mod refused;

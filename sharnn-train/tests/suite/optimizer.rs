@@ -260,7 +260,7 @@ fn filled<const D: usize>(dims: [usize; D], value: f32) -> Tensor<Flex, D> {
 
 fn state(hidden: Option<f32>, memory: Option<Tensor<Flex, 3>>) -> ShaRnnState<Flex> {
     let lstm = hidden.map(|value| LstmState { h: filled([2, 3], value), c: filled([2, 3], value + 1.0) });
-    ShaRnnState { blocks: vec![BlockState { lstm, memory }] }
+    ShaRnnState { blocks: vec![BlockState { lstm, memory }], recent: None }
 }
 
 fn values<const D: usize>(tensor: &Tensor<Flex, D>) -> Vec<f32> {

@@ -1,11 +1,11 @@
 //! The fused operations on flex: `sharnn-kernels` on the tensors' memory. Tensors of another type than f32 take the generic
 //! bodies.
 
+mod adagrad;
 mod attention;
 mod lamb;
 mod lstm;
 mod memory;
-mod rowstep;
 mod rowwise;
 
 use burn::tensor::Tensor;
@@ -13,9 +13,9 @@ use burn_flex::Flex;
 use sharnn_kernels::{Isa, Mask, Operands};
 
 use super::{
-    AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomInputs, BoomSaved, DecoderLossInputs,
-    DecoderLossSaved, Dropout, LambParam, LambRatios, LambStep, LambUpdate, LinearGrads, LstmGrads, LstmInputs,
-    LstmSaved, LstmWanted, Precision, ResidualGrads, ResidualInputs, ResidualSaved,
+    AdagradStep, AttentionGrads, AttentionInputs, AttentionSaved, Backend, BoomGrads, BoomInputs, BoomSaved,
+    DecoderLossInputs, DecoderLossSaved, Dropout, LambParam, LambRatios, LambStep, LambUpdate, LinearGrads, LstmGrads,
+    LstmInputs, LstmSaved, LstmWanted, Precision, ResidualGrads, ResidualInputs, ResidualSaved,
 };
 
 impl From<Precision> for Operands {
@@ -44,16 +44,6 @@ impl Dropout {
 }
 
 impl Backend for Flex {
-    fn step_rows(
-        table: Tensor<Self, 2>,
-        moments: Option<[Tensor<Self, 2>; 2]>,
-        rows: Tensor<Self, 1, burn::tensor::Int>,
-        grad: Tensor<Self, 2>,
-        lr: f64,
-    ) -> (Tensor<Self, 2>, [Tensor<Self, 2>; 2]) {
-        rowstep::step(table, moments, rows, grad, lr)
-    }
-
     fn instructions() -> Option<&'static str> {
         Some(Isa::current().name())
     }
@@ -174,6 +164,14 @@ impl Backend for Flex {
 
     fn squared_norm(xs: Vec<Tensor<Self, 1>>) -> Tensor<Self, 1> {
         lamb::squared_norm(xs)
+    }
+
+    fn adagrad_rows(
+        table: Tensor<Self, 2>,
+        squares: Tensor<Self, 1>,
+        step: AdagradStep<Self>,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 1>) {
+        adagrad::rows(table, squares, step)
     }
 
     fn orthogonalize(x: Tensor<Self, 3>) -> Tensor<Self, 3> {

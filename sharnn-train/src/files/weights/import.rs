@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sharnn_core::{Attend, Backend, ShaRnn, ShaRnnConfig};
+use sharnn_core::{Attend, Backend, ConfigError, ShaRnn, ShaRnnConfig};
 
 use super::model_file::ModelFile;
 use super::{DECODER, ENCODER, Vocabulary, place};
@@ -107,6 +107,12 @@ impl Import {
         let vocabulary = Vocabulary::of_model(options.vocabulary.as_ref(), stored.vocab_size)
             .map_err(|source| WeightsError::Vocabulary { file: file.name().into(), source })?;
         let config = stored.clone().with_vocab_size(vocabulary.size(stored.vocab_size));
+        if stored.ngrams.is_some() && vocabulary != Vocabulary::Bytes {
+            let hint =
+                "rows of n-grams are those of the symbols that it was trained with: load it without a vocabulary";
+            let source = ConfigError { field: "ngrams", value: "a memory of n-grams".into(), hint: hint.into() };
+            return Err(WeightsError::Unusable { file: file.name().into(), source });
+        }
         Ok(Self { file, stored, config, vocabulary })
     }
 

@@ -95,7 +95,7 @@ pub(super) fn is_unused(name: &str, attends: bool) -> bool {
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use burn::backend::Flex;
-    use sharnn_core::{Attend, pytorch_name};
+    use sharnn_core::{Attend, NGramSite, pytorch_name};
 
     use super::*;
     use crate::params::param_infos;
@@ -103,6 +103,15 @@ mod tests {
     #[test]
     fn the_layout_is_that_of_the_model() {
         let base = ShaRnnConfig { d_model: 8, d_ff: 24, n_layers: 3, vocab_size: 11, ..ShaRnnConfig::xs() };
+        let of = |at| NGramConfig { orders: vec![2, 4], rows: 5, width: 3, at };
+        for at in [NGramSite::Embedding, NGramSite::Decoder, NGramSite::Both] {
+            let config = base.clone().with_ngrams(of(at));
+            let model = config.init_seeded::<Flex>(1, &Default::default());
+            let mut of_model: Vec<_> = param_infos(&model).into_iter().map(|param| (param.path, param.shape)).collect();
+            of_model.retain(|(name, _)| name.starts_with("ngrams."));
+            let layout = tensors(&config, 3, &config.attend.blocks(3), |_| false);
+            assert_eq!(layout.filter(|(name, _)| name.starts_with("ngrams.")).collect::<Vec<_>>(), of_model);
+        }
         for attend in [Attend::None, Attend::SecondLast, Attend::All] {
             for (tied, collapsed) in [(true, false), (false, false), (true, true)] {
                 let config = base.clone().with_attend(attend.clone()).with_tied(tied);

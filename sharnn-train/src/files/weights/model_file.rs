@@ -221,6 +221,10 @@ impl ModelFile {
         if blocks[0] != blocks[1] {
             return differ("attend", format!("{:?}", blocks[0]), format!("{:?}", blocks[1]));
         }
+        if saved.ngrams != other.ngrams {
+            let text = |config: &ShaRnnConfig| serde_json::to_string(&config.ngrams).expect("plain data");
+            return differ("ngrams", text(saved), text(other));
+        }
         if saved.n_heads != other.n_heads && !blocks[0].is_empty() {
             return differ("n_heads", saved.n_heads.to_string(), other.n_heads.to_string());
         }
