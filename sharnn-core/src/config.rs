@@ -135,6 +135,13 @@ impl NGramSite {
     }
 }
 
+impl Default for NGramConfig {
+    /// What the recipe `budget` uses: orders 2 to 6, 65,536 rows of 32, at both places.
+    fn default() -> Self {
+        Self { orders: (2..=6).collect(), rows: 1 << 16, width: 32, at: NGramSite::Both }
+    }
+}
+
 impl NGramConfig {
     /// The most tokens that choose a row.
     pub const MOST_ORDER: usize = 16;

@@ -77,6 +77,13 @@ impl ShaRnnConfig {
         let kept = u64::from(!recompute);
 
         let params = self.num_params() as u64 * F32;
+        // Of a table no gradient and no moments are kept, but a number for each row.
+        let [table, table_rows, width] = self.ngrams.as_ref().map_or([0; 3], |ngrams| {
+            [ngrams.table_size(), ngrams.orders.len() * ngrams.rows, ngrams.width_of_all()].map(|n| n as u64)
+        });
+        let dense = params - table * F32;
+        // The rows of a segment and their gradient.
+        let ngrams = 2 * rows * width;
         let scores = self.n_heads as u64 * rows * if keeps_attention_weights { keys } else { 1 };
         let scores = |bytes: u64| scores * bytes / F32;
         let weights = scores(attention_weight_bytes);
@@ -94,18 +101,18 @@ impl ShaRnnConfig {
         let of_scores = if keeps_attention_weights { scores(F32) + rounded + weights * drops } else { 0 };
         let of_attention = if attending > 0 { of_scores + lanes * keys * d * (1 + drops) } else { 0 };
         let workspace = (rows * 4 * d).max(rows * d_ff).max(of_attention) + 2 * rows * d;
-        let passing = (lstm + attention + boom + stream + decoder + workspace) * F32;
+        let passing = (lstm + attention + boom + stream + decoder + ngrams + workspace) * F32;
         MemoryEstimate {
             parts: vec![
                 ("weights", params),
-                ("moments", 2 * params),
-                ("gradients beyond what follows", params.saturating_sub(passing)),
+                ("moments", 2 * dense + table_rows * F32),
+                ("gradients beyond what follows", dense.saturating_sub(passing)),
                 // The old one and the new one.
                 ("memory", 2 * attending * lanes * self.mem_len as u64 * d * F32),
                 ("kept by LSTMs", lstm * F32),
                 ("by attention", attention * F32),
                 ("by Booms", boom * F32),
-                ("by the rest", (stream + decoder) * F32),
+                ("by the rest", (stream + decoder + ngrams) * F32),
                 ("workspace", workspace * F32),
             ],
         }
@@ -115,6 +122,7 @@ impl ShaRnnConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{NGramConfig, NGramSite};
 
     fn shape(keeps_attention_weights: bool) -> StepShape {
         StepShape {
@@ -145,6 +153,18 @@ mod tests {
             let ratio = bytes as f64 / (f64::from(measured) * 1e6);
             assert!((0.85..1.15).contains(&ratio), "{bytes} bytes of {measured} MB");
         }
+    }
+
+    #[test]
+    fn a_table_of_n_grams_has_no_moments_but_a_number_a_row() {
+        let plain = ShaRnnConfig::xs();
+        let ngrams = NGramConfig { orders: vec![2, 3], rows: 1000, width: 8, at: NGramSite::Decoder };
+        let parts = |config: &ShaRnnConfig| config.training_memory(shape(false)).parts;
+        let [before, after] = [&plain, &plain.clone().with_ngrams(ngrams)].map(parts);
+        let grown = |part: usize| after[part].1 - before[part].1;
+        let map = 2 * 8 * 128;
+        assert_eq!((after[0].0, grown(0)), ("weights", 4 * (2 * 1000 * 8 + map)));
+        assert_eq!((after[1].0, grown(1)), ("moments", 4 * (2 * map + 2 * 1000)));
     }
 
     #[test]

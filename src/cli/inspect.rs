@@ -85,7 +85,8 @@ impl Report {
         Ok(Self {
             parameters: model.num_params(),
             parameters_by_part: model.params_by_part().to_vec(),
-            stream_bytes: 4 * model.d_model * (2 * model.n_layers + model.mem_len * model.n_attending()),
+            stream_bytes: 4
+                * (model.d_model * (2 * model.n_layers + model.mem_len * model.n_attending()) + model.context()),
             path,
             model,
             run,
