@@ -19,8 +19,8 @@ pub use sharnn_train as train;
 
 pub use sharnn_core::{
     Attend, AutodiffBackend, Backend, BatchGenerator, BatchScorer, ConfigError, DropoutStream, Generator, Mixer,
-    MixerConfig, ModelStreams, Pass, Precision, Sampling, Scorer, ShaRnn, ShaRnnConfig, ShaRnnState, StreamState,
-    Streams,
+    MixerConfig, ModelStreams, NGramConfig, NGramSite, Pass, Precision, Sampling, Scorer, ShaRnn, ShaRnnConfig,
+    ShaRnnState, StreamState, Streams,
 };
 #[cfg(feature = "flex")]
 pub use sharnn_core::{DecodeEngine, WeightFormat};

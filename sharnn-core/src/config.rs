@@ -393,6 +393,14 @@ impl ShaRnnConfig {
         self.params_by_part().iter().map(|(_, params)| params).sum()
     }
 
+    /// Multiplications of a weight that a token takes, without attention's with its memory: those of parameters in matrices, but for
+    /// embeddings, value gates' maps and tables, of which rows are read or nothing.
+    pub fn multiply_adds(&self) -> usize {
+        let Self { d_model: d, d_ff, vocab_size, n_layers, .. } = *self;
+        let maps = self.ngrams.as_ref().map_or(0, |ngrams| ngrams.maps() * ngrams.width_of_all() * d);
+        n_layers * (8 * d * d + d_ff / d * d * d) + self.n_attending() * d * d + vocab_size * d + maps
+    }
+
     /// Number of parameters of each part, before value gates are collapsed; those of the same kind in all blocks together.
     pub fn params_by_part(&self) -> [(&'static str, usize); 9] {
         let Self { d_model: d, d_ff, vocab_size, n_layers, .. } = *self;

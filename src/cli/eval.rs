@@ -248,12 +248,13 @@ impl BackendJob for Job {
                 };
                 say!("{}", json(&line)?);
             }
-            scored.push((if split == "test" { "test" } else { "validation" }, evaluation.bpc()));
+            let split = if split == "test" { "test" } else { "validation" };
+            scored.push(report::Score { split, bpc: evaluation.bpc(), adaptive: None });
         }
         // Of what was scored nothing is lost.
         let is_empty = stopped && scored.is_empty();
         if !args.json && !is_empty {
-            report::scores(&splits, scored, heading, whole)?;
+            report::scores(&splits, &scored, heading, whole)?;
         }
         Ok(if stopped || interrupt.is_raised() { life::stopped() } else { ExitCode::SUCCESS })
     }

@@ -7,7 +7,7 @@ use anyhow::Result;
 use indicatif::HumanCount;
 use serde::Serialize;
 
-use super::life;
+use super::{adapt, life};
 use crate::data::ByteCounts;
 use crate::train::{EvalRecord, Interrupt, Metrics, Record};
 use crate::{Generator, Sampling, Splits, Streams};
@@ -110,31 +110,45 @@ impl Write for Counted {
     }
 }
 
+/// Bits per byte of a split.
+pub struct Score {
+    /// validation or test.
+    pub split: &'static str,
+    /// Those that the heading is of.
+    pub bpc: f64,
+    /// Mixed with what was read, where that was measured too.
+    pub adaptive: Option<f64>,
+}
+
 /// Prints the score of each split beside the order-0 entropy and what zstd gets; `model` is the heading of the scores. Where a signal
 /// comes the scores are printed without what is not known yet.
-pub fn scores<'a>(
-    splits: &Splits,
-    scores: impl IntoIterator<Item = (&'a str, f64)>,
-    model: &str,
-    whole: bool,
-) -> Result<()> {
+pub fn scores(splits: &Splits, scores: &[Score], model: &str, whole: bool) -> Result<()> {
     let interrupt = life::heed(1);
-    let row = |(name, bpc): (&'a str, f64)| {
+    let has_adaptive = scores.iter().any(|score| score.adaptive.is_some());
+    let row = |&Score { split: name, bpc, adaptive }: &Score| {
         let split = if name == "test" { &splits.test } else { &splits.valid };
         let known = |bpc: Option<f64>| bpc.map_or("-".into(), |bpc| format!("{bpc:.3}"));
         let [zstd, entropy] = [zstd_bpc, entropy].map(|yardstick| known(yardstick(split, interrupt)));
-        format!("{name:<16} {bpc:>9.4} {zstd:>10} {entropy:>17}   ({} bytes)", split.len())
+        let adaptive = adaptive.map_or(String::new(), |bpc| format!(" {bpc:>10.4}"));
+        format!("{name:<16} {bpc:>9.4}{adaptive} {zstd:>10} {entropy:>17}   ({} bytes)", split.len())
     };
-    let rows: Vec<_> = scores.into_iter().map(row).collect();
+    let rows: Vec<_> = scores.iter().map(row).collect();
     // Nobody may be reading.
     interrupt.heed(0);
     say!("");
-    say!("bits per byte      {model}   zstd -19   order-0 entropy");
+    let adaptive = if has_adaptive { format!(" {:>10}", adapt::NAME) } else { String::new() };
+    say!("{:<16} {model:>9}{adaptive} {:>10} {:>17}", "bits per byte", "zstd -19", "order-0 entropy");
     for row in rows {
         say!("{row}");
     }
     if !whole && splits.name == "enwik8" {
         say!("(the first bytes of each split; --full-eval scores the whole)");
+    }
+    if has_adaptive {
+        say!(
+            "({}: in one lane, mixed with what was read of the split before each byte, as by eval --adapt)",
+            adapt::NAME
+        );
     }
     Ok(())
 }

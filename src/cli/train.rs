@@ -16,18 +16,21 @@ use serde::Serialize;
 pub use args::Args;
 use args::Plan;
 use origin::Origin;
+use page::Outcome;
 
 use super::data::DataChoice;
 use super::printable::json;
+use super::report::Score;
 use super::runs::Place;
 use super::{in_one_line, life, machine, paths, pipe, processes, report};
+use crate::core::{BatchScorer, Mixer, MixerConfig};
 use crate::data::order0_entropy;
 use crate::data::shell::quoted_path;
 use crate::train::{
-    Event, Metrics, Observer, Progress, Record, SharedGroup, Stop, TrainError, TrainRecord, Trainer, draws_live_lines,
-    latest_manifest,
+    EvalError, Event, Interrupt, Metrics, Observer, Progress, Record, SharedGroup, Stop, TrainError, TrainRecord,
+    Trainer, draws_live_lines, evaluate_streams, latest_manifest,
 };
-use crate::{AutodiffBackend, BackendJob, Splits};
+use crate::{AutodiffBackend, BackendJob, Splits, Streams};
 
 /// Trains as the options say, in every process of the group.
 pub fn run(args: Args, group: SharedGroup) -> Result<ExitCode> {
@@ -66,6 +69,9 @@ pub fn run(args: Args, group: SharedGroup) -> Result<ExitCode> {
     backend.dispatch_on(device, Job { args, plan, place, choice, splits, group })?
 }
 
+/// Multiply-adds of decoding that take some seconds: those of the default run's splits, twice over.
+const QUICK_WORK: u64 = 200_000_000_000;
+
 /// The whole job, generic over the backend.
 struct Job {
     args: Args,
@@ -91,6 +97,9 @@ struct Reached<'a> {
     valid_bytes: usize,
     test_bpc: f64,
     test_bytes: usize,
+    /// Mixed with what was read, where that takes no more than some seconds.
+    valid_bpc_adaptive: Option<f64>,
+    test_bpc_adaptive: Option<f64>,
 }
 
 impl BackendJob for Job {
@@ -185,19 +194,23 @@ impl BackendJob for Job {
             interrupt.set_notice("stopping once it is written what the run reached");
         }
         let mut kept = Ok(());
-        let sample = life::whole(|| {
-            let sample = report::sample(args.machine.backend.streams(&finished.model, 1), &splits, seed)?;
-            kept = page::write(&run_dir, &splits, Some(&sample));
-            Ok::<_, anyhow::Error>(sample)
+        let streams = || args.machine.backend.streams(&finished.model, 1);
+        let work = (splits.valid.len() + splits.test.len()) as u64 * finished.model.config().multiply_adds() as u64;
+        let adaptive = if work <= QUICK_WORK { adaptive(streams, &splits, interrupt)? } else { None };
+        let outcome = life::whole(|| {
+            let outcome = Outcome { sample: report::sample(streams(), &splits, seed)?, adaptive };
+            kept = page::write(&run_dir, &splits, Some(&outcome));
+            Ok::<_, anyhow::Error>(outcome)
         });
-        let sample = match sample {
+        let Outcome { sample, .. } = match outcome {
             Err(error) if life::is_stopped(&error) => {
                 kept?;
                 tell!("the run has come to its end, after step {steps}; what it reached is in {}", run_dir.display());
                 return Ok(life::stopped());
             }
-            sample => sample?,
+            outcome => outcome?,
         };
+        let [valid_bpc_adaptive, test_bpc_adaptive] = adaptive.map_or([None; 2], |scores| scores.map(Some));
         let said = || -> Result<()> {
             if args.json {
                 let reached = Reached {
@@ -210,12 +223,16 @@ impl BackendJob for Job {
                     valid_bytes: splits.valid.len(),
                     test_bpc: test,
                     test_bytes: splits.test.len(),
+                    valid_bpc_adaptive,
+                    test_bpc_adaptive,
                 };
                 say!("{}", json(&reached)?);
             } else {
                 let best = finished.best.step;
                 say!("trained {steps} steps; best weights, after step {best}, are in {}", run_dir.display());
-                report::scores(&splits, [("validation", valid), ("test", test)], "SHA-RNN", choice.is_whole())?;
+                let scores = [("validation", valid, valid_bpc_adaptive), ("test", test, test_bpc_adaptive)]
+                    .map(|(split, bpc, adaptive)| Score { split, bpc, adaptive });
+                report::scores(&splits, &scores, "SHA-RNN", choice.is_whole())?;
                 if let (Some(origin), Some(before)) = (&origin, before) {
                     say!("{} scored {before:.4} on the validation split before", origin.model);
                 }
@@ -232,6 +249,19 @@ impl BackendJob for Job {
         let said = said();
         kept.and(said).map(|()| if interrupt.is_raised() { life::stopped() } else { ExitCode::SUCCESS })
     }
+}
+
+/// The scores of both splits mixed with what was read, from the first byte of each; `None` where somebody asks to stop.
+fn adaptive<S: Streams>(streams: impl Fn() -> S, splits: &Splits, interrupt: &Interrupt) -> Result<Option<[f64; 2]>> {
+    let mut scores = [0.0; 2];
+    for (score, split) in scores.iter_mut().zip([&splits.valid, &splits.test]) {
+        let scorer = BatchScorer::adaptive(streams(), Mixer::new(MixerConfig::default(), 1))?;
+        *score = match evaluate_streams(scorer, split, interrupt, |_, _| {}) {
+            Err(EvalError::Interrupted { .. }) => return Ok(None),
+            scored => scored?.bpc(),
+        };
+    }
+    Ok(Some(scores))
 }
 
 /// The training loss of a run's last steps; `None` where none of them counted.

@@ -109,7 +109,8 @@ mod tests {
             let model = config.init_seeded::<Flex>(1, &Default::default());
             let mut of_model: Vec<_> = param_infos(&model).into_iter().map(|param| (param.path, param.shape)).collect();
             of_model.retain(|(name, _)| name.starts_with("ngrams."));
-            let layout = tensors(&config, 3, &config.attend.blocks(3), |_| false);
+            let attending = config.attend.blocks(3);
+            let layout = tensors(&config, 3, &attending, |_| false);
             assert_eq!(layout.filter(|(name, _)| name.starts_with("ngrams.")).collect::<Vec<_>>(), of_model);
         }
         for attend in [Attend::None, Attend::SecondLast, Attend::All] {
