@@ -16,7 +16,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use sharnn::burn::backend::{Autodiff, Flex};
 use sharnn::train::{Event, FloatType, Interrupt, Limits, Phase, SaveOptions, Schedule, save_weights_as};
-use sharnn::{Attend, Recipe, SegmentLengths, ShaRnn, ShaRnnConfig, Splits, TrainOptions, Trainer};
+use sharnn::{
+    Attend, NGramConfig, NGramSite, Recipe, SegmentLengths, ShaRnn, ShaRnnConfig, Splits, TrainOptions, Trainer,
+};
 
 /// The backend that trains.
 pub type B = Autodiff<Flex>;
@@ -97,6 +99,7 @@ pub fn weights_files() -> Vec<Vec<u8>> {
         (config().with_tied(false), plain),
         (config(), SaveOptions { dtype: FloatType::Bf16, tied_twice: true, ..plain }),
         (config().with_attend(Attend::All), SaveOptions { dtype: FloatType::F16, collapse: true, ..plain }),
+        (config().with_ngrams(NGramConfig { orders: vec![2, 4], rows: 7, width: 2, at: NGramSite::Both }), plain),
     ]
     .map(|(config, options)| {
         save_weights_as(&model(&config), &path, &options).expect("it can be written");

@@ -40,8 +40,11 @@ const FIXED: usize = 1 << 19;
 
 /// The orders of the contexts: so many bytes before the next.
 const ORDERS: [u32; 4] = [1, 2, 3, 5];
-/// The orders; the word that has begun, alone and with the word before it; the byte above with the last two.
-const CONTEXTS: usize = ORDERS.len() + 3;
+/// The orders; the word that has begun, alone and with the word before it; the byte above with the last two; the bytes before with all
+/// digits alike.
+const CONTEXTS: usize = ORDERS.len() + 4;
+/// Those of which it counts how many are known, to choose weights by.
+const COUNTED: usize = CONTEXTS - 1;
 
 /// What is mixed: a constant, the model, the counts without a context, the match, and two of each context; filled up to a multiple of what
 /// a vector holds.
@@ -293,6 +296,7 @@ impl Mixer {
             hash(word, 7),
             hash(word | u64::from(place.word_before) << 20, 8),
             hash(above << 16 | place.recent & 0xFFFF, 9),
+            hash(self.past.alike(lane, place) >> 8, 10),
         ];
         hashes[ORDERS.len()..].copy_from_slice(&others);
         let slot = 2 * place.length.min(past::LONGEST as u32) as usize + usize::from(place.doubted > 0);
@@ -324,7 +328,7 @@ impl Mixer {
             if counts[i] == 0 {
                 continue;
             }
-            known += 1;
+            known += usize::from(i < COUNTED);
             let probability = self.meanings[i + 1][usize::from(counts[i])].probability();
             inputs[4 + 2 * i] = tables.stretch(probability) as i16;
             inputs[5 + 2 * i] = ((probability as i32 - ONE as i32 / 2) >> 6) as i16;

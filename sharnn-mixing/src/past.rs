@@ -2,6 +2,8 @@
 
 /// Bytes that two places must have in common before one is thought to repeat the other.
 const SHORTEST: usize = 6;
+/// Bytes that are taken together with all digits alike.
+const ALIKE: u64 = 12;
 /// A longer match is no surer.
 pub const LONGEST: usize = 31;
 
@@ -60,6 +62,16 @@ impl Past {
     pub fn above(&self, lane: usize, place: &Place) -> u8 {
         let [this, before] = place.lines;
         if before + (place.read - this) < this { self.back(lane, place, this - before) } else { 0 }
+    }
+
+    /// A hash of the last [`ALIKE`] bytes, in which one digit is like another: one line of a log is like the next but for its numbers.
+    #[inline]
+    pub fn alike(&self, lane: usize, place: &Place) -> u64 {
+        (1..=ALIKE).fold(0xCBF2_9CE4_8422_2325, |hash, distance| {
+            let byte = self.back(lane, place, distance);
+            let byte = if byte.is_ascii_digit() { b'0' } else { byte };
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+        })
     }
 
     /// The byte that the match expects.

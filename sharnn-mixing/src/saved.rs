@@ -1,7 +1,7 @@
 //! A mixer as bytes.
 //!
 //! ```text
-//! sharnn-mixing 1\n      magic and version
+//! sharnn-mixing 2\n      magic and version
 //! memory, lanes          u64 each, as all numbers little-endian
 //! everything else        in the order of `parts`, each byte as what it differs by (XOR) from that of a mixer that has read nothing;
 //!                        runs of zeros as their length: u32 n, n bytes, u32 m for m zeros, and so on, to the end
@@ -15,7 +15,7 @@ use crate::past::Place;
 use crate::weights::is_weight;
 use crate::{Mixer, MixerConfig};
 
-const MAGIC: &[u8] = b"sharnn-mixing 1\n";
+const MAGIC: &[u8] = b"sharnn-mixing 2\n";
 const HEADER: usize = MAGIC.len() + 16;
 /// A shorter run of zeros is written as it is.
 const SHORTEST_RUN: usize = 16;

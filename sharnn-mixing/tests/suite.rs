@@ -248,3 +248,26 @@ proptest! {
         prop_assert!(mixer().log_probs(0, &model)[byte] >= before);
     }
 }
+
+/// Lines whose numbers are all new: what follows a number is known by what stood before, whatever its digits were.
+#[test]
+fn one_number_is_like_another() {
+    let mut mixer = Mixer::new(MixerConfig::default(), 1);
+    let model = ByteDistribution::uniform();
+    let mut state = 1_u64;
+    let mut number = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state >> 40
+    };
+    let mut after = 0.0;
+    for line in 0..200 {
+        // Numbers of one length, each followed by something else.
+        for sign in "abcdefgh".chars() {
+            let text = format!("{:08}", number() % 100_000_000);
+            text.bytes().for_each(|byte| drop(mixer.cost(0, &model, byte)));
+            let cost = mixer.cost(0, &model, sign as u8);
+            after += if line < 100 { 0.0 } else { cost / 800.0 };
+        }
+    }
+    assert!(after < 0.1, "a sign that is certain costs {after} nats");
+}
