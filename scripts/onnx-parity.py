@@ -93,8 +93,11 @@ def outputs(graph, segments):
     state = {}
     for name, sizes in graph.inputs:
         # A size that is free is the batch or, second, the rows of a memory: none at the start.
-        if name != "tokens":
-            state[name] = np.zeros([size if isinstance(size, int) else (batch, 0)[i] for i, size in enumerate(sizes)], np.float32)
+        shape = [size if isinstance(size, int) else (batch, 0)[i] for i, size in enumerate(sizes)]
+        if name == "recent":
+            state[name] = np.full(shape, -1, np.int64)
+        elif name != "tokens":
+            state[name] = np.zeros(shape, np.float32)
     for segment in segments:
         tokens = segment["tokens"].astype(np.int64)
         got = {name.removeprefix("next."): value for name, value in graph.run({"tokens": tokens, **state}).items()}
