@@ -72,6 +72,7 @@ fn sigmoid(x: f32) -> f32 {
 /// What is made once for all blocks.
 struct Shared {
     single_step: bool,
+    vocab_size: usize,
     mem_len: usize,
     weights: OnnxWeights,
     /// Tokens, `[batch, seq]`.
@@ -101,6 +102,7 @@ fn build<'a, B: Backend>(graph: &mut Graph<'a>, model: &'a ShaRnn<B>, export: &O
     let tokens = graph.input("tokens", DataType::Int64, &[BATCH, seq], doc);
     let mut shared = Shared {
         single_step: export.single_step,
+        vocab_size,
         mem_len: model.mem_len,
         weights: export.weights,
         axes: [0, 1, 2].map(|axis| graph.list(&format!("axis_{axis}"), &[axis])),

@@ -1,11 +1,12 @@
 //! The memory of n-grams: the hash in integers, the rows that it chooses, and the maps that add them.
 //!
 //! ```text
-//! ids = [recent ; tokens] + 1;   H_1 = ids;   H_n(t) = (4093 H_{n-1}(t - 1) + ids(t)) mod 524287
+//! ids = [recent ; tokens] + 1;   H_n(t) = (ids(t) + Σ_{0 < k < n} terms_k[ids(t - k)]) mod 524287;   terms_k[i] = 4093^k i mod 524287
 //! r = the rows H_n mod rows of the tables;   next recent = the last tokens of [recent ; tokens]
 //! ```
 //!
-//! Integers are int64 and below 2^31: a runtime that computes them in 32 bits is right too.
+//! This is the model's hash, written as a sum: its integers are below 2^24 and so exact in a runtime that computes a remainder in f32,
+//! as OpenVINO 2026.4 does.
 
 use burn::module::Param;
 use burn::tensor::Tensor;
@@ -14,6 +15,8 @@ use sharnn_core::{Backend, NGRAM_MODULUS, NGRAM_MULTIPLIER, NGrams};
 use super::{BATCH, Shared, matrix, read, stored, widened};
 use crate::graph::{Graph, Size, Value, int, ints};
 use crate::proto::DataType;
+
+const MODULUS: i64 = NGRAM_MODULUS as i64;
 
 /// The rows of each token, `[seq, batch, orders x width]`.
 pub(super) fn rows<'a, B: Backend>(graph: &mut Graph<'a>, shared: &Shared, ngrams: &'a NGrams<B>) -> Value {
@@ -45,37 +48,37 @@ pub(super) fn add<'a, B: Backend>(
 /// Where the rows of each token are in the table, `[seq, batch, orders]`.
 fn places<B: Backend>(graph: &mut Graph<'_>, shared: &Shared, ngrams: &NGrams<B>) -> Value {
     let (context, axis) = (ngrams.context(), &shared.axes[1]);
-    let (begin, end) = (graph.list("ngrams/begin", &[0]), graph.list("ngrams/end", &[i64::MAX]));
+    let end = graph.list("ngrams/end", &[i64::MAX]);
     let tokens = recent(graph, shared, context, &end);
-
     let one = graph.integer("ngrams/one", 1);
     let ids = graph.node("ngrams/ids", "Add", &[&tokens, &one], vec![]);
-    let multiplier = graph.integer("ngrams/multiplier", NGRAM_MULTIPLIER as i64);
-    let modulus = graph.integer("ngrams/modulus", NGRAM_MODULUS as i64);
-    let all_but_last = graph.list("ngrams/all_but_last", &[-1]);
-    let mut hash = ids.clone();
-    let mut of_orders = Vec::with_capacity(ngrams.orders.len());
-    for order in 2..=context + 1 {
-        let name = format!("ngrams/hash_{order}");
-        let from = graph.list(&format!("{name}/from"), &[order as i64 - 1]);
-        let newest = graph.node(&format!("{name}/newest"), "Slice", &[&ids, &from, &end, axis], vec![]);
-        let before = graph.node(&format!("{name}/before"), "Slice", &[&hash, &begin, &all_but_last, axis], vec![]);
-        let product = graph.node(&format!("{name}/product"), "Mul", &[&before, &multiplier], vec![]);
-        let sum = graph.node(&format!("{name}/sum"), "Add", &[&product, &newest], vec![]);
-        hash = graph.node(&name, "Mod", &[&sum, &modulus], vec![]);
-        if ngrams.orders.contains(&order) {
-            // What is left of the context precedes the segment.
-            let from = graph.list(&format!("{name}/segment_from"), &[(context + 1 - order) as i64]);
-            let segment = graph.node(&format!("{name}/segment"), "Slice", &[&hash, &from, &end, axis], vec![]);
-            of_orders.push(graph.node(&format!("{name}/column"), "Unsqueeze", &[&segment, &shared.axes[2]], vec![]));
+
+    let from = graph.list("ngrams/segment/from", &[context as i64]);
+    let mut sum = graph.node("ngrams/segment", "Slice", &[&ids, &from, &end, axis], vec![]);
+    let mut sums = Vec::with_capacity(ngrams.orders.len());
+    let mut power = 1;
+    for back in 1..=context {
+        let name = format!("ngrams/{back}_back");
+        let from = graph.list(&format!("{name}/from"), &[(context - back) as i64]);
+        let to = graph.list(&format!("{name}/to"), &[-(back as i64)]);
+        let ids = graph.node(&format!("{name}/ids"), "Slice", &[&ids, &from, &to, axis], vec![]);
+        power = power * NGRAM_MULTIPLIER as i64 % MODULUS;
+        let terms: Vec<_> = (0..=shared.vocab_size as i64).map(|id| power * id % MODULUS).collect();
+        let terms = graph.list(&format!("{name}/terms"), &terms);
+        let term = graph.node(&name, "Gather", &[&terms, &ids], vec![int("axis", 0)]);
+        sum = graph.node(&format!("{name}/sum"), "Add", &[&sum, &term], vec![]);
+        if ngrams.orders.contains(&(back + 1)) {
+            sums.push(graph.node(&format!("{name}/column"), "Unsqueeze", &[&sum, &shared.axes[2]], vec![]));
         }
     }
-    let hashes = graph.node("ngrams/hashes", "Concat", &of_orders.iter().collect::<Vec<_>>(), vec![int("axis", 2)]);
+    let sums = graph.node("ngrams/sums", "Concat", &sums.iter().collect::<Vec<_>>(), vec![int("axis", 2)]);
+    let modulus = graph.integer("ngrams/modulus", MODULUS);
+    let hashes = graph.node("ngrams/hashes", "Mod", &[&sums, &modulus], vec![]);
     let rows = graph.integer("ngrams/rows", ngrams.rows as i64);
-    let places = graph.node("ngrams/row", "Mod", &[&hashes, &rows], vec![]);
+    let row = graph.node("ngrams/row", "Mod", &[&hashes, &rows], vec![]);
     let tables: Vec<_> = (0..ngrams.orders.len()).map(|table| (table * ngrams.rows) as i64).collect();
     let tables = graph.list("ngrams/tables", &tables);
-    let places = graph.node("ngrams/places", "Add", &[&places, &tables], vec![]);
+    let places = graph.node("ngrams/places", "Add", &[&row, &tables], vec![]);
     graph.node("ngrams/places/time_major", "Transpose", &[&places], vec![ints("perm", &[1, 0, 2])])
 }
 
