@@ -269,6 +269,18 @@ fn bytes_of_text() {
     Exported { model: rounded(model), ..exported }.assert_same(&lanes, &[256; 3]);
 }
 
+/// Every byte's place in the hash.
+#[test]
+fn n_grams_of_bytes() {
+    let config = ShaRnnConfig { vocab_size: 256, ..config(Attend::SecondLast, 16) };
+    let ngrams = NGramConfig { orders: (2..=6).collect(), rows: 4096, width: 8, at: NGramSite::Both };
+    let model = model(&config.with_ngrams(ngrams));
+    let bytes = |lane: i64| (0..256).map(|step| (step * (2 * lane + 7) + step / 64) % 256).collect();
+    let lanes = Lanes((0..2).map(bytes).collect());
+    Exported::new("ngrams_bytes", model.clone(), &segments()).assert_same(&lanes, &[16; 16]);
+    Exported::new("ngrams_step_bytes", model, &single_step()).assert_same(&lanes, &[1; 256]);
+}
+
 /// Rounds the matrices that a file keeps in f16.
 fn rounded(mut model: ShaRnn<Flex>) -> ShaRnn<Flex> {
     let round = |x: Tensor<Flex, 2>| {
