@@ -20,8 +20,10 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOLERANCE = 1e-4
-# Of the bundled model's f32 graph with its matrices in 8 bits, in bits per byte.
+# Of an f32 graph with its matrices in 8 bits, in bits per byte.
 QUANTISED_TOLERANCE = 0.02
+# The bundled model, and one whose table of n-grams is quantised too.
+QUANTISED = ["bundled", "ngrams_bytes"]
 
 try:
     import numpy as np
@@ -93,8 +95,11 @@ def outputs(graph, segments):
     state = {}
     for name, sizes in graph.inputs:
         # A size that is free is the batch or, second, the rows of a memory: none at the start.
-        if name != "tokens":
-            state[name] = np.zeros([size if isinstance(size, int) else (batch, 0)[i] for i, size in enumerate(sizes)], np.float32)
+        shape = [size if isinstance(size, int) else (batch, 0)[i] for i, size in enumerate(sizes)]
+        if name == "recent":
+            state[name] = np.full(shape, -1, np.int64)
+        elif name != "tokens":
+            state[name] = np.zeros(shape, np.float32)
     for segment in segments:
         tokens = segment["tokens"].astype(np.int64)
         got = {name.removeprefix("next."): value for name, value in graph.run({"tokens": tokens, **state}).items()}
@@ -127,16 +132,16 @@ def bits_per_byte(segments, logits):
     return float(costs.mean() / np.log(2))
 
 
-def quantised_is_close(directory):
-    """Quantises the f32 graph of the bundled model as onnxruntime does by itself, and compares what it scores."""
+def quantised_is_close(directory, model):
+    """Quantises a model's f32 graph as onnxruntime does by itself, and compares what it scores."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    graph, small = directory / "bundled.onnx", directory / "bundled.int8"
-    _, segments = read(next(directory.glob("bundled.*.safetensors")))
+    graph, small = directory / f"{model}.onnx", directory / f"{model}.int8"
+    _, segments = read(next(directory.glob(f"{model}.*.safetensors")))
     quantize_dynamic(graph, small, weight_type=QuantType.QInt8)
     exact = bits_per_byte(segments, (segment["logits"] for segment in segments))
     rounded = bits_per_byte(segments, (got["logits"] for got in outputs(OnnxRuntime(small), segments)))
-    print(f"quantised by onnxruntime: {graph.stat().st_size} to {small.stat().st_size} bytes, {exact:.4f} to {rounded:.4f} bits per byte")
+    print(f"{model} quantised by onnxruntime: {graph.stat().st_size} to {small.stat().st_size} bytes, {exact:.4f} to {rounded:.4f} bits per byte")
     return abs(rounded - exact) <= QUANTISED_TOLERANCE
 
 
@@ -164,8 +169,8 @@ def main(directory):
             sys.exit(f"{directory} holds {len(files)} graphs, and values for {len(worst)} of them: the tests write both")
         failed |= any(not difference <= TOLERANCE for difference in worst.values())
         print(f"{runtime}: {len(cases)} streams through {len(files)} graphs, largest difference {max(worst.values()):.1e}")
-    if onnx:
-        failed |= not quantised_is_close(directory)
+    for model in QUANTISED if onnx else []:
+        failed |= not quantised_is_close(directory, model)
     return 1 if failed else 0
 
 

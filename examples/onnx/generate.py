@@ -29,12 +29,14 @@ class Stream:
         largest = metadata["sharnn.largest_segment"]
         self.segment = 1024 if largest == "unlimited" else min(int(largest), 1024)
         self.outputs = [output.name for output in self.session.get_outputs()]
-        # One lane of zeros; memories start without rows.
+        # One lane of zeros; memories start without rows, and there are no tokens before the first.
         shapes = {of.name: of.shape for of in self.session.get_inputs() if of.name != "tokens"}
         self.state = {
             name: np.zeros((1, shape[-1]) if len(shape) == 2 else (1, 0, shape[-1]), np.float32)
             for name, shape in shapes.items()
         }
+        if "recent" in shapes:
+            self.state["recent"] = np.full((1, shapes["recent"][-1]), -1, np.int64)
 
     def read(self, text):
         """Reads bytes and returns the logits of the next one."""

@@ -47,12 +47,16 @@ fn main() -> Result<()> {
     let logits = logits.with_context(|| format!("{path} is no export of sharnn: it has no output \"logits\""))?;
     let model = model.into_optimized()?;
 
-    // One lane of zeros; memories start without rows.
+    // One lane of zeros; memories start without rows, and there are no tokens before the first.
     let mut state = Vec::new();
     for (index, input) in inputs.iter().enumerate().skip(1) {
         let shape = &model.input_fact(index)?.shape;
         let d = shape[shape.rank() - 1].to_usize()?;
-        let start = if shape.rank() == 2 { Tensor::zero::<f32>(&[1, d])? } else { Tensor::zero::<f32>(&[1, 0, d])? };
+        let start = match shape.rank() {
+            _ if input == "recent" => Tensor::from_shape(&[1, d], &vec![-1_i64; d])?,
+            2 => Tensor::zero::<f32>(&[1, d])?,
+            _ => Tensor::zero::<f32>(&[1, 0, d])?,
+        };
         let next = outputs.iter().position(|output| *output == format!("next.{input}"));
         state.push((start.into_tvalue(), next.context("a state that does not go on")?));
     }

@@ -55,9 +55,9 @@ impl<'a> Graph<'a> {
         Value(name.into())
     }
 
-    /// Makes an f32 value an output of the graph, under its own name.
-    pub(crate) fn output(&mut self, value: &Value, shape: &[Size], doc_string: String) {
-        self.proto.output.push(info(&value.0, DataType::Float, shape, doc_string));
+    /// Makes a value an output of the graph, under its own name.
+    pub(crate) fn output(&mut self, value: &Value, elem_type: DataType, shape: &[Size], doc_string: String) {
+        self.proto.output.push(info(&value.0, elem_type, shape, doc_string));
     }
 
     /// A node of one output.

@@ -11,8 +11,12 @@
 //! Inside, values are time-major, `[seq, batch, d_model]`, as ONNX's LSTM has them; attention is batch-first. Gates of the
 //! query and of the keys and the scale of the scores multiply the norm of the query once and for all.
 //!
+//! A memory of n-grams adds to the first x and to what the decoder reads: see [`ngrams`].
+//!
 //! The model cuts a memory to `mem_len - seq` rows before a segment. With the segment's own rows these are the last
 //! `mem_len` rows of memory and segment, which is how the graph cuts them.
+
+mod ngrams;
 
 use burn::module::Param;
 use burn::tensor::{Tensor, backend::Backend as BurnBackend};
@@ -68,6 +72,7 @@ fn sigmoid(x: f32) -> f32 {
 /// What is made once for all blocks.
 struct Shared {
     single_step: bool,
+    vocab_size: usize,
     mem_len: usize,
     weights: OnnxWeights,
     /// Tokens, `[batch, seq]`.
@@ -97,6 +102,7 @@ fn build<'a, B: Backend>(graph: &mut Graph<'a>, model: &'a ShaRnn<B>, export: &O
     let tokens = graph.input("tokens", DataType::Int64, &[BATCH, seq], doc);
     let mut shared = Shared {
         single_step: export.single_step,
+        vocab_size,
         mem_len: model.mem_len,
         weights: export.weights,
         axes: [0, 1, 2].map(|axis| graph.list(&format!("axis_{axis}"), &[axis])),
@@ -111,8 +117,15 @@ fn build<'a, B: Backend>(graph: &mut Graph<'a>, model: &'a ShaRnn<B>, export: &O
     let ids = graph.node("tokens/time_major", "Transpose", &[&shared.tokens], vec![ints("perm", &[1, 0])]);
     let rows = graph.node("encoder", "Gather", &[&embedding, &ids], vec![int("axis", 0)]);
     let mut h = widened(graph, &shared, "encoder/f32", rows);
+    let ngrams = model.ngrams.as_ref().map(|ngrams| (ngrams, ngrams::rows(graph, &shared, ngrams)));
+    if let Some((ngrams, rows)) = &ngrams {
+        h = ngrams::add(graph, &shared, "ngrams.input", ngrams.input.as_ref(), rows, h);
+    }
     for (index, block_of) in model.blocks.iter().enumerate() {
         h = block(graph, &mut shared, block_of, index, h);
+    }
+    if let Some((ngrams, rows)) = &ngrams {
+        h = ngrams::add(graph, &shared, "ngrams.output", ngrams.output.as_ref(), rows, h);
     }
 
     let h = graph.node("decoder/batch_first", "Transpose", &[&h], vec![ints("perm", &[1, 0, 2])]);
@@ -127,7 +140,7 @@ fn build<'a, B: Backend>(graph: &mut Graph<'a>, model: &'a ShaRnn<B>, export: &O
     let product = graph.node("decoder", "MatMul", &[&h, &weight], vec![]);
     let logits = graph.node("logits", "Add", &[&product, &bias], vec![]);
     let doc = "Of the token after each token: a softmax makes them probabilities.";
-    graph.output(&logits, &[BATCH, seq, Size::Fixed(vocab_size)], doc.into());
+    graph.output(&logits, DataType::Float, &[BATCH, seq, Size::Fixed(vocab_size)], doc.into());
 }
 
 fn block<'a, B: Backend>(
@@ -189,7 +202,7 @@ fn lstm<'a, B: Backend>(
     for (what, last) in [("h", &last_h), ("c", &last_c)] {
         let next = graph.node(&format!("next.{what}.{index}"), "Squeeze", &[last, &shared.axes[0]], vec![]);
         let doc = format!("{what}.{index} of the next segment.");
-        graph.output(&next, &[BATCH, Size::Fixed(d)], doc);
+        graph.output(&next, DataType::Float, &[BATCH, Size::Fixed(d)], doc);
     }
     match shared.single_step {
         // Outputs and last state are the same then, and this one has the shape already.
@@ -327,7 +340,7 @@ fn extend_memory(
     let next = graph.node(&format!("next.memory.{index}"), "Slice", &[&all, &first, &end, &shared.axes[1]], vec![]);
     shared.first_row = Some(first);
     let doc = format!("memory.{index} of the next segment: at most {mem_len} rows.");
-    graph.output(&next, &shape("next_rows"), doc);
+    graph.output(&next, DataType::Float, &shape("next_rows"), doc);
     next
 }
 

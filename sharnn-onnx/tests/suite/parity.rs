@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use burn::backend::Flex;
 use burn::tensor::{Tensor, TensorData, f16};
-use sharnn_core::{Attend, ShaRnn, ShaRnnConfig};
+use sharnn_core::{Attend, NGRAM_MODULUS, NGramConfig, NGramSite, ShaRnn, ShaRnnConfig};
 use sharnn_onnx::{OnnxExport, OnnxWeights};
 use sharnn_train::{import_weights, save_tensors};
 
-use crate::support::{Graph, Lanes, config, forward, largest_difference, model, state_tensors};
+use crate::support::{Graph, Lanes, config, forward, largest_difference, model, ngrams, state_tensors};
 
 /// Rounding of f32 in another order of sums.
 const TOLERANCE: f32 = 1e-4;
@@ -132,6 +132,47 @@ fn a_collapsed_model() {
     Exported::new("collapsed", model(&config(Attend::All, 16)).collapse(), &segments()).assert_same_in_segments();
 }
 
+/// Segments shorter than what the rows depend on, and longer.
+#[test]
+fn n_grams_in_segments() {
+    for (name, site, config) in [
+        ("ngrams_both", NGramSite::Both, config(Attend::SecondLast, 16)),
+        ("ngrams_embedding", NGramSite::Embedding, config(Attend::All, 16).with_heads(2).with_tied(false)),
+        ("ngrams_decoder", NGramSite::Decoder, config(Attend::None, 16)),
+        ("ngrams_no_memory", NGramSite::Both, config(Attend::All, 0)),
+    ] {
+        let exported = Exported::new(name, model(&config.with_ngrams(ngrams(site))), &segments());
+        exported.assert_same_in_segments();
+        exported.assert_same(&Lanes::new(2, 14), &[2, 3, 1, 1, 7]);
+    }
+}
+
+#[test]
+fn n_grams_byte_by_byte() {
+    for (name, site, config) in [
+        ("ngrams_step_both", NGramSite::Both, config(Attend::SecondLast, 6)),
+        ("ngrams_step_embedding", NGramSite::Embedding, config(Attend::All, 0).with_tied(false)),
+        ("ngrams_step_decoder", NGramSite::Decoder, config(Attend::All, 6).with_heads(3)),
+    ] {
+        Exported::new(name, model(&config.with_ngrams(ngrams(site))), &single_step()).assert_same_step_by_step();
+    }
+}
+
+/// One table or many, of one row or of as many as the hash has values, which then are the rows: none may be rounded.
+#[test]
+fn n_grams_of_every_size() {
+    for (names, orders, rows) in [
+        (["ngrams_of_one_row", "ngrams_step_of_one_row"], vec![2], 1),
+        (["ngrams_of_all_orders", "ngrams_step_of_all_orders"], (2..=16).collect(), 1000),
+        (["ngrams_of_order_16", "ngrams_step_of_order_16"], vec![16], NGRAM_MODULUS),
+    ] {
+        let ngrams = NGramConfig { orders, rows, width: 1, at: NGramSite::Both };
+        let model = model(&config(Attend::SecondLast, 16).with_ngrams(ngrams));
+        Exported::new(names[0], model.clone(), &segments()).assert_same_in_segments();
+        Exported::new(names[1], model, &single_step()).assert_same(&Lanes::new(2, 40), &[1; 40]);
+    }
+}
+
 #[test]
 fn a_memory_longer_than_the_model_keeps_is_cut() {
     // As after a change of mem_len: the state is of another model.
@@ -159,7 +200,7 @@ fn byte_by_byte() {
 
 #[test]
 fn a_prompt_in_segments_then_byte_by_byte() {
-    let model = model(&config(Attend::All, 16));
+    let model = model(&config(Attend::All, 16).with_ngrams(ngrams(NGramSite::Both)));
     let [segments, steps] = [segments(), single_step()].map(|export| Graph::read(&export.encode(&model).unwrap()));
     let lanes = Lanes::new(1, 30);
     let (_, mut state) = forward(&model, model.empty_state(), &lanes, 0..11);
@@ -228,6 +269,18 @@ fn bytes_of_text() {
     Exported { model: rounded(model), ..exported }.assert_same(&lanes, &[256; 3]);
 }
 
+/// Every byte's place in the hash.
+#[test]
+fn n_grams_of_bytes() {
+    let config = ShaRnnConfig { vocab_size: 256, ..config(Attend::SecondLast, 16) };
+    let ngrams = NGramConfig { orders: (2..=6).collect(), rows: 4096, width: 8, at: NGramSite::Both };
+    let model = model(&config.with_ngrams(ngrams));
+    let bytes = |lane: i64| (0..256).map(|step| (step * (2 * lane + 7) + step / 64) % 256).collect();
+    let lanes = Lanes((0..2).map(bytes).collect());
+    Exported::new("ngrams_bytes", model.clone(), &segments()).assert_same(&lanes, &[16; 16]);
+    Exported::new("ngrams_step_bytes", model, &single_step()).assert_same(&lanes, &[1; 256]);
+}
+
 /// Rounds the matrices that a file keeps in f16.
 fn rounded(mut model: ShaRnn<Flex>) -> ShaRnn<Flex> {
     let round = |x: Tensor<Flex, 2>| {
@@ -238,6 +291,11 @@ fn rounded(mut model: ShaRnn<Flex>) -> ShaRnn<Flex> {
     };
     model.encoder.weight = model.encoder.weight.map(round);
     model.decoder.weight = model.decoder.weight.map(|weight| weight.map(round));
+    if let Some(ngrams) = &mut model.ngrams {
+        ngrams.table = ngrams.table.clone().map(round);
+        ngrams.input = ngrams.input.take().map(|weight| weight.map(round));
+        ngrams.output = ngrams.output.take().map(|weight| weight.map(round));
+    }
     for block in &mut model.blocks {
         block.lstm.weight_ih = block.lstm.weight_ih.clone().map(round);
         block.lstm.weight_hh = block.lstm.weight_hh.clone().map(round);
@@ -254,6 +312,7 @@ fn f16_weights_are_those_of_a_rounded_model() {
     for (names, config) in [
         (["f16_one", "f16_one_step"], config(Attend::SecondLast, 16)),
         (["f16_all", "f16_all_step"], config(Attend::All, 16).with_heads(2).with_tied(false)),
+        (["f16_ngrams", "f16_ngrams_step"], config(Attend::SecondLast, 16).with_ngrams(ngrams(NGramSite::Both))),
     ] {
         let exact = model(&config);
         let export = OnnxExport { weights: OnnxWeights::F16, ..Default::default() };

@@ -3,25 +3,29 @@
 use std::fs;
 
 use burn::backend::Flex;
+use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
-use sharnn_core::{Attend, ShaRnn};
+use sharnn_core::{Attend, NGramSite, ShaRnn};
 use sharnn_onnx::{OnnxError, OnnxExport, OnnxWeights};
 
-use crate::support::{config, model};
+use crate::support::{config, model, ngrams};
 
 fn small() -> ShaRnn<Flex> {
     model(&config(Attend::SecondLast, 16))
 }
 
 /// Sets one value of a weight.
-fn spoilt(mut model: ShaRnn<Flex>, value: f32) -> ShaRnn<Flex> {
-    let weight = &mut model.blocks[1].boom.linear.weight;
+fn spoil(weight: &mut Param<Tensor<Flex, 2>>, value: f32) {
     *weight = weight.clone().map(|x| {
         let shape = x.dims();
         let mut values: Vec<f32> = x.into_data().into_vec().unwrap();
         values[41] = value;
         Tensor::from_data(TensorData::new(values, shape), &Default::default())
     });
+}
+
+fn spoilt(mut model: ShaRnn<Flex>, value: f32) -> ShaRnn<Flex> {
+    spoil(&mut model.blocks[1].boom.linear.weight, value);
     model
 }
 
@@ -46,6 +50,29 @@ fn a_value_gate_that_is_no_number() {
         if tensor == "blocks.1.attending.attention.value_gate.gate"),
         "{error}"
     );
+}
+
+#[test]
+fn n_grams_that_are_no_number() {
+    let sound = model(&config(Attend::SecondLast, 16).with_ngrams(ngrams(NGramSite::Both)));
+    let spoilt = |weight: &str, value| {
+        let mut model = sound.clone();
+        let ngrams = model.ngrams.as_mut().unwrap();
+        let weight = match weight {
+            "ngrams.table" => &mut ngrams.table,
+            "ngrams.input" => ngrams.input.as_mut().unwrap(),
+            _ => ngrams.output.as_mut().unwrap(),
+        };
+        spoil(weight, value);
+        model
+    };
+    for weight in ["ngrams.table", "ngrams.input", "ngrams.output"] {
+        let error = OnnxExport::default().encode(&spoilt(weight, f32::NAN)).unwrap_err();
+        assert!(matches!(&error, OnnxError::NotFinite { tensor, index: 41, .. } if tensor == weight), "{error}");
+        let export = OnnxExport { weights: OnnxWeights::F16, ..Default::default() };
+        let error = export.encode(&spoilt(weight, 1e6)).unwrap_err();
+        assert!(matches!(&error, OnnxError::TooLargeForF16 { tensor, value: 1e6, .. } if tensor == weight), "{error}");
+    }
 }
 
 #[test]

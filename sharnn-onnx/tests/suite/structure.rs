@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use sharnn_core::{Attend, ShaRnnConfig};
+use sharnn_core::{Attend, NGramSite, ShaRnnConfig};
 use sharnn_onnx::{OnnxExport, OnnxWeights};
 use tract_onnx::pb::{
     ModelProto, ValueInfoProto, tensor_shape_proto::dimension::Value as Dim, type_proto::Value as Kind,
 };
 use tract_onnx::prelude::Framework;
 
-use crate::support::{config, model};
+use crate::support::{config, model, ngrams};
 
 fn parsed(export: &OnnxExport, config: &ShaRnnConfig) -> ModelProto {
     let bytes = export.encode(&model(config)).unwrap();
@@ -74,6 +74,60 @@ fn without_a_memory_there_is_no_input_for_one() {
 }
 
 #[test]
+fn n_grams_have_a_state_of_integers() {
+    for single_step in [false, true] {
+        let export = OnnxExport { single_step, ..Default::default() };
+        let graph =
+            parsed(&export, &config(Attend::SecondLast, 16).with_ngrams(ngrams(NGramSite::Both))).graph.unwrap();
+        for (values, name) in [(&graph.input, "recent"), (&graph.output, "next.recent")] {
+            assert!(described(values).contains(&format!("{name} [batch, 5]")), "{:?}", described(values));
+            let value = values.iter().find(|value| value.name == name).unwrap();
+            let Some(Kind::TensorType(tensor)) = &value.r#type.as_ref().unwrap().value else { panic!("{name}") };
+            assert_eq!(tensor.elem_type, 7);
+        }
+    }
+}
+
+/// What the other tests hold of a graph holds of one with n-grams too, and one without them has nothing of theirs.
+#[test]
+fn n_grams_add_to_a_graph_and_change_nothing_of_it() {
+    for (site, added) in [
+        (NGramSite::Both, &["ngrams.input", "ngrams.output"][..]),
+        (NGramSite::Embedding, &["ngrams.input"]),
+        (NGramSite::Decoder, &["ngrams.output"]),
+    ] {
+        for (weights, single_step) in [(OnnxWeights::F32, true), (OnnxWeights::F16, false)] {
+            let export = OnnxExport { weights, single_step, ..Default::default() };
+            let without = config(Attend::SecondLast, 16);
+            let mut graph = parsed(&export, &without.clone().with_ngrams(ngrams(site))).graph.unwrap();
+            let maps: Vec<_> = graph.initializer.iter().map(|tensor| tensor.name.clone()).collect();
+            let maps: Vec<_> =
+                maps.iter().filter(|name| name.starts_with("ngrams.") && !name.ends_with("table")).collect();
+            assert_eq!(maps, added);
+            let type_of_matrices = if weights == OnnxWeights::F32 { 1 } else { 10 };
+            let table = graph.initializer.iter().find(|tensor| tensor.name == "ngrams.table").unwrap();
+            assert_eq!((&table.dims[..], table.data_type), (&[3 * 97, 5][..], type_of_matrices));
+
+            // What is added to goes on as it was.
+            let plain = |name: &str| !name.starts_with("ngrams") && !name.ends_with("recent");
+            let adds = graph.node.iter().filter(|node| node.name.ends_with("/added"));
+            let adds: BTreeMap<_, _> = adds.map(|node| (node.name.clone(), node.input[0].clone())).collect();
+            assert_eq!(adds.len(), added.len());
+            for input in graph.node.iter_mut().flat_map(|node| &mut node.input) {
+                if let Some(added_to) = adds.get(input) {
+                    *input = added_to.clone();
+                }
+            }
+            graph.node.retain(|node| plain(&node.name));
+            graph.initializer.retain(|tensor| plain(&tensor.name));
+            graph.input.retain(|input| plain(&input.name));
+            graph.output.retain(|output| plain(&output.name));
+            assert!(graph == parsed(&export, &without).graph.unwrap(), "{site:?} {export:?}");
+        }
+    }
+}
+
+#[test]
 fn metadata_tells_the_model() {
     let own =
         [("license", "CC-BY-SA-3.0"), ("provenance", "made of noise")].map(|(a, b)| (a.to_string(), b.to_string()));
@@ -83,6 +137,7 @@ fn metadata_tells_the_model() {
         config(Attend::All, 16).with_heads(2).with_dropout(0.25),
         config(Attend::None, 16).with_tied(false),
         config(Attend::Blocks(vec![0, 2]), 16),
+        config(Attend::SecondLast, 16).with_ngrams(ngrams(NGramSite::Decoder)),
     ] {
         let file = parsed(&export, &config);
         let metadata = metadata(&file);

@@ -8,10 +8,11 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use sharnn_core::{Attend, ShaRnn, ShaRnnConfig, ShaRnnState};
+use sharnn_core::{Attend, NGramConfig, NGramSite, NGrams, ShaRnn, ShaRnnConfig, ShaRnnState};
 use tract_onnx::prelude::*;
 
-/// Tensors by name: what a graph takes and gives. Those of the state are called as the graph's inputs.
+/// Tensors by name: what a graph takes and gives. Those of the state are called as the graph's inputs. Tokens are small enough for an
+/// f32 to hold them exactly.
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// Adds noise to every parameter: gates that start at 0 and norms at 1 would hide mistakes.
@@ -31,6 +32,11 @@ pub fn config(attend: Attend, mem_len: usize) -> ShaRnnConfig {
     ShaRnnConfig { vocab_size: 50, d_model: 18, d_ff: 45, n_layers: 3, ..ShaRnnConfig::xs() }
         .with_attend(attend)
         .with_mem_len(mem_len)
+}
+
+/// Orders with a gap, and tables of a size that shares no factor with the hash's.
+pub fn ngrams(at: NGramSite) -> NGramConfig {
+    NGramConfig { orders: vec![2, 3, 6], rows: 97, width: 5, at }
 }
 
 pub fn model(config: &ShaRnnConfig) -> ShaRnn<Flex> {
@@ -64,7 +70,7 @@ fn values<const D: usize>(x: Tensor<Flex, D>) -> (Vec<usize>, Vec<f32>) {
     (x.dims().into(), x.into_data().into_vec().unwrap())
 }
 
-/// The state as the graph takes it: zeros and memories without rows where there is nothing.
+/// The state as the graph takes it: zeros, memories without rows and tokens of -1 where there is nothing.
 pub fn state_tensors(model: &ShaRnn<Flex>, state: &ShaRnnState<Flex>, batch: usize) -> Tensors {
     let [_, d] = model.encoder.weight.dims();
     let zeros = || (vec![batch, d], vec![0.0; batch * d]);
@@ -77,6 +83,11 @@ pub fn state_tensors(model: &ShaRnn<Flex>, state: &ShaRnnState<Flex>, batch: usi
             let empty = || (vec![batch, 0, d], vec![]);
             tensors.insert(format!("memory.{index}"), state.memory.clone().map_or_else(empty, values));
         }
+    }
+    if let Some(context) = model.ngrams.as_ref().map(NGrams::context) {
+        let before_start = || (vec![batch, context], vec![-1.0; batch * context]);
+        let recent = state.recent.clone().map(|recent| values(recent.float()));
+        tensors.insert("recent".into(), recent.unwrap_or_else(before_start));
     }
     tensors
 }
@@ -122,6 +133,11 @@ impl Graph {
                 let (shape, ids) = lanes.segment(steps.clone());
                 tract_onnx::prelude::Tensor::from_shape(&shape, &ids).unwrap().into()
             }
+            "recent" => {
+                let (shape, values) = &state["recent"];
+                let ids: Vec<_> = values.iter().map(|&id| id as i64).collect();
+                tract_onnx::prelude::Tensor::from_shape(shape, &ids).unwrap().into()
+            }
             name => {
                 let (shape, values) = &state[name];
                 tract_onnx::prelude::Tensor::from_shape(shape, values).unwrap().into()
@@ -129,9 +145,13 @@ impl Graph {
         };
         let outputs = self.runnable.run(self.inputs.iter().map(input).collect())?;
         let output = |(name, value): (&String, &TValue)| {
-            let values = value.view();
+            let view = value.view();
             let name = name.strip_prefix("next.").unwrap_or(name);
-            (name.to_string(), (value.shape().to_vec(), values.as_slice::<f32>().unwrap().to_vec()))
+            let values = match name {
+                "recent" => view.as_slice::<i64>().unwrap().iter().map(|&id| id as f32).collect(),
+                _ => view.as_slice::<f32>().unwrap().to_vec(),
+            };
+            (name.to_string(), (value.shape().to_vec(), values))
         };
         Ok(self.outputs.iter().zip(&outputs).map(output).collect())
     }
