@@ -390,6 +390,9 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.position.phase_epoch += 1;
         self.segments.start_epoch();
         self.state = self.model().empty_state();
+        if std::env::var_os("NG_RESET").is_some() {
+            self.model = self.model.take().map(|model| self.optimizer.forget_rows(model));
+        }
         let Position { phase_step, phase_epoch, .. } = self.position;
         let is_done = |p: &Phase| phase_epoch >= p.epochs || p.steps.is_some_and(|max| phase_step >= max);
         let phase_ends = self.phase().is_some_and(is_done);

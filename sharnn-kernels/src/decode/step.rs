@@ -313,8 +313,8 @@ impl Places<'_> {
     /// Some logits each.
     fn decode(&self, model: &DecodeModel, member: &Member) {
         for &stream in self.active {
-            // SAFETY: the last block's output was written before the last barrier.
             let y = self.own(member, stream, 0, self.d);
+            // SAFETY: the last block's output was written before the last barrier.
             y.copy_from_slice(unsafe { read(self.input, stream * self.d, self.d) });
             if let Some(added) = self.added {
                 y.iter_mut().zip(&added[stream * self.d..]).for_each(|(y, added)| *y += added);

@@ -190,6 +190,15 @@ impl<B: AutodiffBackend> Optimizer<B> {
         (module, StepReport { loss, grad_norm, finite })
     }
 
+    /// The table of n-grams begins anew.
+    pub fn forget_rows(&mut self, mut model: sharnn_core::ShaRnn<B>) -> sharnn_core::ShaRnn<B> {
+        self.squares = None;
+        if let Some(ngrams) = &mut model.ngrams {
+            ngrams.table = ngrams.table.clone().map(|table| table.zeros_like());
+        }
+        model
+    }
+
     /// Whether Muon moves this parameter.
     fn muon_moves(&self, path: &str, shape: &[usize]) -> bool {
         self.muon.is_some() && shape.len() == 2 && [BLOCKS, NGRAMS].iter().any(|part| path.starts_with(part))
