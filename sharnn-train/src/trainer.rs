@@ -252,14 +252,18 @@ impl<B: AutodiffBackend> Trainer<B> {
         Err(error.into())
     }
 
-    /// One step of the recipe. The host does not wait for the device, unless it has to share the gradients with other
+    /// One step of the recipe. The table of n-grams begins anew with each epoch: a row that has seen a text before knows it by heart, and the
+    /// model would learn to trust it. The host does not wait for the device, unless it has to share the gradients with other
     /// processes. Returns whether it was made: where somebody presses it is given up, and nothing is changed.
     fn step(&mut self, segment: &Segment) -> bool {
         let lr = self.lr(segment);
         let (precision, recompute) = (self.recipe.precision, self.options.recompute);
         let pass = Pass { precision, dropout: self.dropout(segment), recompute };
         let old = self.state.clone();
-        let model = self.model.take().expect("a model between two steps");
+        let mut model = self.model.take().expect("a model between two steps");
+        if segment.start == 0 && (self.position.phase, self.position.phase_epoch) != (0, 0) {
+            model = self.optimizer.forget_rows(model);
+        }
 
         let [tokens, targets] = [&segment.inputs, &segment.targets].map(|bytes| self.upload(segment, bytes));
         let SegmentLoss { loss, state: new, rows } = model.segment_loss(tokens, targets, old.clone(), &pass);
@@ -390,9 +394,6 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.position.phase_epoch += 1;
         self.segments.start_epoch();
         self.state = self.model().empty_state();
-        if std::env::var_os("NG_RESET").is_some() {
-            self.model = self.model.take().map(|model| self.optimizer.forget_rows(model));
-        }
         let Position { phase_step, phase_epoch, .. } = self.position;
         let is_done = |p: &Phase| phase_epoch >= p.epochs || p.steps.is_some_and(|max| phase_step >= max);
         let phase_ends = self.phase().is_some_and(is_done);

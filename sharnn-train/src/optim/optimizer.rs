@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Shape, Tensor, TensorData};
 use sharnn_core::ops::{AdagradStep, LambOptions, LambParam, LambStep, LambUpdate};
-use sharnn_core::{AutodiffBackend, Backend};
+use sharnn_core::{AutodiffBackend, Backend, ShaRnn};
 
 use super::{AdagradConfig, LambConfig, MuonConfig};
 use crate::files::{HostTensor, WeightsError, shown};
@@ -190,8 +190,8 @@ impl<B: AutodiffBackend> Optimizer<B> {
         (module, StepReport { loss, grad_norm, finite })
     }
 
-    /// The table of n-grams begins anew.
-    pub fn forget_rows(&mut self, mut model: sharnn_core::ShaRnn<B>) -> sharnn_core::ShaRnn<B> {
+    /// Lets the table of n-grams begin anew: zeros, of which nothing is known. Its maps stay.
+    pub fn forget_rows(&mut self, mut model: ShaRnn<B>) -> ShaRnn<B> {
         self.squares = None;
         if let Some(ngrams) = &mut model.ngrams {
             ngrams.table = ngrams.table.clone().map(|table| table.zeros_like());

@@ -68,6 +68,22 @@ fn many_processes_compute_what_one_does_up_to_rounding() {
     }
 }
 
+/// An epoch begins with rows that know nothing, and what was trained before is scored with those that do.
+#[test]
+fn rows_begin_anew_with_each_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let used =
+        |trainer: &Trainer<B>| table(trainer.model()).chunks(4).filter(|row| row.iter().any(|&x| x != 0.0)).count();
+    let mut trainer = open(alone(), dir.path());
+    let one_epoch = Limits { max_epochs: Some(1), ..Limits::default() };
+    trainer.run(&one_epoch, &mut silent, &Interrupt::default()).unwrap();
+    let after_an_epoch = used(&trainer);
+    let next = trainer.position().step + 1;
+    trainer.run(&steps(next), &mut silent, &Interrupt::default()).unwrap();
+    let after_a_step = used(&trainer);
+    assert!(after_a_step > 0 && 2 * after_a_step < after_an_epoch, "{after_a_step} of {after_an_epoch} rows");
+}
+
 /// One step on fixed tokens; the loss is multiplied by `factor`. And the rows that it used.
 fn step(optimizer: &mut Optimizer<B>, model: ShaRnn<B>, factor: f64) -> (ShaRnn<B>, StepReport<Flex>, Vec<usize>) {
     let device = Default::default();
