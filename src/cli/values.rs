@@ -1,7 +1,7 @@
 //! What the values of options stand for: presets, recipes, and other names; and fields that are set by their paths.
 
 use crate::train::{Phase, Schedule, json_error};
-use crate::{Attend, Precision, Recipe, ShaRnnConfig};
+use crate::{Attend, NGramConfig, Precision, Recipe, ShaRnnConfig};
 use anyhow::{Result, anyhow, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -28,7 +28,10 @@ pub fn recipe(name: &str, preset: Option<&str>, config: ShaRnnConfig) -> Result<
     };
     Ok(match (name, preset) {
         // It falls where there is an end.
-        ("budget", _) => (config.with_mem_len(512).with_dropout(0.0), Recipe::budget(None)),
+        ("budget", _) => {
+            let config = config.with_mem_len(512).with_dropout(0.0).with_ngrams(NGramConfig::default());
+            (config, Recipe::budget(None))
+        }
         ("paper", Some("paper")) => (config, Recipe::paper()),
         ("paper", None) => (config.with_mem_len(512), short(64, 50)),
         ("paper", Some("xs" | "s")) => (config, short(256, 100)),
