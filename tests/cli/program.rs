@@ -13,6 +13,10 @@ pub struct Workplace {
     dir: TempDir,
 }
 
+/// Three steps of a tiny model, with tables of n-grams that are written in no time.
+const TINY: &str = "--preset xs --set model.d_model=16 --set model.d_ff=40 --mem-len 64 --batch 4 --seq-len 16 --steps 3 --log-every 1 \
+                    --precision f32 --threads 1 --set model.ngrams={\"orders\":[2,3],\"rows\":200,\"width\":4,\"at\":\"both\"}";
+
 impl Workplace {
     pub fn new() -> Self {
         Self { dir: TempDir::new().unwrap() }
@@ -30,18 +34,16 @@ impl Workplace {
         std::fs::write(self.path(name), contents).unwrap();
     }
 
-    /// Options that train three steps of a tiny model into `run`, and more of them.
+    /// Options that train three steps of a tiny model into `run`, which is named first, and more of them.
     pub fn train<'a>(&self, more: &[&'a str]) -> Vec<&'a str> {
-        let tiny = "train --out run --preset xs --set model.d_model=16 --set model.d_ff=40 --mem-len 64 --batch 4 --seq-len 16 \
-                    --steps 3 --log-every 1 --train-bytes 5000 --valid-bytes 600 --precision f32 --threads 1";
-        tiny.split_whitespace().chain(more.iter().copied()).collect()
+        let here = "train --out run --train-bytes 5000 --valid-bytes 600".split_whitespace();
+        here.chain(TINY.split_whitespace()).chain(more.iter().copied()).collect()
     }
 
     /// Options that train three steps of a tiny model on a file into a directory that is chosen for it.
     pub fn train_on<'a>(&self, data: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-        let tiny = "train --preset xs --set model.d_model=16 --set model.d_ff=40 --mem-len 64 --batch 4 --seq-len 16 --steps 3 \
-                    --log-every 1 --precision f32 --threads 1 --quiet --data";
-        tiny.split_whitespace().chain([data]).chain(more.iter().copied()).collect()
+        let tiny = ["train"].into_iter().chain(TINY.split_whitespace());
+        tiny.chain(["--quiet", "--data", data]).chain(more.iter().copied()).collect()
     }
 
     /// A log of so many lines under this name.
