@@ -257,12 +257,14 @@ def suite(runner, bundle):
             ("persistent", "core-suite", ["ops::cuda_persistent::"]),
             ("operations", "core-suite", ["ops::cuda::"]),
             ("operations-fusion", "core-suite", ["ops::cuda_fusion::"]),
+            ("n-grams", "core-suite", ["ngrams::cuda::", "ngrams::cuda_fusion::"]),
         ]
     else:
         parts = [
             ("fixtures", "core-suite", ["golden::flex::"]),
             ("optimizer", "train-suite", ["golden::flex"]),
             ("operations", "core-suite", ["ops::flex::"]),
+            ("n-grams", "core-suite", ["ngrams::flex::"]),
         ]
     failed, found = False, {}
     for number, (name, program, filters) in enumerate(parts):
