@@ -146,6 +146,6 @@ fn add<B: Backend>(
     let [seq_len, batch_size, d] = h.dims();
     let [_, width] = map.dims();
     let values = rows.values.clone().reshape([seq_len * batch_size, width]);
-    let bias = Tensor::zeros([d], &h.device());
+    let bias = Tensor::zeros([d], (&h.device(), h.dtype()));
     h + B::affine(values, map.val(), bias, precision).reshape([seq_len, batch_size, d])
 }

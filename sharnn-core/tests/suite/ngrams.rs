@@ -137,7 +137,17 @@ fn gradients_agree_with_finite_differences() {
     type B = Autodiff<NdArray<f64>>;
     type Flat = Tensor<NdArray<f64>, 1>;
 
-    let model = model::<B>(&config(NGramSite::Both));
+    // The default type of a device is shared by all backends on it.
+    struct Double;
+    impl burn::module::ModuleMapper<B> for Double {
+        fn map_float<const D: usize>(
+            &mut self,
+            param: burn::module::Param<Tensor<B, D>>,
+        ) -> burn::module::Param<Tensor<B, D>> {
+            param.map(|x| Tensor::from_inner(x.inner().cast(burn::tensor::DType::F64)).require_grad())
+        }
+    }
+    let model = burn::module::Module::map(model::<B>(&config(NGramSite::Both)), &mut Double);
     let lanes = [text(0, 9), text(1, 9)];
     let segment = |model: &ShaRnn<B>| {
         let input = tokens::<B>(&lanes);
@@ -162,7 +172,7 @@ fn gradients_agree_with_finite_differences() {
             (0..grad.shape().num_elements()).map(|i| ((i * 31 % 17) as f64 - 8.0) / 8.0).collect();
         let direction = Tensor::<NdArray<f64>, 1>::from_data(
             TensorData::new(direction.clone(), [direction.len()]),
-            &Default::default(),
+            (&Default::default(), burn::tensor::DType::F64),
         )
         .reshape(grad.dims());
         let moved = |step: f64| {

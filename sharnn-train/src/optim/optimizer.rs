@@ -179,7 +179,10 @@ impl<B: AutodiffBackend> Optimizer<B> {
             params.extend(muon_params(muon, lr, &step.scale, &skip, of_muon, &mut self.moments));
         }
         let table = rows.zip(table).map(|(RowGrads { rows, grad }, table)| {
-            let squares = self.squares.take().unwrap_or_else(|| Tensor::zeros([table.dims()[0]], &table.device()));
+            let squares = self
+                .squares
+                .take()
+                .unwrap_or_else(|| Tensor::zeros([table.dims()[0]], (&table.device(), table.dtype())));
             let AdagradConfig { rate, eps } = self.adagrad;
             let step = AdagradStep { lr: lr * rate, eps, rows, grad, skip: finite.clone().bool_not() };
             let (table, squares) = B::InnerBackend::adagrad_rows(table, squares, step);
