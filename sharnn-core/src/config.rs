@@ -157,7 +157,9 @@ impl NGramConfig {
         let rise = orders.is_sorted_by(|a, b| a < b);
         if orders.is_empty() || !rise || orders.iter().any(|order| !(2..=most).contains(order)) {
             let hint = format!("use numbers from 2 to {most} that rise, as [2,3,4]");
-            return refuse("ngrams.orders", format!("{orders:?}"), hint);
+            // A file may list a million.
+            let shown = &orders[..orders.len().min(most + 1)];
+            return refuse("ngrams.orders", format!("{shown:?}"), hint);
         }
         for (field, value, most) in [("ngrams.rows", *rows, NGRAM_MODULUS), ("ngrams.width", *width, Self::MOST_WIDTH)]
         {
@@ -364,6 +366,10 @@ impl ShaRnnConfig {
                 return refuse(field, prob.to_string(), "use a probability from 0 up to, but not including, 1".into());
             }
         }
+        if self.ngrams.is_some() && self.vocab_size >= NGRAM_MODULUS {
+            let hint = format!("with a memory of n-grams use less than {NGRAM_MODULUS}, or set ngrams to null");
+            return refuse("vocab_size", self.vocab_size.to_string(), hint);
+        }
         self.ngrams.as_ref().map_or(Ok(()), NGramConfig::validate)
     }
 
@@ -391,14 +397,6 @@ impl ShaRnnConfig {
     /// Number of parameters of the model before its value gates are collapsed.
     pub fn num_params(&self) -> usize {
         self.params_by_part().iter().map(|(_, params)| params).sum()
-    }
-
-    /// Multiplications of a weight that a token takes, without attention's with its memory: those of parameters in matrices, but for
-    /// embeddings, value gates' maps and tables, of which rows are read or nothing.
-    pub fn multiply_adds(&self) -> usize {
-        let Self { d_model: d, d_ff, vocab_size, n_layers, .. } = *self;
-        let maps = self.ngrams.as_ref().map_or(0, |ngrams| ngrams.maps() * ngrams.width_of_all() * d);
-        n_layers * (8 * d * d + d_ff / d * d * d) + self.n_attending() * d * d + vocab_size * d + maps
     }
 
     /// Number of parameters of each part, before value gates are collapsed; those of the same kind in all blocks together.
@@ -521,6 +519,7 @@ mod tests {
             (base().with_ngrams(NGramConfig { rows: 0, ..ngrams() }), "ngrams.rows", "0"),
             (base().with_ngrams(NGramConfig { rows: 524_288, ..ngrams() }), "ngrams.rows", "524288"),
             (base().with_ngrams(NGramConfig { width: 4097, ..ngrams() }), "ngrams.width", "4097"),
+            (base().with_vocab_size(524_287).with_ngrams(ngrams()), "vocab_size", "524287"),
         ];
         for (config, field, value) in cases {
             let error = config.validate().unwrap_err();

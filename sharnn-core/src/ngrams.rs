@@ -37,7 +37,7 @@ pub struct NGrams<B: BurnBackend> {
     pub rows: usize,
 }
 
-/// The rows of the table that a segment used.
+/// The rows of the table that a segment used. Where the table is not trained their values are no leaf.
 #[derive(Clone, Debug)]
 pub struct NGramRows<B: BurnBackend> {
     /// Which rows, `[n]`; the same one may be there often.
@@ -113,12 +113,23 @@ impl<B: Backend> NGrams<B> {
         let [seq_len, batch_size] = tokens.dims();
         let context = self.context();
         let before = match recent {
-            Some(recent) => recent.swap_dims(0, 1),
+            Some(recent) => {
+                let dims = recent.dims();
+                assert_eq!(
+                    dims,
+                    [batch_size, context],
+                    "newest tokens have shape {dims:?}, expected {:?}",
+                    [batch_size, context]
+                );
+                recent.swap_dims(0, 1)
+            }
             None => Tensor::full([context, batch_size], -1, &tokens.device()),
         };
         let tokens = Tensor::cat(vec![before, tokens], 0);
         let rows: Tensor<B, 1, Int> = self.hash(tokens.clone()).flatten(0, 2);
-        let values = self.table.val().detach().select(0, rows.clone()).detach().require_grad();
+        let table = self.table.val();
+        let trains = table.is_require_grad();
+        let values = table.detach().select(0, rows.clone()).detach().set_require_grad(trains);
         (NGramRows { rows, values }, tokens.narrow(0, seq_len, context).swap_dims(0, 1))
     }
 

@@ -35,11 +35,11 @@ pub struct Recipe {
     pub phases: Vec<Phase>,
     /// The optimizer.
     pub lamb: LambConfig,
-    /// Muon for the matrices inside blocks, in place of that optimizer; `None` for none.
+    /// Muon for the matrices inside blocks and the maps of n-grams, in place of that optimizer; `None` for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub muon: Option<MuonConfig>,
     /// Adagrad for the rows of n-grams, where the model has a memory of them.
-    #[serde(default, skip_serializing_if = "AdagradConfig::is_default")]
+    #[serde(default)]
     pub adagrad: AdagradConfig,
     /// Precision of matrix products in training; evaluation has its own.
     pub precision: Precision,
@@ -147,8 +147,8 @@ impl Recipe {
     }
 
     /// What scored best when training was limited to ten megabytes or to half an hour of two cores: many lanes, short segments,
-    /// Muon for the matrices inside blocks, a rate that falls at the end of so many steps, or stays where `None` says of no end. The model should drop nothing and
-    /// keep a memory of 512 bytes. How it was found, and how far: `docs/recipes.md` of the repository.
+    /// Muon for the matrices inside blocks, a rate that falls at the end of so many steps, or stays where `None` says of no end. The model should drop nothing,
+    /// keep a memory of 512 bytes and have one of n-grams (`NGramConfig::default()`). How it was found, and how far: `docs/recipes.md` of the repository.
     pub fn budget(steps: Option<u64>) -> Self {
         let eval = EvalConfig { lanes: 8, seq_len: 32, ..EvalConfig::default() };
         Self {

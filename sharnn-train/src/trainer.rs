@@ -252,8 +252,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         Err(error.into())
     }
 
-    /// One step of the recipe. The table of n-grams begins anew with each epoch: a row that has seen a text before knows it by heart, and the
-    /// model would learn to trust it. The host does not wait for the device, unless it has to share the gradients with other
+    /// One step of the recipe. The host does not wait for the device, unless it has to share the gradients with other
     /// processes. Returns whether it was made: where somebody presses it is given up, and nothing is changed.
     fn step(&mut self, segment: &Segment) -> bool {
         let lr = self.lr(segment);
@@ -261,7 +260,9 @@ impl<B: AutodiffBackend> Trainer<B> {
         let pass = Pass { precision, dropout: self.dropout(segment), recompute };
         let old = self.state.clone();
         let mut model = self.model.take().expect("a model between two steps");
-        if segment.start == 0 && (self.position.phase, self.position.phase_epoch) != (0, 0) {
+        // What was known before, should the step be given up.
+        let known = self.forgets(segment).then(|| (model.clone(), self.optimizer.clone()));
+        if known.is_some() {
             model = self.optimizer.forget_rows(model);
         }
 
@@ -269,9 +270,12 @@ impl<B: AutodiffBackend> Trainer<B> {
         let SegmentLoss { loss, state: new, rows } = model.segment_loss(tokens, targets, old.clone(), &pass);
         let grads = (!self.gives_up()).then(|| loss.backward()).filter(|_| !self.gives_up());
         let Some(mut grads) = grads else {
-            self.model = Some(model);
+            let (model, optimizer) = known.unwrap_or_else(|| (model, self.optimizer.clone()));
+            (self.model, self.optimizer) = (Some(model), optimizer);
             return false;
         };
+        // What has two owners is not changed in place.
+        drop(known);
         let rows = rows.and_then(|NGramRows { rows, values }| {
             Some(RowGrads { rows: rows.inner(), grad: values.grad_remove(&mut grads)? })
         });
@@ -289,6 +293,21 @@ impl<B: AutodiffBackend> Trainer<B> {
         let (step, loss, grad_norm, finite) = (self.position.step, report.loss, report.grad_norm, report.finite);
         self.pending.push(PendingStep { step, bytes, lr, loss, grad_norm, finite });
         true
+    }
+
+    /// Whether the table of n-grams begins anew with this segment: where an epoch begins that is not the first, unless the phase ends before
+    /// half of it. A row that has seen a text before knows it by heart, and the model would learn to trust it; one that has seen too little
+    /// says nothing. (Rows of a model that the run goes on from stay, for they are of another text.)
+    fn forgets(&self, segment: &Segment) -> bool {
+        let Position { step, phase, phase_step, phase_epoch, bytes, .. } = self.position;
+        if self.config.ngrams.is_none() || segment.start > 0 || (phase, phase_epoch) == (0, 0) {
+            return false;
+        }
+        let left = self.phase().and_then(|phase| phase.steps).map(|steps| steps.saturating_sub(phase_step));
+        // By the bytes of a lane that a step has taken on average.
+        let left = left.map(|left| u128::from(left) * u128::from(bytes) / u128::from(step.max(1)));
+        let half = (self.segments.epoch_len() as u128 * self.recipe.batch_size as u128).div_ceil(2);
+        left.is_none_or(|left| left >= half)
     }
 
     /// Whether the step under way is given up. The processes of a group make it together or wait for each other.

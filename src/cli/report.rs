@@ -129,7 +129,10 @@ pub fn scores(splits: &Splits, scores: &[Score], model: &str, whole: bool) -> Re
         let split = if name == "test" { &splits.test } else { &splits.valid };
         let known = |bpc: Option<f64>| bpc.map_or("-".into(), |bpc| format!("{bpc:.3}"));
         let [zstd, entropy] = [zstd_bpc, entropy].map(|yardstick| known(yardstick(split, interrupt)));
-        let adaptive = adaptive.map_or(String::new(), |bpc| format!(" {bpc:>10.4}"));
+        let adaptive = match (has_adaptive, adaptive) {
+            (false, _) => String::new(),
+            (true, bpc) => format!(" {:>10}", bpc.map_or("-".into(), |bpc| format!("{bpc:.4}"))),
+        };
         format!("{name:<16} {bpc:>9.4}{adaptive} {zstd:>10} {entropy:>17}   ({} bytes)", split.len())
     };
     let rows: Vec<_> = scores.iter().map(row).collect();

@@ -23,14 +23,19 @@ use super::printable::json;
 use super::report::Score;
 use super::runs::Place;
 use super::{in_one_line, life, machine, paths, pipe, processes, report};
-use crate::core::{BatchScorer, Mixer, MixerConfig};
 use crate::data::order0_entropy;
 use crate::data::shell::quoted_path;
 use crate::train::{
-    EvalError, Event, Interrupt, Metrics, Observer, Progress, Record, SharedGroup, Stop, TrainError, TrainRecord,
-    Trainer, draws_live_lines, evaluate_streams, latest_manifest,
+    Event, Interrupt, Metrics, Observer, Progress, Record, SharedGroup, Stop, TrainError, TrainRecord, Trainer,
+    draws_live_lines, latest_manifest,
 };
-use crate::{AutodiffBackend, BackendJob, Splits, Streams};
+use crate::{AutodiffBackend, Backend, BackendJob, ShaRnn, ShaRnnConfig, Splits};
+#[cfg(feature = "flex")]
+use crate::{
+    DecodeEngine, WeightFormat,
+    core::{BatchScorer, Mixer, MixerConfig},
+    train::{EvalError, evaluate_streams},
+};
 
 /// Trains as the options say, in every process of the group.
 pub fn run(args: Args, group: SharedGroup) -> Result<ExitCode> {
@@ -68,9 +73,6 @@ pub fn run(args: Args, group: SharedGroup) -> Result<ExitCode> {
     let device = group.local_rank();
     backend.dispatch_on(device, Job { args, plan, place, choice, splits, group })?
 }
-
-/// Multiply-adds of decoding that take some seconds: those of the default run's splits, twice over.
-const QUICK_WORK: u64 = 200_000_000_000;
 
 /// The whole job, generic over the backend.
 struct Job {
@@ -194,11 +196,13 @@ impl BackendJob for Job {
             interrupt.set_notice("stopping once it is written what the run reached");
         }
         let mut kept = Ok(());
-        let streams = || args.machine.backend.streams(&finished.model, 1);
-        let work = (splits.valid.len() + splits.test.len()) as u64 * finished.model.config().multiply_adds() as u64;
-        let adaptive = if work <= QUICK_WORK { adaptive(streams, &splits, interrupt)? } else { None };
+        let adaptive = match is_quick(&finished.model.config(), splits.valid.len() + splits.test.len()) {
+            true => adaptive(&finished.model, &splits, interrupt),
+            false => None,
+        };
         let outcome = life::whole(|| {
-            let outcome = Outcome { sample: report::sample(streams(), &splits, seed)?, adaptive };
+            let sample = report::sample(args.machine.backend.streams(&finished.model, 1), &splits, seed)?;
+            let outcome = Outcome { sample, adaptive };
             kept = page::write(&run_dir, &splits, Some(&outcome));
             Ok::<_, anyhow::Error>(outcome)
         });
@@ -251,17 +255,40 @@ impl BackendJob for Job {
     }
 }
 
-/// The scores of both splits mixed with what was read, from the first byte of each; `None` where somebody asks to stop.
-fn adaptive<S: Streams>(streams: impl Fn() -> S, splits: &Splits, interrupt: &Interrupt) -> Result<Option<[f64; 2]>> {
-    let mut scores = [0.0; 2];
-    for (score, split) in scores.iter_mut().zip([&splits.valid, &splits.test]) {
-        let scorer = BatchScorer::adaptive(streams(), Mixer::new(MixerConfig::default(), 1))?;
-        *score = match evaluate_streams(scorer, split, interrupt, |_, _| {}) {
-            Err(EvalError::Interrupted { .. }) => return Ok(None),
-            scored => scored?.bpc(),
-        };
-    }
-    Ok(Some(scores))
+/// Whether a model scores so many bytes, one after the other, within some seconds of one core: those of the bundled text with the models that
+/// a few minutes train.
+fn is_quick(config: &ShaRnnConfig, bytes: usize) -> bool {
+    let ShaRnnConfig { d_model: d, d_ff, vocab_size, n_layers, mem_len, .. } = *config;
+    let weights = (n_layers * (8 * d + d_ff) + vocab_size).saturating_mul(d);
+    let memory = config.n_attending().saturating_mul(2 * d).saturating_mul(mem_len);
+    bytes <= 200_000 && weights.saturating_add(memory) <= 2_000_000
+}
+
+/// The scores of both splits mixed with what was read, from the first byte of each; `None` where somebody asks to stop, or it cannot be
+/// measured: the run has come to its end without them.
+#[cfg(feature = "flex")]
+fn adaptive<B: Backend>(model: &ShaRnn<B>, splits: &Splits, interrupt: &Interrupt) -> Option<[f64; 2]> {
+    // On the CPU whatever trained: byte by byte that is fastest.
+    let engine = DecodeEngine::new(model, WeightFormat::F32);
+    let score = |split: &[u8]| {
+        let scorer = BatchScorer::adaptive(engine.streams(1), Mixer::new(MixerConfig::default(), 1))?;
+        evaluate_streams(scorer, split, interrupt, |_, _| {})
+    };
+    let scores = [&splits.valid, &splits.test].map(|split| match score(split) {
+        Ok(score) => Some(score.bpc()),
+        Err(EvalError::Interrupted { .. }) => None,
+        Err(error) => {
+            tell!("no adaptive score: {error}");
+            None
+        }
+    });
+    Some([scores[0]?, scores[1]?])
+}
+
+/// Nothing here decodes fast enough.
+#[cfg(not(feature = "flex"))]
+fn adaptive<B: Backend>(_model: &ShaRnn<B>, _splits: &Splits, _interrupt: &Interrupt) -> Option<[f64; 2]> {
+    None
 }
 
 /// The training loss of a run's last steps; `None` where none of them counted.

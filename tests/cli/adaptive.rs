@@ -91,3 +91,31 @@ fn what_repeats_becomes_cheap_where_predictions_are_mixed_with_what_was_read() {
         "{adaptive}"
     );
 }
+
+/// A short run says both scores and which is which, and the second one is that of `eval --adapt`.
+#[test]
+fn a_short_run_is_scored_mixed_with_what_was_read_too() {
+    let at = Workplace::new();
+    let reached = at.json(&at.train(&["--json"]));
+    let of_eval = at.stdout(&["eval", "--model", "run", "--adapt", "--weights", "f32", "--json", "--threads", "1"]);
+    let of_eval: Vec<Value> = of_eval.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (field, line) in ["valid_bpc_adaptive", "test_bpc_adaptive"].into_iter().zip(&of_eval) {
+        assert_eq!(
+            (line["how"].as_str(), reached[field].as_f64()),
+            (Some("adaptive"), line["bpc"].as_f64()),
+            "{field}"
+        );
+    }
+    let page = at.read("run/README.md");
+    assert!(page.contains("adaptive (mixed with what was read): validation "), "{page}");
+    let table = at.stdout(&["train", "--resume", "--out", "run", "--threads", "1"]);
+    let header = table.lines().find(|line| line.starts_with("bits per byte")).unwrap();
+    let columns: Vec<&str> = header.split_whitespace().collect();
+    assert_eq!(columns[3..6], ["SHA-RNN", "adaptive", "zstd"], "{header}");
+    assert!(table.contains("as by eval --adapt"), "{table}");
+    // What takes longer is not measured: neither the scores nor a word of them.
+    at.log("log", 400);
+    let wide =
+        at.train_on("log", &["--out", "wide", "--set", "model.d_model=512", "--set", "model.d_ff=512", "--json"]);
+    assert!(at.json(&wide)["valid_bpc_adaptive"].is_null());
+}

@@ -27,7 +27,7 @@ fn model<B: Backend>(config: &ShaRnnConfig) -> ShaRnn<B> {
     let [rows, width] = ngrams.table.dims();
     let values: Vec<f32> = (0..rows * width).map(|i| ((i * 7919 % 1013) as f32 / 1013.0) - 0.5).collect();
     let values = Tensor::from_data(TensorData::new(values, [rows, width]), &ngrams.table.device());
-    ngrams.table = ngrams.table.clone().map(|x| x + values);
+    ngrams.table = ngrams.table.clone().map(|x| (x + values).detach().require_grad());
     model
 }
 
@@ -111,8 +111,7 @@ fn a_split_stream_gives_what_the_whole_gives<B: AutodiffBackend>() {
     }
 }
 
-/// The leaf's gradient is that of the table's rows: a change of a row by `δ` changes the loss by `Σ δ g` over its uses, and the table
-/// itself has no gradient.
+/// Rows enter as a leaf, which has a gradient; the table itself has none. (What the gradient is, finite differences say below.)
 fn only_rows_that_were_used<B: AutodiffBackend>() {
     let model = model::<B>(&config(NGramSite::Both));
     let input = tokens::<B>(&[text(0, 9)]);
@@ -204,9 +203,15 @@ fn a_model_tells_its_configuration_and_counts_its_parameters() {
         assert_eq!(model.config(), config);
         assert_eq!(model.num_params(), config.num_params());
     }
-    // Without: nothing is drawn for it, and a file says nothing of it.
-    let none = ShaRnnConfig { ngrams: None, ..config(NGramSite::Both) };
-    assert!(!serde_json::to_string(&none).unwrap().contains("ngrams"));
+    // Without: nothing is drawn for it, a file says nothing of it, and all else is as it is with rows of zeros.
+    let [with, without] =
+        [Some(ngrams(NGramSite::Both)), None].map(|ngrams| ShaRnnConfig { ngrams, ..config(NGramSite::Both) });
+    assert!(!serde_json::to_string(&without).unwrap().contains("ngrams"));
+    let logits = |config: &ShaRnnConfig| {
+        let model = config.init_seeded::<burn::backend::Flex>(7, &Default::default());
+        values(model.forward(tokens(&[text(0, 12)]), model.empty_state()).0)
+    };
+    assert_eq!(logits(&with), logits(&without));
 }
 
 #[cfg(feature = "flex")]

@@ -143,11 +143,6 @@ impl Default for AdagradConfig {
 }
 
 impl AdagradConfig {
-    /// Whether it is the default.
-    pub(crate) fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// Checks every field.
     ///
     /// # Errors

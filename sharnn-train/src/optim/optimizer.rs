@@ -162,7 +162,8 @@ impl<B: AutodiffBackend> Optimizer<B> {
         };
         let mut finite = loss.clone().is_finite().bool_and(grad_norm.clone().is_finite());
         if let Some(RowGrads { grad, .. }) = &rows {
-            finite = finite.bool_and(grad.clone().is_finite().all());
+            // Of its squares, which are added up.
+            finite = finite.bool_and(grad.clone().square().sum().is_finite());
         }
         if grads.is_empty() {
             return (module, StepReport { loss, grad_norm, finite });
@@ -195,9 +196,10 @@ impl<B: AutodiffBackend> Optimizer<B> {
 
     /// Lets the table of n-grams begin anew: zeros, of which nothing is known. Its maps stay.
     pub fn forget_rows(&mut self, mut model: ShaRnn<B>) -> ShaRnn<B> {
-        self.squares = None;
+        self.squares = self.squares.take().map(|squares| squares.zeros_like());
         if let Some(ngrams) = &mut model.ngrams {
-            ngrams.table = ngrams.table.clone().map(|table| table.zeros_like());
+            let zeros = |table: Tensor<B, 2>| table.zeros_like().set_require_grad(table.is_require_grad());
+            ngrams.table = ngrams.table.clone().map(zeros);
         }
         model
     }
@@ -245,7 +247,9 @@ impl<B: AutodiffBackend> Optimizer<B> {
             let names = suffixes.iter().map(|suffix| format!("{}{suffix}", param.path));
             let found: Vec<_> = names.map(|name| (tensors.remove(&name), name)).collect();
             // A frozen parameter may have been trained before, or not.
-            if fresh || (!param.require_grad && found.iter().all(|(found, _)| found.is_none())) {
+            // No more need a table have been, of which no row was used.
+            let may_be_untouched = !param.require_grad || param.path == TABLE;
+            if fresh || (may_be_untouched && found.iter().all(|(found, _)| found.is_none())) {
                 continue;
             }
             let mut moments = Vec::new();

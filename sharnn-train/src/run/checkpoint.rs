@@ -18,7 +18,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use burn::tensor::{Bool, Tensor, TensorData, backend::Backend as BurnBackend};
+use burn::tensor::{Bool, Int, Tensor, TensorData, backend::Backend as BurnBackend};
 use serde::{Deserialize, Serialize};
 use sharnn_core::{AutodiffBackend, BlockState, LstmState, ShaRnn, ShaRnnConfig, ShaRnnState};
 
@@ -318,15 +318,43 @@ impl Checkpoint {
             };
             blocks.push(BlockState { lstm, memory });
         }
+        // Where the stream has begun.
         let recent = match config.context() {
-            0 => None,
-            context => take(&mut tensors, RECENT.into(), [lanes, context], &path, device)?.map(|recent| recent.int()),
+            context if context > 0 && blocks.iter().any(|block| block.lstm.is_some()) => {
+                Some(self.recent(&mut tensors, [lanes, context], &path, device)?)
+            }
+            _ => None,
         };
         if let Some((tensor, HostTensor { shape: found, .. })) = tensors.pop_first() {
             let (file, hint) = (path.display().to_string(), "use an older checkpoint".into());
             return Err(WeightsError::Unexpected { file, tensor: shown(&tensor), found, hint }.into());
         }
         Ok(ShaRnnState { blocks, recent })
+    }
+
+    /// The newest tokens of each lane.
+    fn recent<B: BurnBackend>(
+        &self,
+        tensors: &mut BTreeMap<String, HostTensor>,
+        expected: [usize; 2],
+        path: &Path,
+        device: &B::Device,
+    ) -> Result<Tensor<B, 2, Int>, CheckpointError> {
+        let (file, tensor) = (path.display().to_string(), RECENT.to_string());
+        let Some(HostTensor { shape, data }) = tensors.remove(RECENT) else {
+            let (expected, hint) = (expected.into(), "use an older checkpoint".into());
+            return Err(WeightsError::Missing { file, tensor, expected, hint }.into());
+        };
+        if shape != expected {
+            return Err(WeightsError::Shape { file, tensor, expected: expected.into(), found: shape }.into());
+        }
+        let vocab_size = self.manifest.config.vocab_size;
+        let is_token = |x: f32| x.fract() == 0.0 && (-1.0..vocab_size as f32).contains(&x);
+        if let Some(index) = data.iter().position(|&x| !is_token(x)) {
+            return Err(WeightsError::NotAToken { file, tensor, index, value: data[index], vocab_size }.into());
+        }
+        let tokens: Vec<i32> = data.iter().map(|&x| x as i32).collect();
+        Ok(Tensor::from_data(TensorData::new(tokens, shape), device))
     }
 
     /// The checksum of the best weights.

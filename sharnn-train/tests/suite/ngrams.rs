@@ -8,8 +8,9 @@ use crate::common::*;
 use burn::backend::Flex;
 use burn::tensor::{Tensor, TensorData};
 use sharnn_core::{NGramConfig, NGramSite, Pass, SegmentLoss, ShaRnn, ShaRnnConfig};
+use sharnn_data::SegmentLengths;
 use sharnn_train::{
-    CONFIG_KEY, HostTensor, ImportOptions, Interrupt, LambConfig, Limits, MuonConfig, Optimizer, Recipe, Record,
+    CONFIG_KEY, Event, HostTensor, ImportOptions, Interrupt, LambConfig, Limits, MuonConfig, Optimizer, Recipe, Record,
     RowGrads, SharedGroup, StepReport, Trainer, Vocabulary, collect_params, import_weights, load_metadata,
     load_tensors, read_config, save_tensors, save_weights,
 };
@@ -82,6 +83,102 @@ fn rows_begin_anew_with_each_epoch() {
     trainer.run(&steps(next), &mut silent, &Interrupt::default()).unwrap();
     let after_a_step = used(&trainer);
     assert!(after_a_step > 0 && 2 * after_a_step < after_an_epoch, "{after_a_step} of {after_an_epoch} rows");
+}
+
+/// The step that is given up is the first of an epoch as well: what was known before is kept, and the run is what it would have been.
+#[test]
+fn who_presses_at_the_start_of_an_epoch_loses_nothing() {
+    let reference = run(1, &[]);
+    let dir = tempfile::tempdir().unwrap();
+    let boundary = {
+        let mut trainer = open(alone(), dir.path());
+        trainer.run(&Limits { max_epochs: Some(1), ..Limits::default() }, &mut silent, &Interrupt::default()).unwrap();
+        trainer.position().step
+    };
+    let before = table(open(alone(), dir.path()).model());
+    assert!(before.iter().any(|&x| x != 0.0));
+    for milliseconds in [0, 1, 2, 3] {
+        let mut trainer = open(alone(), dir.path());
+        let interrupt = Interrupt::default();
+        let presses = interrupt.clone();
+        let (started, starts) = std::sync::mpsc::channel();
+        let finger = std::thread::spawn(move || {
+            starts.recv().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+            presses.raise();
+            presses.raise();
+        });
+        let mut watch = |event: Event<'_>| {
+            if matches!(event, Event::Started { .. }) {
+                started.send(()).unwrap();
+            }
+        };
+        trainer.run(&Limits::default(), &mut watch, &interrupt).unwrap();
+        finger.join().unwrap();
+        if trainer.position().step == boundary {
+            assert_eq!(table(trainer.model()), before, "{milliseconds} ms");
+        }
+    }
+    let mut trainer = open(alone(), dir.path());
+    complete(&mut trainer);
+    assert!(trace(&trainer, dir.path()) == reference);
+}
+
+/// A run that ends soon after an epoch has begun keeps what it knows.
+#[test]
+fn rows_stay_where_the_end_is_near() {
+    let known_after = |steps: u64| {
+        let dir = tempfile::tempdir().unwrap();
+        let mut recipe = Recipe { muon: Some(MuonConfig::default()), ..recipe() };
+        recipe.segments = SegmentLengths::Fixed { len: 12 };
+        recipe.phases.truncate(1);
+        recipe.phases[0].steps = Some(steps);
+        let open = || {
+            let dir = options(dir.path());
+            Trainer::<B>::open(with_ngrams(), recipe.clone(), splits(), dir, &Default::default()).unwrap()
+        };
+        let epoch = {
+            let mut trainer = open();
+            let limits = Limits { max_epochs: Some(1), ..Limits::default() };
+            trainer.run(&limits, &mut silent, &Interrupt::default()).unwrap();
+            trainer.position().step
+        };
+        let mut trainer = open();
+        trainer.run(&self::steps(epoch + 1), &mut silent, &Interrupt::default()).unwrap();
+        (epoch, table(trainer.model()).chunks(4).filter(|row| row.iter().any(|&x| x != 0.0)).count())
+    };
+    let (epoch, anew) = known_after(1000);
+    let [near, far] = [epoch + epoch / 2 - 1, epoch + epoch / 2 + 1].map(|steps| known_after(steps).1);
+    assert!(far == anew && near > anew, "{near} rows near the end, {far} far from it, {anew} with no end in sight");
+}
+
+/// The newest tokens in a checkpoint are tokens, and are there where the stream has begun.
+#[test]
+fn newest_tokens_that_cannot_be_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    open(alone(), dir.path()).run(&steps(12), &mut silent, &Interrupt::default()).unwrap();
+    let step = dir.path().join("step-00000012");
+    let (state, manifest) = (step.join("state.safetensors"), step.join("checkpoint.json"));
+    let good = load_tensors(&state).unwrap();
+    assert_eq!(good["recent"].shape, [4, 4]);
+    type Change = fn(&mut BTreeMap<String, HostTensor>);
+    let changes: [(Change, &str); 5] = [
+        (|tensors| drop(tensors.remove("recent")), "recent of shape [4, 4] is missing"),
+        (|tensors| tensors.get_mut("recent").unwrap().shape = vec![2, 8], "expects [4, 4]"),
+        (|tensors| tensors.get_mut("recent").unwrap().data[5] = 0.5, "0.5 at position 5"),
+        (|tensors| tensors.get_mut("recent").unwrap().data[6] = 128.0, "expected tokens below 128"),
+        (|tensors| tensors.get_mut("recent").unwrap().data[7] = -2.0, "-2 at position 7"),
+    ];
+    for (change, told) in changes {
+        let mut tensors = good.clone();
+        change(&mut tensors);
+        let list: Vec<_> = tensors.into_iter().map(|(name, x)| (name, x.shape, x.data)).collect();
+        save_tensors(&state, &list, &BTreeMap::new()).unwrap();
+        sign(&manifest, &state);
+        let resumed = Trainer::<B>::resume(splits(), options(dir.path()), &Default::default());
+        let error = resumed.err().unwrap().to_string();
+        assert!(error.contains(told) && error.contains("state.safetensors"), "{told}: {error}");
+    }
 }
 
 /// One step on fixed tokens; the loss is multiplied by `factor`. And the rows that it used.
@@ -177,7 +274,7 @@ fn files_hold_the_memory_and_know_what_it_is() {
     // Rows are those of symbols, which an import as bytes would renumber.
     let options = ImportOptions { vocabulary: symbols, ..ImportOptions::default() };
     let error = import_weights::<Flex>(&path, &options, &Default::default()).unwrap_err().to_string();
-    assert!(error.contains("ngrams") && error.contains("without a vocabulary"), "{error}");
+    assert!(error.contains("ngrams") && error.contains("which bytes would renumber"), "{error}");
 
     // Tables of the same size under other orders.
     let tensors: Vec<_> = load_tensors(&bytes)

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
 use crate::common::*;
 use sharnn_core::{Precision, ShaRnnConfig};
 use sharnn_data::Splits;
@@ -207,11 +205,7 @@ fn a_state_that_is_not_the_models_is_refused() {
         change(&mut tensors);
         let list: Vec<_> = tensors.into_iter().map(|(name, x)| (name, x.shape, x.data)).collect();
         save_tensors(&state, &list, &BTreeMap::new()).unwrap();
-        let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
-        let bytes = fs::read(&state).unwrap();
-        json["files"]["state.safetensors"] =
-            serde_json::json!({"bytes": bytes.len(), "sha256": format!("{:x}", Sha256::digest(&bytes))});
-        write_with_checksum(&manifest, &json.to_string());
+        sign(&manifest, &state);
         let error = open_error(dir.path()).to_string();
         assert!(error.contains(told) && error.contains("state.safetensors"), "{told}: {error}");
     }

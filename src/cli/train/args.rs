@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use indicatif::HumanCount;
+use serde_json::Value;
 
 use crate::core::{MemoryEstimate, StepShape};
 use crate::data::DataError;
@@ -240,9 +241,13 @@ impl Args {
         // No tensor depends on memory and dropouts.
         let sizes = |config: &ShaRnnConfig| serde_json::to_value(config.clone().with_mem_len(0).with_dropout(0.0));
         let (own, asked) = (sizes(&trained.config)?, sizes(config)?);
-        if let Some((field, own)) =
-            own.as_object().into_iter().flatten().find(|(field, own)| asked.get(field) != Some(own))
-        {
+        // A field that is not there is as one of null.
+        let fields = [&own, &asked].into_iter().flat_map(|sizes| sizes.as_object().into_iter().flatten());
+        let differs = |field: &&String| {
+            own.get(field.as_str()).unwrap_or(&Value::Null) != asked.get(field.as_str()).unwrap_or(&Value::Null)
+        };
+        if let Some(field) = fields.map(|(field, _)| field).find(differs) {
+            let own = own.get(field).unwrap_or(&Value::Null);
             let typed = match (&self.attend, &field[..]) {
                 (Some(which), "attend") => format!("--attend {which}"),
                 _ => format!("--set model.{field}={}", asked[field]),
@@ -510,9 +515,9 @@ mod tests {
     use clap::Parser;
 
     use super::super::super::TrainOnly;
-    use crate::Attend;
     use crate::core::kernels::Operands;
     use crate::data::enwik8;
+    use crate::{Attend, NGramConfig};
 
     use super::*;
 
@@ -596,6 +601,11 @@ mod tests {
             (quick.config.mem_len, quick.limits.max_steps, quick.limits.max_time),
             (512, Some(QUICK_STEPS), None)
         );
+        let ngrams = |options: &[&str]| plan(options).unwrap().config.ngrams;
+        assert_eq!(quick.config.ngrams, Some(NGramConfig::default()));
+        for none in [&["--preset", "paper"][..], &["--recipe", "paper"], &["--set", "model.ngrams=null"]] {
+            assert_eq!(ngrams(none), None, "{none:?}");
+        }
         let longer = recipe(&["--preset", "s", "--steps", "9000"]);
         assert_eq!(longer.phases, Recipe::budget(Some(9000)).phases);
         let paper = plan(&["--preset", "s", "--recipe", "paper"]).unwrap();

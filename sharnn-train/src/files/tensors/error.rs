@@ -228,6 +228,22 @@ pub enum WeightsError {
         /// The value.
         value: f32,
     },
+    /// A state holds what is no token of its model.
+    #[error(
+        "{tensor} in {file} holds {value} at position {index}, expected tokens below {vocab_size}: use an older checkpoint"
+    )]
+    NotAToken {
+        /// Path of the file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// Position of the first such value, row-major from 0.
+        index: usize,
+        /// The value.
+        value: f32,
+        /// Number of tokens.
+        vocab_size: usize,
+    },
     /// A tied model meets a decoder of its own.
     #[error(
         "decoder.weight in {file} holds {decoder} at position {index} where encoder.weight holds {encoder}, but the model ties them: load it into one that does not"

@@ -108,8 +108,8 @@ impl Import {
             .map_err(|source| WeightsError::Vocabulary { file: file.name().into(), source })?;
         let config = stored.clone().with_vocab_size(vocabulary.size(stored.vocab_size));
         if stored.ngrams.is_some() && vocabulary != Vocabulary::Bytes {
-            let hint =
-                "rows of n-grams are those of the symbols that it was trained with: load it without a vocabulary";
+            let hint = "its rows are those of the symbols that it was trained with, which bytes would renumber: load it with its own \
+                        configuration (load_weights), or import a model without n-grams";
             let source = ConfigError { field: "ngrams", value: "a memory of n-grams".into(), hint: hint.into() };
             return Err(WeightsError::Unusable { file: file.name().into(), source });
         }
