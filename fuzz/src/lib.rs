@@ -83,7 +83,9 @@ pub fn place() -> &'static Path {
 
 /// A model of a few kilobytes.
 pub fn config() -> ShaRnnConfig {
+    let ngrams = NGramConfig { orders: vec![2, 4], rows: 7, width: 2, at: NGramSite::Both };
     ShaRnnConfig { d_model: 4, d_ff: 8, n_layers: 2, vocab_size: 20, mem_len: 6, ..ShaRnnConfig::xs() }
+        .with_ngrams(ngrams)
 }
 
 pub fn model(config: &ShaRnnConfig) -> ShaRnn<Flex> {
@@ -99,7 +101,7 @@ pub fn weights_files() -> Vec<Vec<u8>> {
         (config().with_tied(false), plain),
         (config(), SaveOptions { dtype: FloatType::Bf16, tied_twice: true, ..plain }),
         (config().with_attend(Attend::All), SaveOptions { dtype: FloatType::F16, collapse: true, ..plain }),
-        (config().with_ngrams(NGramConfig { orders: vec![2, 4], rows: 7, width: 2, at: NGramSite::Both }), plain),
+        (ShaRnnConfig { ngrams: None, ..config() }, plain),
     ]
     .map(|(config, options)| {
         save_weights_as(&model(&config), &path, &options).expect("it can be written");

@@ -194,16 +194,16 @@ impl<B: Backend> ShaRnn<B> {
             tokens.dims(),
             targets.dims()
         );
-        let Segment { h, state, rows: ngrams } = self.hidden_time_major(tokens.swap_dims(0, 1), state, pass);
+        let Segment { h, state, rows } = self.hidden_time_major(tokens.swap_dims(0, 1), state, pass);
         let [seq_len, batch_size, d] = h.dims();
-        let rows = seq_len * batch_size;
-        let targets = targets.swap_dims(0, 1).reshape([rows]);
+        let n = seq_len * batch_size;
+        let targets = targets.swap_dims(0, 1).reshape([n]);
         let (weight, bias) = self.decoder_params();
-        let inputs = DecoderLossInputs { h: h.reshape([rows, d]), weight, bias, targets };
-        SegmentLoss { loss: B::decoder_loss(inputs, pass.precision), state, rows: ngrams }
+        let inputs = DecoderLossInputs { h: h.reshape([n, d]), weight, bias, targets };
+        SegmentLoss { loss: B::decoder_loss(inputs, pass.precision), state, rows }
     }
 
-    /// The last block's output, after the output dropout.
+    /// What the decoder reads: the last block's output with what n-grams add, after the output dropout.
     ///
     /// # Shapes
     /// - `tokens`: `[batch_size, seq_len]`

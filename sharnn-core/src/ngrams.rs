@@ -6,7 +6,7 @@
 //! e(t) = embedding[x_t] + W_in r(t);   logits(t) = W (h(t) + W_out r(t)) + b
 //! ```
 //!
-//! All of the hash is exact in 32 bits with a sign. Hashed n-grams of bytes after Pagnoni et al. 2024 (Byte Latent Transformer,
+//! All of the hash is exact in 32 bits with a sign, for fewer tokens than the modulus. Hashed n-grams of bytes after Pagnoni et al. 2024 (Byte Latent Transformer,
 //! arXiv 2412.09871).
 
 use burn::module::{Module, Param};

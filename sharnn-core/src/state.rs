@@ -155,7 +155,8 @@ impl<B: Backend> ShaRnnState<B> {
             let lstm = block.lstm.as_ref().map_or(0, |lstm| 2 * lstm.h.shape().num_elements());
             lstm + block.memory.as_ref().map_or(0, |memory| memory.shape().num_elements())
         };
-        4 * self.blocks.iter().map(block).sum::<usize>()
+        let recent = self.recent.as_ref().map_or(0, |recent| recent.shape().num_elements());
+        4 * (self.blocks.iter().map(block).sum::<usize>() + recent)
     }
 }
 

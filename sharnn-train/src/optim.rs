@@ -1,4 +1,4 @@
-//! The optimizer: its options, its step over all parameters, and Muon for the matrices inside blocks.
+//! The optimizer: its options, its step over all parameters, Muon for matrices, and Adagrad for rows of n-grams.
 //!
 //! Here lives what turns gradients into a step; rates over time are the recipe's.
 //! It may use params, files and group; recipe, run and trainer may use it.

@@ -115,7 +115,6 @@ fn a_short_run_is_scored_mixed_with_what_was_read_too() {
     assert!(table.contains("as by eval --adapt"), "{table}");
     // What takes longer is not measured: neither the scores nor a word of them.
     at.log("log", 400);
-    let wide =
-        at.train_on("log", &["--out", "wide", "--set", "model.d_model=512", "--set", "model.d_ff=512", "--json"]);
+    let wide = at.train_on("log", &["--out", "wide", "--set", "model.mem_len=100000", "--json"]);
     assert!(at.json(&wide)["valid_bpc_adaptive"].is_null());
 }

@@ -4,7 +4,8 @@ use half::bf16;
 
 use super::{PackedRows, WeightFormat, check};
 
-/// The memory of n-grams of a model; the hash is that of [`row`].
+/// The memory of n-grams of a model. Of tokens x, -1 before the stream's start, the row of order n at t is `H_n(t) mod rows` with
+/// `H_1(t) = x_t + 1` and `H_n(t) = (multiplier H_{n-1}(t - 1) + x_t + 1) mod modulus`.
 #[derive(Clone, Copy, Debug)]
 pub struct NGramWeights<'a> {
     /// The orders, rising, from 2 on.
@@ -111,9 +112,7 @@ impl NGrams {
         self.orders.len() * self.width
     }
 
-    /// Reads the rows of the newest of these tokens, of which there are `context` before it, -1 before the stream's start.
-    ///
-    /// `H_1(t) = x_t + 1; H_n(t) = (multiplier H_{n-1}(t - 1) + x_t + 1) mod modulus`; the row is `H_n mod rows`.
+    /// Reads the rows of the newest of these tokens, of which there are `context` before it.
     pub(super) fn read(&self, tokens: impl Fn(usize) -> i32, to: &mut [f32]) {
         let context = self.context();
         for ((table, &order), to) in self.orders.iter().enumerate().zip(to.chunks_exact_mut(self.width)) {

@@ -1,4 +1,4 @@
-//! Options of min-trust LAMB and of Muon.
+//! Options of min-trust LAMB, of Muon and of Adagrad.
 
 use serde::{Deserialize, Serialize};
 use sharnn_core::ops::LambOptions;

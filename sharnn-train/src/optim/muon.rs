@@ -1,4 +1,4 @@
-//! Muon: momentum whose update is made orthogonal, for the matrices inside the blocks.
+//! Muon: momentum whose update is made orthogonal, for the matrices inside the blocks and the maps of n-grams.
 //!
 //! ```text
 //! m = μ m + g;   u = g + μ m                                      Nesterov's momentum

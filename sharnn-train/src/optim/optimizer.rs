@@ -1,6 +1,7 @@
-//! A step of all parameters, with a clip by the global norm: min-trust LAMB, the optimizer of the paper's recipe, and Muon for
-//! the matrices inside blocks where that is asked for. The formula of LAMB's step is in [`sharnn_core::ops`]. Norms, clip and the
-//! decision to skip a step stay on the device.
+//! A step of all parameters, with a clip by the global norm: min-trust LAMB, the optimizer of the paper's recipe, Muon for
+//! the matrices inside blocks and the maps of n-grams where that is asked for, and Adagrad for the rows of n-grams that a step used. These are neither in the
+//! norm nor clipped. The formulas of LAMB's and Adagrad's step are in [`sharnn_core::ops`]. Norms, clip and the decision to skip a step
+//! stay on the device.
 
 use std::collections::BTreeMap;
 
@@ -67,8 +68,8 @@ struct Moments<B: Backend> {
     shape: Vec<usize>,
 }
 
-/// Min-trust LAMB over the parameters of a module, Muon over some, and Adagrad over the rows of n-grams. Moments are kept by parameter path: Burn's parameter
-/// ids are new after every load, which would silently reset them.
+/// Min-trust LAMB over the parameters of a module, Muon over some, and Adagrad over the rows of n-grams. Moments are kept by
+/// parameter path: Burn's parameter ids are new after every load, which would silently reset them.
 #[derive(Clone, Debug)]
 pub struct Optimizer<B: AutodiffBackend> {
     lamb: LambConfig,
@@ -119,7 +120,7 @@ impl<B: AutodiffBackend> Optimizer<B> {
         self
     }
 
-    /// One step. Where `loss` or the norm of the gradients is not finite, weights and moments stay as they are, bit for bit;
+    /// One step of all parameters, without rows of n-grams: see [`step_in`](Self::step_in). Where `loss` or the norm of the gradients is not finite, weights and moments stay as they are, bit for bit;
     /// that is decided on the device, and the host does not wait. A parameter without gradient is skipped.
     ///
     /// # Shapes
@@ -425,7 +426,8 @@ impl<B: AutodiffBackend> MapFloat<B> for TakeParams<'_, B> {
     fn map<const D: usize>(&mut self, path: &str, tensor: Tensor<B, D>) -> Tensor<B, D> {
         if self.takes_table && path == TABLE {
             let placeholder = Tensor::empty([1; D], &tensor.device());
-            self.table = Some(tensor.inner().flatten(0, D - 2));
+            let [rows, width] = [tensor.dims()[0], tensor.dims()[D - 1]];
+            self.table = Some(tensor.inner().reshape([rows, width]));
             return placeholder;
         }
         let Some(grad) = self.grads.remove(path) else { return tensor };

@@ -12,7 +12,7 @@ use sharnn_core::{BlockState, LstmState, ShaRnnState};
 /// - A memory of as many rows as before is the old one. A memory that grew has the old rows in it, which a bad segment
 ///   cannot have changed, and keeps them; of the segment's rows, those that hold a value that is not finite become zero.
 ///
-/// Shapes are those of `new` either way, so later segments run as they would have.
+/// The newest tokens are the new ones in any case: they were read. Shapes are those of `new` either way, so later segments run as they would have.
 ///
 /// # Shapes
 /// - `finite`: `[1]`
