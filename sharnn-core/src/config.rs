@@ -157,9 +157,7 @@ impl NGramConfig {
         let rise = orders.is_sorted_by(|a, b| a < b);
         if orders.is_empty() || !rise || orders.iter().any(|order| !(2..=most).contains(order)) {
             let hint = format!("use numbers from 2 to {most} that rise, as [2,3,4]");
-            // A file may list a million.
-            let shown = &orders[..orders.len().min(most + 1)];
-            return refuse("ngrams.orders", format!("{shown:?}"), hint);
+            return refuse("ngrams.orders", shown(orders), hint);
         }
         for (field, value, most) in [("ngrams.rows", *rows, NGRAM_MODULUS), ("ngrams.width", *width, Self::MOST_WIDTH)]
         {
@@ -187,6 +185,17 @@ impl NGramConfig {
 
     fn maps(&self) -> usize {
         usize::from(self.at.is_input()) + usize::from(self.at.is_output())
+    }
+}
+
+/// A list for a message, or its beginning: a file may list a million numbers.
+fn shown(list: &[usize]) -> String {
+    const MOST: usize = 64;
+    match list.get(..MOST) {
+        Some(beginning) if list.len() > MOST => {
+            format!("{}, ... ({} numbers)]", format!("{beginning:?}").trim_end_matches(']'), list.len())
+        }
+        _ => format!("{list:?}"),
     }
 }
 
@@ -348,13 +357,13 @@ impl ShaRnnConfig {
         if let Attend::Blocks(blocks) = &self.attend {
             if let Some(block) = blocks.iter().find(|&&block| block >= self.n_layers) {
                 let hint = format!("block {block} does not exist, blocks are 0 to {}", self.n_layers - 1);
-                return refuse("attend", format!("{blocks:?}"), hint);
+                return refuse("attend", shown(blocks), hint);
             }
             let mut distinct = blocks.clone();
             distinct.sort_unstable();
             distinct.dedup();
             if distinct.len() < blocks.len() {
-                return refuse("attend", format!("{blocks:?}"), format!("name each block once: {distinct:?}"));
+                return refuse("attend", shown(blocks), format!("name each block once: {}", shown(&distinct)));
             }
         }
         for (field, prob) in [
@@ -524,6 +533,21 @@ mod tests {
         for (config, field, value) in cases {
             let error = config.validate().unwrap_err();
             assert_eq!((error.field, error.value.as_str()), (field, value), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_long_list_is_not_quoted_whole() {
+        let long: Vec<usize> = (0..2000).collect();
+        let of = |orders| NGramConfig { orders, rows: 1, width: 1, at: NGramSite::Both };
+        let twice = [long.clone(), long.clone()].concat();
+        for config in [
+            ShaRnnConfig::xs().with_attend(Attend::Blocks(long.clone())),
+            ShaRnnConfig { n_layers: 2000, ..ShaRnnConfig::xs() }.with_attend(Attend::Blocks(twice)),
+            ShaRnnConfig::xs().with_ngrams(of(long)),
+        ] {
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.len() < 1000 && error.contains("00 numbers)]"), "{error}");
         }
     }
 
