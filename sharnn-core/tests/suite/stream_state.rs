@@ -376,7 +376,10 @@ fn forge(forgeries: &[Forgery]) -> Vec<u8> {
             }
             Forgery::Type(at) if n > 0 => tensors[at.index(n)].1 = Dtype::I32,
             Forgery::Remove(at) if n > 0 => drop(tensors.remove(at.index(n))),
-            Forgery::Rename(at, name) if n > 0 => tensors[at.index(n)].0.clone_from(name),
+            // Of two of one name no file can be made.
+            Forgery::Rename(at, name) if n > 0 && tensors.iter().all(|tensor| tensor.0 != *name) => {
+                tensors[at.index(n)].0.clone_from(name);
+            }
             _ => {}
         }
     }
