@@ -5,8 +5,8 @@ mod support;
 
 use burn::tensor::{Int, Tensor, TensorData};
 use criterion::{Criterion, criterion_group, criterion_main};
+use sharnn::core::SegmentLoss;
 use sharnn::core::ops::{AdagradStep, generic};
-use sharnn::core::{NGramRows, SegmentLoss};
 use sharnn::train::{Alone, Recipe, RowGrads};
 use sharnn::{AutodiffBackend, Backend, BackendJob, NGramConfig, Pass, Precision, ShaRnn, ShaRnnConfig};
 use support::{Random, assert_near, values};
@@ -47,9 +47,7 @@ impl BackendJob for NGrams<'_> {
                     let SegmentLoss { loss, state: after, rows } = old.segment_loss(tokens, targets, before, &pass);
                     state = Some(after.detach());
                     let mut grads = loss.backward();
-                    let rows = rows.and_then(|NGramRows { rows, values }| {
-                        Some(RowGrads { rows: rows.inner(), grad: values.grad_remove(&mut grads)? })
-                    });
+                    let rows = rows.and_then(|rows| RowGrads::take(rows, &mut grads));
                     let (new, report) = optimizer.step_in(&Alone, &mut [], old, loss.inner(), (grads, rows), 2e-3);
                     model = Some(new);
                     report.loss

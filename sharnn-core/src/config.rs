@@ -170,7 +170,7 @@ impl NGramConfig {
 
     /// How many tokens before a token its rows depend on.
     pub fn context(&self) -> usize {
-        self.orders.last().map_or(0, |order| order - 1)
+        context(&self.orders)
     }
 
     /// Values of all tables.
@@ -186,6 +186,11 @@ impl NGramConfig {
     fn maps(&self) -> usize {
         usize::from(self.at.is_input()) + usize::from(self.at.is_output())
     }
+}
+
+/// How many tokens before a token the rows of these rising orders depend on.
+pub(crate) fn context(orders: &[usize]) -> usize {
+    orders.last().map_or(0, |order| order - 1)
 }
 
 /// A list for a message, or its beginning: a file may list a million numbers.

@@ -26,16 +26,18 @@ impl<'a, B: Backend> Initializer<'a, B> {
         Param::from_tensor(Tensor::from_data(TensorData::new(values, shape), self.device))
     }
 
+    fn normal<const D: usize>(&mut self, shape: [usize; D], std: f64) -> Param<Tensor<B, D>> {
+        self.draw(shape, Normal::new(0.0, std).expect("a positive, finite standard deviation"))
+    }
+
     /// The weight of a linear map or of the embedding.
     pub(crate) fn weight<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<B, D>> {
-        let std = 0.1 / (self.d_model as f64).sqrt();
-        self.draw(shape, Normal::new(0.0, std).expect("a positive, finite standard deviation"))
+        self.normal(shape, 0.1 / (self.d_model as f64).sqrt())
     }
 
     /// A map of `d_in` values whose results are about as large as they.
     pub(crate) fn map<const D: usize>(&mut self, shape: [usize; D], d_in: usize) -> Param<Tensor<B, D>> {
-        let std = 1.0 / (d_in as f64).sqrt();
-        self.draw(shape, Normal::new(0.0, std).expect("a positive, finite standard deviation"))
+        self.normal(shape, 1.0 / (d_in as f64).sqrt())
     }
 
     /// A weight or a bias of the LSTM.

@@ -6,12 +6,13 @@
 //! e(t) = embedding[x_t] + W_in r(t);   logits(t) = W (h(t) + W_out r(t)) + b
 //! ```
 //!
-//! All of the hash is exact in 32 bits with a sign, for fewer tokens than the modulus. Hashed n-grams of bytes after Pagnoni et al. 2024 (Byte Latent Transformer,
-//! arXiv 2412.09871).
+//! All of the hash is exact in 32 bits with a sign, for fewer tokens than the modulus. Hashed n-grams of bytes after Pagnoni et al. 2024
+//! (Byte Latent Transformer, arXiv 2412.09871).
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend as BurnBackend};
 
+use crate::config::context;
 use crate::init::Initializer;
 use crate::{Backend, NGramConfig, NGramSite, Precision};
 
@@ -57,7 +58,7 @@ impl<B: BurnBackend> NGrams<B> {
 
     /// How many tokens before a segment its rows depend on.
     pub fn context(&self) -> usize {
-        self.orders.last().map_or(0, |order| order - 1)
+        context(&self.orders)
     }
 
     /// The configuration that it was made with.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{BasicOps, Int, Tensor, backend::Backend};
 
 /// State of one LSTM.
 #[derive(Clone, Debug)]
@@ -47,24 +47,28 @@ impl<B: Backend> ShaRnnState<B> {
         Self { blocks: (0..n_layers).map(|_| BlockState::default()).collect(), recent: None }
     }
 
-    /// Every float tensor in turn.
-    fn map(self, lstm: impl Fn(Tensor<B, 2>) -> Tensor<B, 2>, memory: impl Fn(Tensor<B, 3>) -> Tensor<B, 3>) -> Self {
+    /// Every tensor in turn.
+    fn map(
+        self,
+        lstm: impl Fn(Tensor<B, 2>) -> Tensor<B, 2>,
+        memory: impl Fn(Tensor<B, 3>) -> Tensor<B, 3>,
+        recent: impl Fn(Tensor<B, 2, Int>) -> Tensor<B, 2, Int>,
+    ) -> Self {
         let block = |state: BlockState<B>| BlockState {
             lstm: state.lstm.map(|LstmState { h, c }| LstmState { h: lstm(h), c: lstm(c) }),
             memory: state.memory.map(&memory),
         };
-        Self { blocks: self.blocks.into_iter().map(block).collect(), recent: self.recent }
+        Self { blocks: self.blocks.into_iter().map(block).collect(), recent: self.recent.map(recent) }
     }
 
     /// Cuts the state out of the autodiff graph: no gradient flows into earlier segments. Call it once a segment.
     pub fn detach(self) -> Self {
-        self.map(Tensor::detach, Tensor::detach)
+        self.map(Tensor::detach, Tensor::detach, |recent| recent)
     }
 
     /// Moves the state to a device.
     pub fn to_device(self, device: &B::Device) -> Self {
-        let recent = self.recent.clone().map(|recent| recent.to_device(device));
-        Self { recent, ..self.map(|x| x.to_device(device), |x| x.to_device(device)) }
+        self.map(|x| x.to_device(device), |x| x.to_device(device), |x| x.to_device(device))
     }
 
     /// Keeps the newest `rows` rows of every memory.
@@ -98,13 +102,7 @@ impl<B: Backend> ShaRnnState<B> {
     /// # Panics
     /// If there are no such lanes in a state that is not empty.
     pub fn lanes(self, range: Range<usize>) -> Self {
-        let all = |recent: &Tensor<B, 2, Int>| range == (0..recent.dims()[0]);
-        let narrowed = |recent: Tensor<B, 2, Int>| match all(&recent) {
-            true => recent,
-            false => recent.narrow(0, range.start, range.len()),
-        };
-        let recent = self.recent.clone().map(narrowed);
-        Self { recent, ..self.map(|x| lanes(x, &range), |x| lanes(x, &range)) }
+        self.map(|x| lanes(x, &range), |x| lanes(x, &range), |x| lanes(x, &range))
     }
 
     /// States side by side: the lanes of the first, then those of the next.
@@ -115,9 +113,7 @@ impl<B: Backend> ShaRnnState<B> {
     pub fn join(states: Vec<Self>) -> Self {
         let n_layers = states.first().expect("there must be a state").blocks.len();
         let (n, mut blocks) = (states.len(), vec![(Vec::new(), Vec::new(), Vec::new()); n_layers]);
-        let recent: Vec<_> = states.iter().filter_map(|state| state.recent.clone()).collect();
-        assert!(recent.is_empty() || recent.len() == n, "{} of {n} states have newest tokens", recent.len());
-        let recent = (!recent.is_empty()).then(|| Tensor::cat(recent, 0));
+        let mut recent = Vec::new();
         for state in states {
             assert_eq!(
                 state.blocks.len(),
@@ -132,13 +128,14 @@ impl<B: Backend> ShaRnnState<B> {
                 }
                 memory.extend(block.memory);
             }
+            recent.extend(state.recent);
         }
         let cat = |parts: Vec<Tensor<B, 2>>| join(parts, n);
         let block = |(h, c, memory)| BlockState {
             lstm: cat(h).zip(cat(c)).map(|(h, c)| LstmState { h, c }),
             memory: join(memory, n),
         };
-        Self { blocks: blocks.into_iter().map(block).collect(), recent }
+        Self { blocks: blocks.into_iter().map(block).collect(), recent: join(recent, n) }
     }
 
     /// Number of lanes, where the state is not empty.
@@ -160,13 +157,17 @@ impl<B: Backend> ShaRnnState<B> {
     }
 }
 
-fn lanes<B: Backend, const D: usize>(x: Tensor<B, D>, range: &Range<usize>) -> Tensor<B, D> {
+fn lanes<B: Backend, const D: usize, K: BasicOps<B>>(x: Tensor<B, D, K>, range: &Range<usize>) -> Tensor<B, D, K> {
     if *range == (0..x.dims()[0]) { x } else { x.narrow(0, range.start, range.len()) }
 }
 
 /// Lanes of `n` states; `None` where none of them has any.
-fn join<B: Backend, const D: usize>(mut parts: Vec<Tensor<B, D>>, n: usize) -> Option<Tensor<B, D>> {
-    assert!(parts.is_empty() || parts.len() == n, "{} of {n} states have an LSTM's state or a memory", parts.len());
+fn join<B: Backend, const D: usize, K: BasicOps<B>>(
+    mut parts: Vec<Tensor<B, D, K>>,
+    n: usize,
+) -> Option<Tensor<B, D, K>> {
+    let some = parts.len();
+    assert!(some == 0 || some == n, "{some} of {n} states have an LSTM's state, a memory or newest tokens");
     if n == 1 { parts.pop() } else { (!parts.is_empty()).then(|| Tensor::cat(parts, 0)) }
 }
 

@@ -16,7 +16,7 @@ mod report;
 mod select_state;
 
 use burn::tensor::{Int, Tensor, TensorData};
-use sharnn_core::{AutodiffBackend, DropoutStream, NGramRows, Pass, SegmentLoss, ShaRnn, ShaRnnConfig, ShaRnnState};
+use sharnn_core::{AutodiffBackend, DropoutStream, Pass, SegmentLoss, ShaRnn, ShaRnnConfig, ShaRnnState};
 use sharnn_data::{Segment, Segments, Splits};
 
 use clock::Clock;
@@ -270,15 +270,18 @@ impl<B: AutodiffBackend> Trainer<B> {
         let SegmentLoss { loss, state: new, rows } = model.segment_loss(tokens, targets, old.clone(), &pass);
         let grads = (!self.gives_up()).then(|| loss.backward()).filter(|_| !self.gives_up());
         let Some(mut grads) = grads else {
-            let (model, optimizer) = known.unwrap_or_else(|| (model, self.optimizer.clone()));
-            (self.model, self.optimizer) = (Some(model), optimizer);
+            self.model = Some(match known {
+                None => model,
+                Some((known, optimizer)) => {
+                    self.optimizer = optimizer;
+                    known
+                }
+            });
             return false;
         };
         // What has two owners is not changed in place.
         drop(known);
-        let rows = rows.and_then(|NGramRows { rows, values }| {
-            Some(RowGrads { rows: rows.inner(), grad: values.grad_remove(&mut grads)? })
-        });
+        let rows = rows.and_then(|rows| RowGrads::take(rows, &mut grads));
         let mut flags = self.asks().flags();
         let (group, grads) = (self.group.as_ref(), (grads, rows));
         let (model, report) = self.optimizer.step_in(group, &mut flags, model, loss.inner(), grads, lr);

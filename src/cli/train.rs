@@ -29,7 +29,7 @@ use crate::train::{
     Event, Interrupt, Metrics, Observer, Progress, Record, SharedGroup, Stop, TrainError, TrainRecord, Trainer,
     draws_live_lines, latest_manifest,
 };
-use crate::{AutodiffBackend, Backend, BackendJob, ShaRnn, ShaRnnConfig, Splits};
+use crate::{AutodiffBackend, Backend, BackendJob, NGramConfig, ShaRnn, ShaRnnConfig, Splits};
 #[cfg(feature = "flex")]
 use crate::{
     DecodeEngine, WeightFormat,
@@ -258,10 +258,9 @@ impl BackendJob for Job {
 /// Whether a model scores so many bytes, one after the other, within some seconds of one core: those of the bundled text with the models that
 /// a few minutes train.
 fn is_quick(config: &ShaRnnConfig, bytes: usize) -> bool {
-    let ShaRnnConfig { d_model: d, d_ff, vocab_size, n_layers, mem_len, .. } = *config;
-    let weights = (n_layers * (8 * d + d_ff) + vocab_size).saturating_mul(d);
-    let memory = config.n_attending().saturating_mul(2 * d).saturating_mul(mem_len);
-    bytes <= 200_000 && weights.saturating_add(memory) <= 2_000_000
+    let tables = config.ngrams.as_ref().map_or(0, NGramConfig::table_size);
+    let memory = config.n_attending().saturating_mul(2 * config.d_model).saturating_mul(config.mem_len);
+    bytes <= 200_000 && (config.num_params() - tables).saturating_add(memory) <= 2_000_000
 }
 
 /// The scores of both splits mixed with what was read, from the first byte of each; `None` where somebody asks to stop, or it cannot be

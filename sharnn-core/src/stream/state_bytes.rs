@@ -23,10 +23,10 @@ use super::{StreamShape, StreamState};
 const KEY: &str = "sharnn-stream-state";
 const VERSION: &str = "1";
 const DIGEST: &str = " sha256=";
-/// What a mixer knows.
-const ADAPTIVE: &str = "adaptive";
 /// The newest tokens.
 const RECENT: &str = "recent";
+/// What a mixer knows.
+const ADAPTIVE: &str = "adaptive";
 /// Its longest, of the most memory.
 const MOST_ADAPTIVE: usize = *sharnn_mixing::MixerConfig::MEMORY.end();
 /// Stands before it, where the weights are known.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Shape, Tensor, TensorData};
 use sharnn_core::ops::{AdagradStep, LambOptions, LambParam, LambStep, LambUpdate};
-use sharnn_core::{AutodiffBackend, Backend, ShaRnn};
+use sharnn_core::{AutodiffBackend, Backend, NGramRows, ShaRnn};
 
 use super::{AdagradConfig, LambConfig, MuonConfig};
 use crate::files::{HostTensor, WeightsError, shown};
@@ -46,6 +46,14 @@ pub struct RowGrads<B: Backend> {
     pub rows: Tensor<B, 1, Int>,
     /// `[n, width]`
     pub grad: Tensor<B, 2>,
+}
+
+impl<B: Backend> RowGrads<B> {
+    /// That of the rows that a segment used, out of the gradients of its loss; `None` where they are not trained.
+    pub fn take<A: AutodiffBackend<InnerBackend = B>>(used: NGramRows<A>, grads: &mut A::Gradients) -> Option<Self> {
+        let NGramRows { rows, values } = used;
+        Some(Self { rows: rows.inner(), grad: values.grad_remove(grads)? })
+    }
 }
 
 /// What one step did, on the device.

@@ -341,20 +341,19 @@ impl Checkpoint {
         device: &B::Device,
     ) -> Result<Tensor<B, 2, Int>, CheckpointError> {
         let (file, tensor) = (path.display().to_string(), RECENT.to_string());
-        let Some(HostTensor { shape, data }) = tensors.remove(RECENT) else {
-            let (expected, hint) = (expected.into(), "use an older checkpoint".into());
-            return Err(WeightsError::Missing { file, tensor, expected, hint }.into());
-        };
-        if shape != expected {
-            return Err(WeightsError::Shape { file, tensor, expected: expected.into(), found: shape }.into());
-        }
         let vocab_size = self.manifest.config.vocab_size;
         let is_token = |x: f32| x.fract() == 0.0 && (-1.0..vocab_size as f32).contains(&x);
-        if let Some(index) = data.iter().position(|&x| !is_token(x)) {
-            return Err(WeightsError::NotAToken { file, tensor, index, value: data[index], vocab_size }.into());
+        let values = tensors.get(RECENT).map_or(&[][..], |recent| &recent.data);
+        if let Some(index) = values.iter().position(|&x| !is_token(x)) {
+            return Err(WeightsError::NotAToken { file, tensor, index, value: values[index], vocab_size }.into());
         }
-        let tokens: Vec<i32> = data.iter().map(|&x| x as i32).collect();
-        Ok(Tensor::from_data(TensorData::new(tokens, shape), device))
+        match take::<B, 2>(tensors, RECENT.into(), expected, path, device)? {
+            Some(recent) => Ok(recent.int()),
+            None => {
+                let (expected, hint) = (expected.into(), "use an older checkpoint".into());
+                Err(WeightsError::Missing { file, tensor, expected, hint }.into())
+            }
+        }
     }
 
     /// The checksum of the best weights.

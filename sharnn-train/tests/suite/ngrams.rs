@@ -10,7 +10,7 @@ use burn::tensor::{Tensor, TensorData};
 use sharnn_core::{NGramConfig, NGramSite, Pass, SegmentLoss, ShaRnn, ShaRnnConfig};
 use sharnn_data::SegmentLengths;
 use sharnn_train::{
-    CONFIG_KEY, Event, HostTensor, ImportOptions, Interrupt, LambConfig, Limits, MuonConfig, Optimizer, Recipe, Record,
+    CONFIG_KEY, HostTensor, ImportOptions, Interrupt, LambConfig, Limits, MuonConfig, Optimizer, Recipe, Record,
     RowGrads, SharedGroup, StepReport, Trainer, Vocabulary, collect_params, import_weights, load_metadata,
     load_tensors, read_config, save_tensors, save_weights,
 };
@@ -99,22 +99,7 @@ fn who_presses_at_the_start_of_an_epoch_loses_nothing() {
     assert!(before.iter().any(|&x| x != 0.0));
     for milliseconds in [0, 1, 2, 3] {
         let mut trainer = open(alone(), dir.path());
-        let interrupt = Interrupt::default();
-        let presses = interrupt.clone();
-        let (started, starts) = std::sync::mpsc::channel();
-        let finger = std::thread::spawn(move || {
-            starts.recv().unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(milliseconds));
-            presses.raise();
-            presses.raise();
-        });
-        let mut watch = |event: Event<'_>| {
-            if matches!(event, Event::Started { .. }) {
-                started.send(()).unwrap();
-            }
-        };
-        trainer.run(&Limits::default(), &mut watch, &interrupt).unwrap();
-        finger.join().unwrap();
+        press_after(milliseconds, &mut trainer);
         if trainer.position().step == boundary {
             assert_eq!(table(trainer.model()), before, "{milliseconds} ms");
         }
@@ -158,10 +143,8 @@ fn newest_tokens_that_cannot_be_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     open(alone(), dir.path()).run(&steps(12), &mut silent, &Interrupt::default()).unwrap();
     let step = dir.path().join("step-00000012");
-    let (state, manifest) = (step.join("state.safetensors"), step.join("checkpoint.json"));
-    let good = load_tensors(&state).unwrap();
+    let good = load_tensors(&step.join("state.safetensors")).unwrap();
     assert_eq!(good["recent"].shape, [4, 4]);
-    type Change = fn(&mut BTreeMap<String, HostTensor>);
     let changes: [(Change, &str); 5] = [
         (|tensors| drop(tensors.remove("recent")), "recent of shape [4, 4] is missing"),
         (|tensors| tensors.get_mut("recent").unwrap().shape = vec![2, 8], "expects [4, 4]"),
@@ -170,11 +153,7 @@ fn newest_tokens_that_cannot_be_are_refused() {
         (|tensors| tensors.get_mut("recent").unwrap().data[7] = -2.0, "-2 at position 7"),
     ];
     for (change, told) in changes {
-        let mut tensors = good.clone();
-        change(&mut tensors);
-        let list: Vec<_> = tensors.into_iter().map(|(name, x)| (name, x.shape, x.data)).collect();
-        save_tensors(&state, &list, &BTreeMap::new()).unwrap();
-        sign(&manifest, &state);
+        change_tensors(&step, "state.safetensors", &good, change);
         let resumed = Trainer::<B>::resume(splits(), options(dir.path()), &Default::default());
         let error = resumed.err().unwrap().to_string();
         assert!(error.contains(told) && error.contains("state.safetensors"), "{told}: {error}");
@@ -191,9 +170,9 @@ fn step(optimizer: &mut Optimizer<B>, model: ShaRnn<B>, factor: f64) -> (ShaRnn<
     let mut grads = loss.backward();
     let rows = rows.unwrap();
     let used: Vec<usize> = rows.rows.to_data().iter::<i64>().map(|row| row as usize).collect();
-    let rows = RowGrads { rows: rows.rows.inner(), grad: rows.values.grad_remove(&mut grads).unwrap() };
+    let rows = RowGrads::take(rows, &mut grads);
     let group = sharnn_train::Alone;
-    let (model, report) = optimizer.step_in(&group, &mut [], model, loss.inner(), (grads, Some(rows)), 1e-2);
+    let (model, report) = optimizer.step_in(&group, &mut [], model, loss.inner(), (grads, rows), 1e-2);
     (model, report, used)
 }
 

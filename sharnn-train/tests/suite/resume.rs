@@ -257,22 +257,8 @@ fn who_presses_loses_no_more_than_the_step_under_way() {
     let dir = tempfile::tempdir().unwrap();
     for milliseconds in [1, 3, 5, 7, 9] {
         let mut trainer = open(options(dir.path())).unwrap();
-        let (interrupt, begun) = (Interrupt::default(), trainer.position().step);
-        let presses = interrupt.clone();
-        let (started, starts) = std::sync::mpsc::channel();
-        let finger = std::thread::spawn(move || {
-            starts.recv().unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(milliseconds));
-            presses.raise();
-            presses.raise();
-        });
-        let mut watch = |event: Event<'_>| {
-            if matches!(event, Event::Started { .. }) {
-                started.send(()).unwrap();
-            }
-        };
-        let stop = trainer.run(&Limits::default(), &mut watch, &interrupt).unwrap();
-        finger.join().unwrap();
+        let begun = trainer.position().step;
+        let stop = press_after(milliseconds, &mut trainer);
         assert!(matches!(stop, Stop::Interrupted | Stop::Finished), "{stop:?}");
         assert!(trainer.position().step >= begun);
     }

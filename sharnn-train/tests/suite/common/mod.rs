@@ -2,6 +2,7 @@
 
 pub mod threads;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -9,8 +10,8 @@ use burn::backend::{Autodiff, Flex};
 use sharnn_core::{AutodiffBackend, Precision, ShaRnnConfig};
 use sharnn_data::{Corpus, SegmentLengths, Splits};
 use sharnn_train::{
-    Event, Interrupt, Limits, Metrics, NamedTensor, Observer, Phase, Recipe, Record, Schedule, Stop, TrainError,
-    TrainOptions, Trainer, collect_params,
+    Event, HostTensor, Interrupt, Limits, Metrics, NamedTensor, Observer, Phase, Recipe, Record, Schedule, Stop,
+    TrainError, TrainOptions, Trainer, collect_params, save_tensors,
 };
 
 /// The backend of most tests.
@@ -83,6 +84,42 @@ pub fn twelve_steps() -> tempfile::TempDir {
     trainer.run(&steps(12), &mut silent, &Interrupt::default()).unwrap();
     dir
 }
+
+/// Trains until somebody who presses so long after the start has stopped it, if the run has not ended before.
+pub fn press_after(milliseconds: u64, trainer: &mut Trainer<B>) -> Stop {
+    let interrupt = Interrupt::default();
+    let presses = interrupt.clone();
+    let (started, starts) = std::sync::mpsc::channel();
+    let finger = std::thread::spawn(move || {
+        starts.recv().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+        presses.raise();
+        presses.raise();
+    });
+    let mut watch = |event: Event<'_>| {
+        if matches!(event, Event::Started { .. }) {
+            started.send(()).unwrap();
+        }
+    };
+    let stop = trainer.run(&Limits::default(), &mut watch, &interrupt).unwrap();
+    finger.join().unwrap();
+    stop
+}
+
+/// Writes a checkpoint's file of tensors anew, changed, as if the run had written it.
+pub fn change_tensors(step: &Path, name: &str, good: &Tensors, change: Change) {
+    let mut tensors = good.clone();
+    change(&mut tensors);
+    let list: Vec<_> = tensors.into_iter().map(|(name, x)| (name, x.shape, x.data)).collect();
+    save_tensors(&step.join(name), &list, &BTreeMap::new()).unwrap();
+    sign(&step.join("checkpoint.json"), &step.join(name));
+}
+
+/// The tensors of a file by name.
+pub type Tensors = BTreeMap<String, HostTensor>;
+
+/// What is done to them.
+pub type Change = fn(&mut Tensors);
 
 /// Notes a checkpoint's file in its manifest as it is now.
 pub fn sign(manifest: &Path, file: &Path) {
