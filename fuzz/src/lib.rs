@@ -15,7 +15,7 @@ use allocation_counter::measure;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use sharnn::burn::backend::{Autodiff, Flex};
-use sharnn::train::{Event, FloatType, Interrupt, Limits, Phase, SaveOptions, Schedule, save_weights_as};
+use sharnn::train::{Event, WeightType, Interrupt, Limits, Phase, SaveOptions, Schedule, save_weights_as};
 use sharnn::{
     Attend, NGramConfig, NGramSite, Recipe, SegmentLengths, ShaRnn, ShaRnnConfig, Splits, TrainOptions, Trainer,
 };
@@ -99,9 +99,10 @@ pub fn weights_files() -> Vec<Vec<u8>> {
     [
         (config(), plain),
         (config().with_tied(false), plain),
-        (config(), SaveOptions { dtype: FloatType::Bf16, tied_twice: true, ..plain }),
-        (config().with_attend(Attend::All), SaveOptions { dtype: FloatType::F16, collapse: true, ..plain }),
+        (config(), SaveOptions { dtype: WeightType::Bf16, tied_twice: true, ..plain }),
+        (config().with_attend(Attend::All), SaveOptions { dtype: WeightType::F16, collapse: true, ..plain }),
         (ShaRnnConfig { ngrams: None, ..config() }, plain),
+        (config(), SaveOptions { dtype: WeightType::Int8, ..plain }),
     ]
     .map(|(config, options)| {
         save_weights_as(&model(&config), &path, &options).expect("it can be written");

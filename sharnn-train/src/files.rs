@@ -13,7 +13,7 @@ pub(crate) use tensors::shown;
 pub use json::json_error;
 pub use stream_state::{StateFileError, load_state, load_state_of, save_state, weights_digest};
 pub use tensors::{
-    FloatType, HostTensor, Mismatch, TensorMismatch, WeightsError, load_metadata, load_tensors, save_tensors,
+    HostTensor, Mismatch, TensorMismatch, WeightType, WeightsError, load_metadata, load_tensors, save_tensors,
 };
 pub use weights::{
     CONFIG_KEY, ImportOptions, SaveOptions, UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError, import_weights,

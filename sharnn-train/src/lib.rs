@@ -27,10 +27,10 @@ pub use eval::evaluate_packed;
 pub use eval::evaluate_streams;
 pub use eval::{DynamicEval, EvalConfig, EvalError, Evaluation, evaluate, evaluate_dynamic};
 pub use files::{
-    CONFIG_KEY, FloatType, HostTensor, ImportOptions, Mismatch, SaveOptions, StateFileError, TensorMismatch,
-    UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError, WeightsError, import_weights, import_weights_from_bytes,
-    json_error, load_metadata, load_state, load_state_of, load_tensors, load_weights, load_weights_from_bytes,
-    read_config, read_config_from_bytes, save_state, save_tensors, save_weights, save_weights_as, weights_digest,
+    CONFIG_KEY, HostTensor, ImportOptions, Mismatch, SaveOptions, StateFileError, TensorMismatch, UNKNOWN_BYTE_BIAS,
+    Vocabulary, VocabularyError, WeightType, WeightsError, import_weights, import_weights_from_bytes, json_error,
+    load_metadata, load_state, load_state_of, load_tensors, load_weights, load_weights_from_bytes, read_config,
+    read_config_from_bytes, save_state, save_tensors, save_weights, save_weights_as, weights_digest,
 };
 #[cfg(feature = "mpi")]
 pub use group::MpiGroup;

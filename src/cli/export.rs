@@ -12,7 +12,7 @@ use super::life;
 use super::machine::MachineArgs;
 use super::model::ModelArgs;
 use crate::onnx::{OnnxExport, OnnxWeights};
-use crate::train::{FloatType, SaveOptions, save_weights_as};
+use crate::train::{SaveOptions, WeightType, save_weights_as};
 use crate::{AutodiffBackend, BackendJob};
 
 /// Write a model as an ONNX graph or as PyTorch's weights
@@ -26,8 +26,8 @@ pub struct Args {
     /// File to write: .onnx or .safetensors
     #[arg(long, value_name = "PATH")]
     to: PathBuf,
-    /// Type of the weights: f32, f16, or bf16 (.safetensors alone)
-    #[arg(long, value_name = "NAME", value_parser = ["f32", "f16", "bf16"], default_value = "f32")]
+    /// Type of the weights: f32, f16, or for .safetensors alone bf16 and int8
+    #[arg(long, value_name = "NAME", value_parser = ["f32", "f16", "bf16", "int8"], default_value = "f32")]
     dtype: String,
     /// ONNX: a graph that reads one byte at a time, for decoding
     #[arg(long)]
@@ -76,6 +76,7 @@ impl Args {
             ("--tied-twice", self.tied_twice, false),
             ("--collapse", self.collapse, false),
             ("--dtype bf16", self.dtype == "bf16", false),
+            ("--dtype int8", self.dtype == "int8", false),
         ] {
             let wanted = if for_onnx { ".onnx" } else { ".safetensors" };
             ensure!(!given || onnx == for_onnx, "{option} cannot be used: it is for files that end in {wanted}");
@@ -96,11 +97,8 @@ impl BackendJob for Args {
             let export = OnnxExport { weights, single_step: self.single_step, metadata };
             life::whole_at(&self.to, || export.save(&model, &self.to))?;
         } else {
-            let dtype = match self.dtype.as_str() {
-                "f16" => FloatType::F16,
-                "bf16" => FloatType::Bf16,
-                _ => FloatType::F32,
-            };
+            let named = WeightType::ALL.into_iter().find(|(_, name)| *name == self.dtype);
+            let (dtype, _) = named.expect("the parser takes these names alone");
             let Self { tied_twice, collapse, .. } = self;
             life::whole_at(&self.to, || {
                 save_weights_as(&model, &self.to, &SaveOptions { dtype, tied_twice, collapse })

@@ -10,7 +10,7 @@ use std::path::Path;
 pub(crate) use error::shown;
 pub use error::{Mismatch, TensorMismatch, WeightsError};
 pub(crate) use read::TensorFile;
-pub use write::FloatType;
+pub use write::WeightType;
 pub(crate) use write::write_tensors;
 
 /// A tensor on the host.
@@ -39,7 +39,7 @@ pub fn save_tensors(
     tensors: &[(String, Vec<usize>, Vec<f32>)],
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), WeightsError> {
-    write_tensors(path, FloatType::F32, tensors, metadata)
+    write_tensors(path, WeightType::F32, tensors, metadata)
 }
 
 /// Reads every tensor of a file as f32.

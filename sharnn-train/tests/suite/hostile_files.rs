@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use sharnn_core::{Attend, DecodeEngine, NGramConfig, NGramSite, ShaRnnConfig, WeightFormat};
 use sharnn_train::{
-    CONFIG_KEY, CheckpointError, FloatType, ImportOptions, Metrics, SaveOptions, TrainError, Trainer, Vocabulary,
+    CONFIG_KEY, CheckpointError, ImportOptions, Metrics, SaveOptions, TrainError, Trainer, Vocabulary, WeightType,
     WeightsError, import_weights, latest_manifest, load_best, load_metadata, load_tensors, load_weights, read_config,
     save_tensors, save_weights_as,
 };
@@ -60,9 +60,10 @@ static FILES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     [
         (config(), plain),
         (config().with_tied(false), plain),
-        (config(), SaveOptions { dtype: FloatType::Bf16, tied_twice: true, ..plain }),
-        (config().with_attend(Attend::All), SaveOptions { dtype: FloatType::F16, collapse: true, ..plain }),
+        (config(), SaveOptions { dtype: WeightType::Bf16, tied_twice: true, ..plain }),
+        (config().with_attend(Attend::All), SaveOptions { dtype: WeightType::F16, collapse: true, ..plain }),
         (config().with_ngrams(NGramConfig { orders: vec![2, 4], rows: 7, width: 2, at: NGramSite::Both }), plain),
+        (config(), SaveOptions { dtype: WeightType::Int8, ..plain }),
     ]
     .map(|(config, options)| {
         let model = config.init_seeded::<Flex>(1, &Default::default());

@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use sharnn_core::{Attend, Pass, ShaRnn, ShaRnnConfig};
 use sharnn_data::enwik8;
 use sharnn_train::{
-    EvalConfig, FloatType, HostTensor, ImportOptions, SaveOptions, UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError,
+    EvalConfig, HostTensor, ImportOptions, SaveOptions, UNKNOWN_BYTE_BIAS, Vocabulary, VocabularyError, WeightType,
     WeightsError, collect_params, evaluate, import_weights, load_tensors, load_weights, read_config, save_tensors,
     save_weights, save_weights_as,
 };
@@ -235,7 +235,7 @@ fn a_bf16_file_scores_within_its_rounding() {
             .unwrap()
             .bpc()
     };
-    save_weights_as(&model, &dir.path(), &SaveOptions { dtype: FloatType::Bf16, ..SaveOptions::default() }).unwrap();
+    save_weights_as(&model, &dir.path(), &SaveOptions { dtype: WeightType::Bf16, ..SaveOptions::default() }).unwrap();
     let imported = import(&dir.path(), &ImportOptions::default()).unwrap();
     let (exact, rounded) = (score(&model), score(&imported));
     assert!(exact != rounded && (exact - rounded).abs() < 2f64.powi(-8) * exact, "{exact} and {rounded}");
@@ -368,7 +368,7 @@ fn a_model_expanded_to_bytes_predicts_what_it_did() {
         assert!((of_symbols - of_bytes).abs() <= 1e-6, "{of_symbols} and {of_bytes}");
 
         // Written as a model of bytes it stays one, in the smallest type too.
-        save_weights_as(&expanded, &dir.path(), &SaveOptions { dtype: FloatType::F16, ..SaveOptions::default() })
+        save_weights_as(&expanded, &dir.path(), &SaveOptions { dtype: WeightType::F16, ..SaveOptions::default() })
             .unwrap();
         let again = import(&dir.path(), &ImportOptions::default()).unwrap();
         assert_eq!(again.decoder.bias.val().into_data().to_vec::<f32>().unwrap()[0], UNKNOWN_BYTE_BIAS);

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use burn::backend::Flex;
+use burn::module::Param;
 use burn::tensor::{Int, Tensor, bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use sharnn_core::{ShaRnn, ShaRnnConfig};
+use sharnn_core::{NGramConfig, NGramSite, ShaRnn, ShaRnnConfig};
 use sharnn_train::{
-    CONFIG_KEY, FloatType, HostTensor, Mismatch, SaveOptions, WeightsError, collect_params, load_metadata,
+    CONFIG_KEY, HostTensor, Mismatch, SaveOptions, WeightType, WeightsError, collect_params, load_metadata,
     load_tensors, load_weights, save_tensors, save_weights, save_weights_as,
 };
 use tempfile::TempDir;
@@ -347,7 +348,8 @@ fn a_full_disk_is_told() {
 fn smaller_types_round_and_say_what_they_cannot_hold() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
-    for (dtype, epsilon) in [(FloatType::F32, 0.0), (FloatType::F16, 2f32.powi(-11)), (FloatType::Bf16, 2f32.powi(-8))]
+    for (dtype, epsilon) in
+        [(WeightType::F32, 0.0), (WeightType::F16, 2f32.powi(-11)), (WeightType::Bf16, 2f32.powi(-8))]
     {
         save_weights_as(&model(1), &path, &SaveOptions { dtype, ..SaveOptions::default() }).unwrap();
         let values: usize = collect_params(&model(1)).iter().map(|param| param.data.len()).sum();
@@ -367,11 +369,101 @@ fn smaller_types_round_and_say_what_they_cannot_hold() {
     save_tensors(&path, &list, &BTreeMap::new()).unwrap();
     let large = load_weights(model(2), &path).unwrap();
     let good = std::fs::read(&path).unwrap();
-    let as_f16 = SaveOptions { dtype: FloatType::F16, ..SaveOptions::default() };
+    let as_f16 = SaveOptions { dtype: WeightType::F16, ..SaveOptions::default() };
     let error = save_weights_as(&large, &path, &as_f16).unwrap_err();
     assert!(matches!(&error, WeightsError::TooLarge { index: 3, value: 70_000.0, .. }), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), good);
-    save_weights_as(&large, &path, &SaveOptions { dtype: FloatType::Bf16, ..as_f16 }).unwrap();
+    save_weights_as(&large, &path, &SaveOptions { dtype: WeightType::Bf16, ..as_f16 }).unwrap();
+}
+
+/// Each matrix apart: off by half of its scale at most, and not at all once it has been rounded. Vectors are as they were.
+#[test]
+fn matrices_of_8_bits_are_read_as_they_were_rounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let ngrams = NGramConfig { orders: vec![2, 4], rows: 24, width: 8, at: NGramSite::Both };
+    let config = model(1).config().with_ngrams(ngrams);
+    let of = |seed| config.init_seeded::<Flex>(seed, &Default::default());
+    let mut saved = of(1);
+    let table = saved.ngrams.as_ref().unwrap().table.val();
+    let rows = Tensor::arange(0..table.dims()[0] as i64, &Default::default()).float().unsqueeze_dim(1);
+    saved.ngrams.as_mut().unwrap().table = Param::from_tensor(table + rows);
+    let as_int8 = SaveOptions { dtype: WeightType::Int8, ..SaveOptions::default() };
+    save_weights_as(&saved, &path, &as_int8).unwrap();
+
+    let bytes = std::fs::read(&path).unwrap();
+    let header: serde_json::Value =
+        serde_json::from_slice(&bytes[8..][..u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize]).unwrap();
+    let told = |name: &str| [header[name]["dtype"].to_string(), header[name]["shape"].to_string()];
+    let d = config.d_model;
+    assert_eq!(told("encoder.weight"), ["\"I8\"".into(), format!("[{},{d}]", config.vocab_size)]);
+    assert_eq!(told("encoder.weight_scale")[0], "\"F32\"");
+    assert_eq!(told("ngrams.table"), ["\"I8\"", "[48,8]"]);
+    assert_eq!(told("ngrams.table_scale"), ["\"F32\"", "[6]"], "eight rows of eight have a scale");
+    assert_eq!(told("decoder.bias")[0], "\"F32\"");
+
+    let once = load_weights(of(2), &path).unwrap();
+    for (read, saved) in collect_params(&once).into_iter().zip(collect_params(&saved)) {
+        let most = saved.data.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+        for (place, (read, value)) in read.data.iter().zip(&saved.data).enumerate() {
+            let largest = match saved.name.as_str() {
+                // Its rows grow, so that one scale for all of them would be too coarse for the first.
+                "ngrams.table" => (place / 64 * 8 + 8) as f32,
+                _ if saved.shape.len() == 2 => most,
+                _ => 0.0,
+            };
+            assert!((read - value).abs() <= largest * (0.5 / 127.0 + 1e-6), "{}: {read} for {value}", saved.name);
+        }
+    }
+    save_weights_as(&once, &path, &as_int8).unwrap();
+    let twice = load_weights(of(3), &path).unwrap();
+    for (twice, once) in collect_params(&twice).into_iter().zip(collect_params(&once)) {
+        for (again, value) in twice.data.iter().zip(&once.data) {
+            assert!((again - value).abs() <= 1e-6 * value.abs(), "{}: {again} for {value}", once.name);
+        }
+    }
+}
+
+/// A tensor of 8 bits says nothing without what one is worth.
+#[test]
+fn scales_that_do_not_fit_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let cases: [(&str, &[(&str, &str, &[usize])], &str); 4] = [
+        ("none", &[], "holds I8 without a_scale"),
+        ("too many", &[("a_scale", "F32", &[3])], "I8 with 3 scales of F32 for 4 rows"),
+        ("whole numbers themselves", &[("a_scale", "I8", &[4])], "I8 with 4 scales of I8 for 4 rows"),
+        ("no numbers", &[("a_scale", "BOOL", &[4])], "I8 with scales of BOOL"),
+    ];
+    let file = |scales: &[(&str, &str, &[usize])], value: f32| {
+        let mut header = serde_json::Map::new();
+        let mut data: Vec<u8> = vec![1; 8];
+        header.insert("a".into(), serde_json::json!({"dtype": "I8", "shape": [4, 2], "data_offsets": [0, 8]}));
+        for (name, dtype, shape) in scales {
+            let (start, n) = (data.len(), shape.iter().product::<usize>());
+            match *dtype {
+                "F32" => data.extend(std::iter::repeat_n(value.to_le_bytes(), n).flatten()),
+                _ => data.extend(std::iter::repeat_n(1u8, n)),
+            }
+            let info = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [start, data.len()]});
+            header.insert((*name).into(), info);
+        }
+        let header = serde_json::to_vec(&header).unwrap();
+        std::fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()).unwrap();
+    };
+    for (what, scales, expected) in cases {
+        file(scales, 1.0);
+        let error = load_tensors(&path).unwrap_err();
+        assert!(matches!(error, WeightsError::Dtype { .. }), "{what}: {error}");
+        assert!(error.to_string().contains(expected), "{what}: {error}");
+    }
+    file(&[("a_scale", "F32", &[2])], 0.5);
+    let tensors = load_tensors(&path).unwrap();
+    assert_eq!(tensors.len(), 1, "scales are no tensor by themselves");
+    assert_eq!(tensors["a"], HostTensor { shape: vec![4, 2], data: vec![0.5; 8] });
+    file(&[("a_scale", "F32", &[2])], f32::INFINITY);
+    let error = load_tensors(&path).unwrap_err();
+    assert!(matches!(error, WeightsError::NotFinite { .. }), "{error}");
 }
 
 #[test]

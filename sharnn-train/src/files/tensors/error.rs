@@ -57,8 +57,10 @@ pub enum WeightsError {
         /// "zip archive" or "pickle".
         kind: &'static str,
     },
-    /// A tensor is of a type that is not a float of 16, 32 or 64 bits.
-    #[error("tensor {tensor} in {file} holds {found}, expected F32, F16, BF16 or F64")]
+    /// A tensor is of a type that is not a float of 16, 32 or 64 bits, nor whole numbers of 8 bits with scales for its rows.
+    #[error(
+        "tensor {tensor} in {file} holds {found}, expected F32, F16, BF16, F64, or I8 with one scale for each row or for as many rows"
+    )]
     Dtype {
         /// The file.
         file: String,

@@ -16,6 +16,7 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use sharnn_data::whole_file;
 
+use super::write::scale_name;
 use super::{MAX_HEADER, WeightsError, shown};
 use crate::files::json_error;
 
@@ -27,7 +28,28 @@ pub(crate) struct TensorFile {
     pub(crate) metadata: BTreeMap<String, String>,
     source: Source,
     data_start: u64,
-    infos: BTreeMap<String, TensorInfo>,
+    infos: BTreeMap<String, Stored>,
+}
+
+/// Where and how a tensor is stored.
+#[derive(Clone, Debug)]
+struct Stored {
+    info: TensorInfo,
+    /// What one is worth, where its values are whole numbers of 8 bits.
+    scales: Option<TensorInfo>,
+}
+
+/// Tensors by name, and those of whole numbers with their scales, which are no tensors by themselves then.
+fn stored(mut infos: BTreeMap<String, TensorInfo>) -> BTreeMap<String, Stored> {
+    let whole: Vec<_> =
+        infos.iter().filter(|(_, info)| info.dtype == Dtype::I8).map(|(name, _)| name.clone()).collect();
+    let mut scales: BTreeMap<_, _> =
+        whole.into_iter().filter_map(|name| infos.remove(&scale_name(&name)).map(|info| (name, info))).collect();
+    let stored = |(name, info)| {
+        let scales = scales.remove(&name);
+        (name, Stored { info, scales })
+    };
+    infos.into_iter().map(stored).collect()
 }
 
 /// Where the bytes are.
@@ -74,7 +96,7 @@ impl TensorFile {
             Ok((data_start, header)) => {
                 let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
                 let infos = header.tensors().into_iter().map(|(name, info)| (name, info.clone())).collect();
-                Ok(Self { file, metadata, source, data_start, infos })
+                Ok(Self { file, metadata, source, data_start, infos: stored(infos) })
             }
             Err(reason) => Err(match pickle_kind(&source) {
                 Some(kind) => WeightsError::Pickle { file, kind },
@@ -85,12 +107,12 @@ impl TensorFile {
 
     /// Name and shape of every tensor, by name.
     pub(crate) fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
-        self.infos.iter().map(|(name, info)| (name.as_str(), info.shape.as_slice()))
+        self.infos.iter().map(|(name, stored)| (name.as_str(), stored.info.shape.as_slice()))
     }
 
     /// The shape of a tensor, where it is there.
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.infos.get(name).map(|info| info.shape.as_slice())
+        self.infos.get(name).map(|stored| stored.info.shape.as_slice())
     }
 
     /// Gives every tensor another name, unless two would have the same.
@@ -111,23 +133,25 @@ impl TensorFile {
 
     /// Reads the tensor `name`, which must be there, as f32.
     pub(crate) fn values(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
-        let TensorInfo { dtype, data_offsets: (start, end), .. } = &self.infos[name];
-        if !matches!(dtype, Dtype::F32 | Dtype::F64 | Dtype::F16 | Dtype::BF16) {
-            let (file, tensor, found) = (self.file.clone(), shown(name), dtype.to_string());
-            return Err(WeightsError::Dtype { file, tensor, found });
+        let Stored { info, scales } = &self.infos[name];
+        let wrong_type = |found: String| WeightsError::Dtype { file: self.file.clone(), tensor: shown(name), found };
+        let mut values = self.numbers(info)?.ok_or_else(|| wrong_type(info.dtype.to_string()))?;
+        if info.dtype == Dtype::I8 {
+            let Some(scales) = scales else {
+                return Err(wrong_type(format!("I8 without {}", shown(&scale_name(name)))));
+            };
+            let rows = info.shape.first().copied().unwrap_or(1);
+            let n = scales.shape.iter().product::<usize>();
+            if scales.dtype == Dtype::I8 || n == 0 || !rows.is_multiple_of(n) {
+                return Err(wrong_type(format!("I8 with {n} scales of {} for {rows} rows", scales.dtype)));
+            }
+            let worth =
+                self.numbers(scales)?.ok_or_else(|| wrong_type(format!("I8 with scales of {}", scales.dtype)))?;
+            let together = values.len() / n;
+            for (values, scale) in values.chunks_mut(together.max(1)).zip(worth) {
+                values.iter_mut().for_each(|value| *value *= scale);
+            }
         }
-        let mut bytes = vec![0; end - start];
-        self.source.read_at(self.data_start + *start as u64, &mut bytes).map_err(|source| WeightsError::Io {
-            file: self.file.clone(),
-            action: "read",
-            source,
-        })?;
-        let values: Vec<f32> = match dtype {
-            Dtype::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
-            Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
-            Dtype::BF16 => bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
-            _ => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-        };
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),
             Some(index) => {
@@ -135,6 +159,27 @@ impl TensorFile {
                 Err(WeightsError::NotFinite { file, tensor, index, value })
             }
         }
+    }
+
+    /// The numbers of a tensor as they stand in the file; `None` where they are of a type that is not read.
+    fn numbers(&self, info: &TensorInfo) -> Result<Option<Vec<f32>>, WeightsError> {
+        let TensorInfo { dtype, data_offsets: (start, end), .. } = info;
+        if !matches!(dtype, Dtype::F32 | Dtype::F64 | Dtype::F16 | Dtype::BF16 | Dtype::I8) {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; end - start];
+        self.source.read_at(self.data_start + *start as u64, &mut bytes).map_err(|source| WeightsError::Io {
+            file: self.file.clone(),
+            action: "read",
+            source,
+        })?;
+        Ok(Some(match dtype {
+            Dtype::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
+            Dtype::F16 => bytes.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32()).collect(),
+            Dtype::BF16 => bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect(),
+            Dtype::I8 => bytes.iter().map(|&b| f32::from(b.cast_signed())).collect(),
+            _ => bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+        }))
     }
 }
 

@@ -3,8 +3,10 @@
 //! The header is written here and not by the safetensors crate, which puts metadata in an order that differs from run to
 //! run: the same weights are to give the same file.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use burn::tensor::{bf16, f16};
@@ -17,7 +19,7 @@ use super::{MAX_HEADER, WeightsError};
 
 /// The type in which tensors are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FloatType {
+pub enum WeightType {
     /// 32 bits: exact.
     #[default]
     F32,
@@ -25,15 +27,23 @@ pub enum FloatType {
     F16,
     /// 16 bits, of which 7 for the fraction: as far as f32, relative error 2⁻⁸.
     Bf16,
+    /// Matrices in whole numbers of 8 bits, times a scale: off by at most 1/254 of the largest value that has the same scale. A row has a
+    /// scale, or so many short rows as hold 64 values together. All else is in f32.
+    Int8,
 }
 
-impl FloatType {
-    /// Its name in a safetensors file: "F32", "F16" or "BF16".
+impl WeightType {
+    /// Every type, and its name for people.
+    pub const ALL: [(Self, &'static str); 4] =
+        [(Self::F32, "f32"), (Self::F16, "f16"), (Self::Bf16, "bf16"), (Self::Int8, "int8")];
+
+    /// Its name in a safetensors file: "F32", "F16", "BF16" or "I8".
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
             Self::F16 => "F16",
             Self::Bf16 => "BF16",
+            Self::Int8 => "I8",
         }
     }
 
@@ -42,6 +52,7 @@ impl FloatType {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+            Self::Int8 => 1,
         }
     }
 
@@ -50,25 +61,87 @@ impl FloatType {
             Self::F32 => Dtype::F32,
             Self::F16 => Dtype::F16,
             Self::Bf16 => Dtype::BF16,
+            Self::Int8 => Dtype::I8,
         }
     }
 
-    /// The value that is read back.
-    fn round(self, x: f32) -> f32 {
+    /// Whether it can hold a finite value.
+    fn holds(self, x: f32) -> bool {
         match self {
-            Self::F32 => x,
-            Self::F16 => f16::from_f32(x).to_f32(),
-            Self::Bf16 => bf16::from_f32(x).to_f32(),
+            Self::F32 | Self::Int8 => true,
+            Self::F16 => f16::from_f32(x).is_finite(),
+            Self::Bf16 => bf16::from_f32(x).is_finite(),
         }
+    }
+}
+
+/// Values that are shared by a scale, at the least.
+const SCALED_TOGETHER: usize = 64;
+
+/// How many rows of a matrix have one scale.
+fn rows_of_a_scale(rows: usize, cols: usize) -> usize {
+    let mut together = 1;
+    while together * cols < SCALED_TOGETHER && rows.is_multiple_of(2 * together) {
+        together *= 2;
+    }
+    together
+}
+
+/// A tensor as it stands in the file.
+struct Stored<'a> {
+    shape: Vec<usize>,
+    dtype: WeightType,
+    values: Cow<'a, [f32]>,
+    /// Of whole numbers: what one is worth, for so many values.
+    scales: Option<(Vec<f32>, usize)>,
+}
+
+impl<'a> Stored<'a> {
+    fn float(dtype: WeightType, shape: &[usize], values: impl Into<Cow<'a, [f32]>>) -> Self {
+        Self { shape: shape.to_vec(), dtype, values: values.into(), scales: None }
     }
 
-    fn append(self, bytes: &mut Vec<u8>, values: &[f32]) {
-        match self {
-            Self::F32 => values.iter().for_each(|x| bytes.extend(x.to_le_bytes())),
-            Self::F16 => values.iter().for_each(|&x| bytes.extend(f16::from_f32(x).to_le_bytes())),
-            Self::Bf16 => values.iter().for_each(|&x| bytes.extend(bf16::from_f32(x).to_le_bytes())),
+    /// What stands in the file of a tensor of a name, with the names: itself, and scales.
+    fn of(name: &str, dtype: WeightType, shape: &[usize], values: &'a [f32]) -> Vec<(String, Self)> {
+        let stored = match (dtype, shape) {
+            (WeightType::Int8, &[rows, cols]) if rows * cols > 0 => {
+                let together = rows_of_a_scale(rows, cols) * cols;
+                let scale = |values: &[f32]| values.iter().fold(0.0, |max: f32, x| max.max(x.abs())) / 127.0;
+                let scales: Vec<_> = values.chunks_exact(together).map(scale).collect();
+                let own = Self { scales: Some((scales.clone(), together)), ..Self::float(dtype, shape, values) };
+                return vec![
+                    (name.into(), own),
+                    (scale_name(name), Self::float(WeightType::F32, &[scales.len()], scales)),
+                ];
+            }
+            (WeightType::Int8, _) => Self::float(WeightType::F32, shape, values),
+            _ => Self::float(dtype, shape, values),
+        };
+        vec![(name.into(), stored)]
+    }
+
+    /// Appends the bytes of some of its values.
+    fn append(&self, bytes: &mut Vec<u8>, range: Range<usize>) {
+        let values = &self.values[range.clone()];
+        match self.dtype {
+            WeightType::F32 => values.iter().for_each(|x| bytes.extend(x.to_le_bytes())),
+            WeightType::F16 => values.iter().for_each(|&x| bytes.extend(f16::from_f32(x).to_le_bytes())),
+            WeightType::Bf16 => values.iter().for_each(|&x| bytes.extend(bf16::from_f32(x).to_le_bytes())),
+            WeightType::Int8 => {
+                let (scales, together) = self.scales.as_ref().expect("whole numbers have scales");
+                let whole = |(place, &x): (usize, &f32)| match scales[place / together] {
+                    0.0 => 0,
+                    scale => (x / scale).round_ties_even() as i8,
+                };
+                bytes.extend(range.zip(values).map(|of| whole(of).cast_unsigned()));
+            }
         }
     }
+}
+
+/// What the scales of a tensor are called.
+pub(super) fn scale_name(tensor: &str) -> String {
+    format!("{tensor}_scale")
 }
 
 /// Everything of the file that is no value; maps by name, so that their order is always the same.
@@ -83,7 +156,7 @@ struct Header<'a> {
 /// As [`save_tensors`](super::save_tensors), in another type. A finite value that the type cannot hold is refused.
 pub(crate) fn write_tensors(
     path: &Path,
-    float: FloatType,
+    dtype: WeightType,
     tensors: &[(String, Vec<usize>, Vec<f32>)],
     metadata: &BTreeMap<String, String>,
 ) -> Result<(), WeightsError> {
@@ -94,19 +167,21 @@ pub(crate) fn write_tensors(
             let (tensor, shape, found) = (tensor.clone(), shape.clone(), data.len());
             return Err(WeightsError::Length { file, tensor, shape, expected, found });
         }
-        if let Some(index) = data.iter().position(|&x| x.is_finite() && !float.round(x).is_finite()) {
-            let (tensor, value, dtype) = (tensor.clone(), data[index], float.name());
+        if let Some(index) = data.iter().position(|&x| x.is_finite() && !dtype.holds(x)) {
+            let (tensor, value, dtype) = (tensor.clone(), data[index], dtype.name());
             return Err(WeightsError::TooLarge { file, tensor, index, value, dtype });
         }
     }
-    let by_name: BTreeMap<_, _> = tensors.iter().map(|(name, shape, data)| (name.as_str(), (shape, data))).collect();
-    assert_eq!(by_name.len(), tensors.len(), "tensors of {file} have names in common");
+    let stored = tensors.iter().flat_map(|(name, shape, data)| Stored::of(name, dtype, shape, data));
+    let mut names = 0;
+    let by_name: BTreeMap<_, _> = stored.inspect(|_| names += 1).collect();
+    assert_eq!(by_name.len(), names, "tensors of {file} have names in common");
     let mut end = 0;
     let mut header = Header { metadata, tensors: BTreeMap::new() };
-    for (name, (shape, data)) in &by_name {
+    for (name, tensor) in &by_name {
         let start = end;
-        end += float.size() * data.len();
-        let info = TensorInfo { dtype: float.dtype(), shape: shape.to_vec(), data_offsets: (start, end) };
+        end += tensor.dtype.size() * tensor.values.len();
+        let info = TensorInfo { dtype: tensor.dtype.dtype(), shape: tensor.shape.clone(), data_offsets: (start, end) };
         header.tensors.insert(name, info);
     }
     let mut header = serde_json::to_vec(&header).expect("names are strings, and all else is plain");
@@ -120,10 +195,13 @@ pub(crate) fn write_tensors(
         }
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        by_name.values().flat_map(|(_, data)| data.chunks(1 << 14)).try_for_each(|values| {
-            let mut bytes = Vec::with_capacity(float.size() * values.len());
-            float.append(&mut bytes, values);
-            out.write_all(&bytes)
+        by_name.values().try_for_each(|tensor| {
+            (0..tensor.values.len()).step_by(1 << 14).try_for_each(|start| {
+                let range = start..tensor.values.len().min(start + (1 << 14));
+                let mut bytes = Vec::with_capacity(tensor.dtype.size() * range.len());
+                tensor.append(&mut bytes, range);
+                out.write_all(&bytes)
+            })
         })
     });
     written.map_err(|source: io::Error| match whole_file::is_full(&source) {

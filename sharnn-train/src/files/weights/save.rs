@@ -7,7 +7,7 @@ use sharnn_core::{Backend, ShaRnn, pytorch_name};
 
 use super::layout::published_shape;
 use super::{DECODER, ENCODER};
-use crate::files::tensors::{FloatType, WeightsError, write_tensors};
+use crate::files::tensors::{WeightType, WeightsError, write_tensors};
 use crate::params::collect_params;
 
 /// The key of a file's metadata under which the model's configuration stands, as JSON.
@@ -18,7 +18,7 @@ pub const CONFIG_KEY: &str = "sharnn.config";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SaveOptions {
     /// Type of the tensors: F32 by default. BF16 halves the file.
-    pub dtype: FloatType,
+    pub dtype: WeightType,
     /// Whether a tied decoder is written too, as `decoder.weight`: the published model's `load_state_dict` wants it.
     pub tied_twice: bool,
     /// Whether value gates are collapsed in the file: fewer tensors, the same outputs, and no more training. A model that is
@@ -43,12 +43,12 @@ pub fn save_weights<B: Backend>(model: &ShaRnn<B>, path: &Path) -> Result<(), We
 /// # fn main() -> Result<(), sharnn_train::WeightsError> {
 /// use burn::backend::Flex;
 /// use sharnn_core::ShaRnnConfig;
-/// use sharnn_train::{FloatType, SaveOptions, save_weights_as};
+/// use sharnn_train::{WeightType, SaveOptions, save_weights_as};
 ///
 /// # let dir = tempfile::tempdir().unwrap();
 /// # let path = dir.path().join("small.safetensors");
 /// let model = ShaRnnConfig { d_model: 8, d_ff: 16, ..ShaRnnConfig::xs() }.init_seeded::<Flex>(1, &Default::default());
-/// save_weights_as(&model, &path, &SaveOptions { dtype: FloatType::Bf16, ..SaveOptions::default() })?;
+/// save_weights_as(&model, &path, &SaveOptions { dtype: WeightType::Bf16, ..SaveOptions::default() })?;
 /// # Ok(())
 /// # }
 /// # main().unwrap();
