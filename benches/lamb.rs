@@ -64,7 +64,7 @@ impl BackendJob for Lamb<'_> {
         support::time::<B, _>(&mut group, "squared_norm", &device, squared_norm);
         let matrices = grad.reshape([4, d, d]);
         support::time::<B, _>(&mut group, "orthogonalize", &device, || {
-            B::InnerBackend::orthogonalize(matrices.clone())
+            B::InnerBackend::orthogonalize(matrices.clone(), Precision::F32)
         });
         group.finish();
     }

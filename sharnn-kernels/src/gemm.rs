@@ -328,6 +328,33 @@ pub(crate) fn multiply(a: Mat, b: Mat, operands: Operands, c: &mut [f32], start:
     }
 }
 
+/// `C = A B` where that is symmetric, on the calling thread: what lies above the diagonal is copied from below it. `scratch` is what
+/// [`scratch`] makes. The bits are those of [`gemm`]. `c` is `[a.rows, a.rows]`.
+///
+/// # Panics
+/// If the shapes do not agree.
+pub(crate) fn symmetric(a: Mat, b: &Packed, c: &mut [f32], scratch: &mut [f32]) {
+    /// Whole tiles of every kind.
+    const BLOCK: usize = 48;
+    let n = a.rows;
+    assert!(a.cols == b.k() && b.n() == n && c.len() == n * n, "a product of {n} x {n}");
+    let out = Shared::new(c);
+    for row in (0..n).step_by(BLOCK) {
+        let rows = BLOCK.min(n - row);
+        let left = Left::of(a.narrow_rows(row, rows));
+        // SAFETY: shapes were checked, and no one else uses the result.
+        unsafe {
+            let below = b.panels().product(0..b.k(), 0..row + rows);
+            product(&Product { left, rows, c: out.at(row * n), c_row: n, start: Start::Zero, ..below }, scratch);
+        }
+    }
+    for row in 0..n {
+        for col in row / BLOCK * BLOCK + BLOCK..n {
+            c[row * n + col] = c[col * n + row];
+        }
+    }
+}
+
 /// [`multiply`] with a packed right operand.
 fn on_all_threads(a: Mat, b: &Packed, c: &mut [f32], start: impl Fn(usize) -> Start + Sync) {
     if c.is_empty() {
@@ -412,6 +439,21 @@ mod tests {
                 let tolerance = 1e-6 * (k as f64).sqrt().max(1.0);
                 assert_near(&format!("{m} x {k} x {n} packed {case}"), &packed, &want, tolerance);
                 assert_near(&format!("{m} x {k} x {n} {case}"), &direct, &want, tolerance);
+            }
+        }
+    }
+
+    #[test]
+    fn a_symmetric_product_is_that_of_all_its_elements() {
+        for [n, k] in if cfg!(miri) { [[1, 2]; 3] } else { [[47, 30], [48, 64], [131, 96]] } {
+            let x = random(n * k, 1);
+            for operands in [Operands::F32, Operands::Bf16] {
+                let x = Mat::row_major(&x, n, k);
+                let b = Packed::new(x.t(), operands);
+                let (mut all, mut half) = (vec![f32::NAN; n * n], vec![f32::NAN; n * n]);
+                gemm(x, &b, &mut all, false);
+                symmetric(x, &b, &mut half, &mut scratch());
+                assert_eq!(all, half, "{n} x {k}, {operands:?}");
             }
         }
     }

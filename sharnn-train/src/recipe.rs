@@ -41,7 +41,7 @@ pub struct Recipe {
     /// Adagrad for the rows of n-grams, where the model has a memory of them.
     #[serde(default)]
     pub adagrad: AdagradConfig,
-    /// Precision of matrix products in training; evaluation has its own.
+    /// Precision of matrix products in training, those of Muon among them; evaluation has its own.
     pub precision: Precision,
     /// Seed of the initial weights, of the segment lengths and of the dropout masks.
     pub seed: u64,
@@ -167,7 +167,7 @@ impl Recipe {
     /// # Panics
     /// If its options are invalid; [`validate`](Self::validate) tells without panicking.
     pub fn optimizer<B: AutodiffBackend>(&self) -> Optimizer<B> {
-        Optimizer::new(self.lamb.clone(), self.muon).with_adagrad(self.adagrad)
+        Optimizer::new(self.lamb.clone(), self.muon).with_adagrad(self.adagrad).with_precision(self.precision)
     }
 
     /// Sets the number of lanes of the training data.

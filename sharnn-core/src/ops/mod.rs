@@ -280,8 +280,8 @@ pub trait Backend: burn::tensor::backend::Backend {
     ///
     /// # Shapes
     /// - `x` and result: `[matrices, rows, cols]`
-    fn orthogonalize(x: Tensor<Self, 3>) -> Tensor<Self, 3> {
-        orthogonal::orthogonalize(x)
+    fn orthogonalize(x: Tensor<Self, 3>, precision: Precision) -> Tensor<Self, 3> {
+        orthogonal::orthogonalize(x, precision)
     }
 }
 

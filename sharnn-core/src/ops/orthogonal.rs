@@ -9,7 +9,7 @@
 
 use burn::tensor::Tensor;
 
-use super::Backend;
+use super::{Backend, Precision};
 
 /// Coefficients of the iteration.
 pub(super) const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
@@ -21,7 +21,7 @@ pub(super) const ITERATIONS: usize = 5;
 pub(super) const EPS: f64 = 1e-30;
 
 /// The body of [`Backend::orthogonalize`].
-pub fn orthogonalize<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+pub fn orthogonalize<B: Backend>(x: Tensor<B, 3>, precision: Precision) -> Tensor<B, 3> {
     let [_, rows, cols] = x.dims();
     let tall = rows > cols;
     let x = if tall { x.swap_dims(1, 2) } else { x };
@@ -31,9 +31,9 @@ pub fn orthogonalize<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
     let mut x = x / (norm + EPS);
     let [a, b, c] = COEFFICIENTS;
     for _ in 0..ITERATIONS {
-        let gram = x.clone().matmul(x.clone().swap_dims(1, 2));
-        let poly = gram.clone() * b + gram.clone().matmul(gram) * c;
-        x = x.clone() * a + poly.matmul(x);
+        let gram = precision.matmul(x.clone(), x.clone().swap_dims(1, 2));
+        let poly = gram.clone() * b + precision.matmul(gram.clone(), gram) * c;
+        x = x.clone() * a + precision.matmul(poly, x);
     }
     if tall { x.swap_dims(1, 2) } else { x }
 }

@@ -9,7 +9,7 @@
 //! updates the size of AdamW's (Liu et al. 2025, arXiv 2502.16982). The four gates of an LSTM's weight are four matrices.
 
 use burn::tensor::{Bool, Tensor};
-use sharnn_core::Backend;
+use sharnn_core::{Backend, Precision};
 
 use super::MuonConfig;
 
@@ -24,12 +24,13 @@ impl MuonConfig {
         [param, grad, momentum]: [Tensor<B, 3>; 3],
         scale: Tensor<B, 1>,
         skip: Tensor<B, 1, Bool>,
+        precision: Precision,
     ) -> [Tensor<B, 3>; 2] {
         let [matrices, rows, cols] = param.dims();
         let skip = skip.reshape([1, 1, 1]).expand([matrices, rows, cols]);
         let grad = grad * scale.reshape([1, 1, 1]);
         let moved = momentum.clone() * self.momentum + grad.clone();
-        let update = B::orthogonalize(grad + moved.clone() * self.momentum);
+        let update = B::orthogonalize(grad + moved.clone() * self.momentum, precision);
         let rate = lr * self.rate * (rows.max(cols) as f64).sqrt();
         let stepped = param.clone() * (1.0 - lr * self.weight_decay) - update * rate;
         [stepped.mask_where(skip.clone(), param), moved.mask_where(skip, momentum)]
@@ -64,13 +65,13 @@ mod tests {
         let [param, g1, g2] = [random(dims), random(dims), random(dims)];
         let scale = || Tensor::from_data([0.5], &Default::default());
         let zeros = param.zeros_like();
-        let [p1, m1] = config.step(lr, [param.clone(), g1.clone(), zeros], scale(), flag(false));
-        let [p2, m2] = config.step(lr, [p1.clone(), g2.clone(), m1], scale(), flag(false));
+        let [p1, m1] = config.step(lr, [param.clone(), g1.clone(), zeros], scale(), flag(false), Precision::F32);
+        let [p2, m2] = config.step(lr, [p1.clone(), g2.clone(), m1], scale(), flag(false), Precision::F32);
         let (g1, g2) = (g1 * 0.5, g2 * 0.5);
         let m = g1.clone() * 0.9 + g2.clone();
         let size = 0.01 * 0.2 * 8f64.sqrt();
-        let want_p1 = param * (1.0 - 0.001) - Flex::orthogonalize(g1.clone() + g1 * 0.9) * size;
-        let want_p2 = p1.clone() * (1.0 - 0.001) - Flex::orthogonalize(g2 + m.clone() * 0.9) * size;
+        let want_p1 = param * (1.0 - 0.001) - Flex::orthogonalize(g1.clone() + g1 * 0.9, Precision::F32) * size;
+        let want_p2 = p1.clone() * (1.0 - 0.001) - Flex::orthogonalize(g2 + m.clone() * 0.9, Precision::F32) * size;
         for (got, want) in [(p1, want_p1), (p2, want_p2), (m2, m)] {
             for (got, want) in values(got).into_iter().zip(values(want)) {
                 assert!((got - want).abs() < 1e-5, "{got}, {want}");
@@ -82,7 +83,7 @@ mod tests {
     fn a_step_that_is_not_finite_changes_no_bit() {
         let [param, momentum] = [random([1, 3, 3]), random([1, 3, 3])];
         let all = [param.clone(), random([1, 3, 3]) * f64::NAN, momentum.clone()];
-        let got = MuonConfig::default().step(0.1, all, Tensor::from_data([0.0], &Default::default()), flag(true));
+        let got = MuonConfig::default().step(0.1, all, Tensor::from_data([0.0], &Default::default()), flag(true), Precision::F32);
         assert_eq!(got.map(values), [param, momentum].map(values));
     }
 
@@ -90,7 +91,7 @@ mod tests {
     fn a_gradient_of_zeros_moves_nothing() {
         let param = random([2, 3, 5]);
         let all = [param.clone(), param.zeros_like(), param.zeros_like()];
-        let [got, _] = MuonConfig::default().step(0.1, all, Tensor::from_data([1.0], &Default::default()), flag(false));
+        let [got, _] = MuonConfig::default().step(0.1, all, Tensor::from_data([1.0], &Default::default()), flag(false), Precision::F32);
         assert_eq!(values(got), values(param));
     }
 }

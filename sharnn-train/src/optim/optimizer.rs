@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Shape, Tensor, TensorData};
 use sharnn_core::ops::{AdagradStep, LambOptions, LambParam, LambStep, LambUpdate};
-use sharnn_core::{AutodiffBackend, Backend, NGramRows, ShaRnn};
+use sharnn_core::{AutodiffBackend, Backend, NGramRows, Precision, ShaRnn};
 
 use super::{AdagradConfig, LambConfig, MuonConfig};
 use crate::files::{HostTensor, WeightsError, shown};
@@ -83,6 +83,8 @@ pub struct Optimizer<B: AutodiffBackend> {
     lamb: LambConfig,
     muon: Option<MuonConfig>,
     adagrad: AdagradConfig,
+    /// That of Muon's matrix products.
+    precision: Precision,
     moments: BTreeMap<String, Moments<B::InnerBackend>>,
     /// Sums of squared gradients of the rows of n-grams, `[rows]`; `None` before the first step.
     squares: Option<Tensor<B::InnerBackend, 1>>,
@@ -113,7 +115,8 @@ impl<B: AutodiffBackend> Optimizer<B> {
         if let Err(error) = checked {
             panic!("{error}");
         }
-        Self { lamb, muon, adagrad: AdagradConfig::default(), moments: BTreeMap::new(), squares: None }
+        let (adagrad, precision) = (AdagradConfig::default(), Precision::F32);
+        Self { lamb, muon, adagrad, precision, moments: BTreeMap::new(), squares: None }
     }
 
     /// The same with other options of Adagrad than the defaults.
@@ -125,6 +128,12 @@ impl<B: AutodiffBackend> Optimizer<B> {
             panic!("{error}");
         }
         self.adagrad = adagrad;
+        self
+    }
+
+    /// The same with another precision of Muon's matrix products than f32.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
         self
     }
 
@@ -186,7 +195,7 @@ impl<B: AutodiffBackend> Optimizer<B> {
         let mut params = lamb_params(&step, of_lamb, &mut self.moments);
         if let Some(muon) = &self.muon {
             let skip = finite.clone().bool_not();
-            params.extend(muon_params(muon, lr, &step.scale, &skip, of_muon, &mut self.moments));
+            params.extend(muon_params(muon, lr, &step, &skip, self.precision, of_muon, &mut self.moments));
         }
         let table = rows.zip(table).map(|(RowGrads { rows, grad }, table)| {
             let squares = self
@@ -402,22 +411,23 @@ fn lamb_params<B: Backend>(
 fn muon_params<B: Backend>(
     muon: &MuonConfig,
     lr: f64,
-    scale: &Tensor<B, 1>,
+    step: &LambStep<B>,
     skip: &Tensor<B, 1, Bool>,
+    precision: Precision,
     taken: Vec<Taken<B>>,
     all_moments: &mut BTreeMap<String, Moments<B>>,
 ) -> Stepped<B> {
-    let step = |taken: Taken<B>| {
+    let one = |taken: Taken<B>| {
         let Taken { path, shape, param, grad, moments } = taken;
         let matrices = if path.contains(LSTM) { 4 } else { 1 };
         let dims = [matrices, shape[0] / matrices, shape[1]];
         let first = moments.map_or_else(|| param.zeros_like(), |moments| moments.first);
         let all = [param, grad, first].map(|x| x.reshape(dims));
-        let [param, first] = muon.step(lr, all, scale.clone(), skip.clone()).map(|x| x.flatten(0, 2));
+        let [param, first] = muon.step(lr, all, step.scale.clone(), skip.clone(), precision).map(|x| x.flatten(0, 2));
         all_moments.insert(path.clone(), Moments { first, second: None, shape });
         (path, param)
     };
-    taken.into_iter().map(step).collect()
+    taken.into_iter().map(one).collect()
 }
 
 /// Takes the parameters that have a gradient out of a module, with their moments, so that no second owner keeps the backend

@@ -358,12 +358,12 @@ fn squared_norm(_precision: Precision) -> Vec<Timed> {
     vec![forward]
 }
 
-fn orthogonalize(_precision: Precision) -> Vec<Timed> {
+fn orthogonalize(precision: Precision) -> Vec<Timed> {
     let mut forward = Timed::new("orthogonalize", "forward");
     for [n, rows, cols] in [[4, 16, 16], [4, 64, 64], [4, 128, 128], [1, 512, 128], [4, 256, 256], [1, 1024, 256]] {
         let x: Tensor<Flex, 3> = floats([n, rows, cols]);
         let size = json!({ "matrices": n, "rows": rows, "columns": cols });
-        forward.add(&size, || Flex::orthogonalize(x.clone()), || generic::orthogonalize(x.clone()));
+        forward.add(&size, || Flex::orthogonalize(x.clone(), precision), || generic::orthogonalize(x.clone(), precision));
     }
     vec![forward]
 }

@@ -5,7 +5,9 @@ use burn_flex::Flex;
 use sharnn_kernels::{Buffer, LambStep as Kernel, NewtonSchulz};
 
 use super::memory::{Owned, Values, is_f32, scalar, tensor};
-use crate::ops::{LambOptions, LambParam, LambRatios, LambStep, LambUpdate, lamb as generic, orthogonal};
+use crate::ops::{
+    LambOptions, LambParam, LambRatios, LambStep, LambUpdate, Precision, lamb as generic, orthogonal,
+};
 
 type Flex1 = Tensor<Flex, 1>;
 
@@ -61,9 +63,9 @@ pub(super) fn squared_norm(xs: Vec<Flex1>) -> Flex1 {
     }
 }
 
-pub(super) fn orthogonalize(x: Tensor<Flex, 3>) -> Tensor<Flex, 3> {
+pub(super) fn orthogonalize(x: Tensor<Flex, 3>, precision: Precision) -> Tensor<Flex, 3> {
     if !is_f32(&x) {
-        return orthogonal::orthogonalize(x);
+        return orthogonal::orthogonalize(x, precision);
     }
     let [_, rows, cols] = x.dims();
     let mut x = Owned::of(x);
@@ -71,6 +73,7 @@ pub(super) fn orthogonalize(x: Tensor<Flex, 3>) -> Tensor<Flex, 3> {
         coefficients: orthogonal::COEFFICIENTS.map(|x| x as f32),
         iterations: orthogonal::ITERATIONS,
         eps: orthogonal::EPS,
+        operands: precision.into(),
     };
     sharnn_kernels::orthogonalize(x.values(), [rows, cols], how);
     x.tensor()

@@ -174,7 +174,7 @@ impl Backend for Flex {
         adagrad::rows(table, squares, step)
     }
 
-    fn orthogonalize(x: Tensor<Self, 3>) -> Tensor<Self, 3> {
-        lamb::orthogonalize(x)
+    fn orthogonalize(x: Tensor<Self, 3>, precision: Precision) -> Tensor<Self, 3> {
+        lamb::orthogonalize(x, precision)
     }
 }
