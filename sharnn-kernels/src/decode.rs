@@ -27,7 +27,9 @@ mod step;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod whole;
 
+pub use self::kernels::value_gate;
 pub use self::ngrams::NGramWeights;
 use self::ngrams::NGrams;
 use self::packed::GROUP;
@@ -134,6 +136,18 @@ struct Attention {
     index: usize,
 }
 
+/// The bytes of some values, little-endian.
+fn feed_floats(values: &[f32], feed: &mut dyn FnMut(&[u8])) {
+    for part in values.chunks(1 << 10) {
+        feed(&part.iter().flat_map(|x| x.to_bits().to_le_bytes()).collect::<Vec<_>>());
+    }
+}
+
+/// The bytes of some sizes, of 64 bits each.
+fn feed_sizes(sizes: impl IntoIterator<Item = usize>, feed: &mut dyn FnMut(&[u8])) {
+    sizes.into_iter().for_each(|size| feed(&(size as u64).to_le_bytes()));
+}
+
 fn check(what: &str, got: usize, want: usize) {
     assert_eq!(got, want, "{what} has {got} values, {want} are expected");
 }
@@ -146,6 +160,12 @@ impl Norm {
     }
 }
 
+impl Norm {
+    fn digest(&self, feed: &mut dyn FnMut(&[u8])) {
+        [&self.weight, &self.bias].into_iter().for_each(|values| feed_floats(values, feed));
+    }
+}
+
 impl Attention {
     fn new(from: AttentionWeights, d: usize, index: usize, format: WeightFormat) -> Self {
         let n_heads = from.n_heads;
@@ -154,10 +174,10 @@ impl Attention {
         check("k_gate", from.k_gate.len(), d);
         check("value_gate", from.value_gate.len(), d);
         let mut query_norm = Norm::new("query_norm", from.query_norm, d);
-        let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+        let [q_gate, k_gate] = [from.q_gate, from.k_gate].map(kernels::sigmoids);
         let scale = 1.0 / ((d / n_heads) as f32).sqrt();
         for i in 0..d {
-            let gates = sigmoid(from.q_gate[i]) * sigmoid(from.k_gate[i]) * scale;
+            let gates = q_gate[i] * k_gate[i] * scale;
             query_norm.weight[i] *= gates;
             query_norm.bias[i] *= gates;
         }
@@ -190,7 +210,7 @@ impl Block {
             let unit = place / GROUP * UNITS + place % UNITS;
             (unit < d).then_some(place % GROUP / UNITS * d + unit)
         };
-        let lstm = PackedRows::in_order(units * GROUP, gate_of, 2 * d, format, |row, out| {
+        let lstm = PackedRows::in_order(units * GROUP, gate_of, [2 * d, 2], format, |row, out| {
             out[..d].copy_from_slice(&from.weight_ih[row * d..][..d]);
             out[d..].copy_from_slice(&from.weight_hh[row * d..][..d]);
             from.bias_ih[row] + from.bias_hh[row]
@@ -202,7 +222,7 @@ impl Block {
             let output = place / (GROUP * chunks) * GROUP + place % GROUP;
             (output < d).then_some(place / GROUP % chunks * d + output)
         };
-        let boom = PackedRows::in_order(d.div_ceil(GROUP) * chunks * GROUP, output_of, d, format, |row, out| {
+        let boom = PackedRows::in_order(d.div_ceil(GROUP) * chunks * GROUP, output_of, [d, 1], format, |row, out| {
             out.copy_from_slice(&from.boom[row * d..][..d]);
             from.boom_bias[row]
         });
@@ -251,6 +271,11 @@ impl DecodeModel {
         check("embedding", embedding.len(), vocab_size * d_model);
         let weight = decoder.unwrap_or(&embedding);
         let decoder = PackedRows::new(weight, Some(decoder_bias), [vocab_size, d_model], format);
+        // The rows of a tied embedding are those that the decoder has.
+        let embedding = match format.is_whole() {
+            true => crate::int8::rounded(&embedding, [vocab_size, d_model]),
+            false => embedding,
+        };
         Self { d: d_model, mem_len, format, embedding, decoder, ngrams: None, blocks: Vec::new() }
     }
 
@@ -305,6 +330,27 @@ impl DecodeModel {
     /// How many tokens before the newest one a stream keeps for its memory of n-grams; 0 where there is none.
     pub fn context(&self) -> usize {
         self.ngrams.as_ref().map_or(0, NGrams::context)
+    }
+
+    /// Feeds everything that decides the logits, but for the number of streams: of two models that feed the same bytes in format
+    /// [`Exact`](WeightFormat::Exact) all logits are the same. The bytes are the same on every machine.
+    pub fn digest(&self, feed: &mut dyn FnMut(&[u8])) {
+        let Self { d, mem_len, format, embedding, decoder, ngrams, blocks } = self;
+        feed_sizes([*d, *mem_len, *format as usize, self.vocab_size(), blocks.len()], feed);
+        feed_floats(embedding, feed);
+        decoder.digest(feed);
+        for block in blocks {
+            feed_sizes([block.chunks, block.attention.as_ref().map_or(0, |attention| attention.n_heads)], feed);
+            [&block.norm_start, &block.norm_ff, &block.norm_xff].into_iter().for_each(|norm| norm.digest(feed));
+            block.matrices().for_each(|matrix| matrix.digest(feed));
+            if let Some(Attention { norm_mid, norm_mem, query_norm, value_gate, .. }) = &block.attention {
+                [norm_mid, norm_mem, query_norm].into_iter().for_each(|norm| norm.digest(feed));
+                feed_floats(value_gate, feed);
+            }
+        }
+        if let Some(ngrams) = ngrams {
+            ngrams.digest(feed);
+        }
     }
 
     /// Number of blocks that attend.

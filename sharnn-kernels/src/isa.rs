@@ -44,6 +44,15 @@ pub(crate) enum Bf16Unit {
     Amx,
 }
 
+/// What multiplies whole numbers of 16 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Integers {
+    Portable,
+    Avx2,
+    /// AVX-512 BW and VNNI.
+    Avx512,
+}
+
 impl Isa {
     /// Every set, and its name for [`ISA_VARIABLE`].
     pub const ALL: [(Self, &'static str); 6] = [
@@ -114,6 +123,19 @@ impl Isa {
             Self::Tiles => Bf16Unit::Software,
             Self::Avx512Bf16 => Bf16Unit::Avx512,
             Self::Amx => Bf16Unit::Amx,
+        }
+    }
+
+    /// What multiplies whole numbers of 16 bits.
+    pub(crate) fn integers(self) -> Integers {
+        match self.vectors() {
+            Vectors::Portable => Integers::Portable,
+            Vectors::Avx2 => Integers::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx512 if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni") => {
+                Integers::Avx512
+            }
+            Vectors::Avx512 => Integers::Avx2,
         }
     }
 

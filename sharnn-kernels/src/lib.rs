@@ -9,6 +9,7 @@ mod decode;
 mod decoder_loss;
 mod dropout;
 mod gemm;
+pub mod int8;
 mod isa;
 mod lamb;
 mod layer_norm;
@@ -28,6 +29,7 @@ pub use boom::{Boom, BoomGrads, Preactivations};
 pub use buffer::Buffer;
 pub use decode::{
     AttentionWeights, BlockWeights, DecodeModel, NGramWeights, NormWeights, PackedRows, Streams, WeightFormat,
+    value_gate,
 };
 pub use decoder_loss::{DecoderLoss, DecoderLossGrads};
 pub use dropout::{Mask, dropout};

@@ -90,7 +90,8 @@ mod tests {
     use super::*;
     use crate::testing::{alone, assert_near, f64s, matmul, random, skip, transposed};
 
-    const MUON: NewtonSchulz = NewtonSchulz { coefficients: [3.4445, -4.7750, 2.0315], iterations: 5, eps: 1e-30, operands: Operands::F32 };
+    const MUON: NewtonSchulz =
+        NewtonSchulz { coefficients: [3.4445, -4.7750, 2.0315], iterations: 5, eps: 1e-30, operands: Operands::F32 };
 
     /// The iteration in double precision, in the order of the formula.
     fn reference(g: &[f32], [rows, cols]: [usize; 2]) -> Vec<f64> {
@@ -111,9 +112,18 @@ mod tests {
 
     #[test]
     fn it_agrees_with_double_precision() {
-        for [n, rows, cols] in
-            [[1, 1, 1], [3, 4, 4], [2, 5, 7], [2, 7, 5], [1, 1, 9], [1, 9, 1], [4, 33, 17], [2, 96, 50], [1, 64, 256], [2, 131, 100]]
-        {
+        for [n, rows, cols] in [
+            [1, 1, 1],
+            [3, 4, 4],
+            [2, 5, 7],
+            [2, 7, 5],
+            [1, 1, 9],
+            [1, 9, 1],
+            [4, 33, 17],
+            [2, 96, 50],
+            [1, 64, 256],
+            [2, 131, 100],
+        ] {
             if skip(n * rows * cols) {
                 continue;
             }

@@ -6,6 +6,11 @@
 
 #![allow(clippy::missing_safety_doc, reason = "the one condition is in the trait's documentation")]
 
+mod exact;
+
+pub use exact::Exact;
+pub(crate) use exact::exact_kernel;
+
 /// A vector of f32.
 ///
 /// # Safety
@@ -20,9 +25,9 @@ pub trait Vector: Copy {
     unsafe fn splat(x: f32) -> Self;
     unsafe fn splat_bits(x: u32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
-    /// [`LANES`](Self::LANES) integers, as f32.
-    unsafe fn load_i8(from: *const i8) -> Self;
     unsafe fn store(self, to: *mut f32);
+    /// Stores values that are whole numbers of 16 bits.
+    unsafe fn store_i16(self, to: *mut i16);
     /// Brings the cache line of `at`, which may be any address, nearer.
     unsafe fn prefetch(at: *const f32);
     /// The first `n <= LANES` values, zeros after them.
@@ -129,8 +134,8 @@ impl Vector for Portable {
         Self(unsafe { from.cast::<[f32; 8]>().read() })
     }
     #[inline(always)]
-    unsafe fn load_i8(from: *const i8) -> Self {
-        Self(unsafe { from.cast::<[i8; 8]>().read() }.map(f32::from))
+    unsafe fn store_i16(self, to: *mut i16) {
+        unsafe { to.cast::<[i16; 8]>().write_unaligned(self.0.map(|x| x as i16)) }
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -292,8 +297,12 @@ mod x86 {
             unsafe { Self(_mm256_loadu_ps(from)) }
         }
         #[inline(always)]
-        unsafe fn load_i8(from: *const i8) -> Self {
-            unsafe { Self(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast())))) }
+        unsafe fn store_i16(self, to: *mut i16) {
+            unsafe {
+                let whole = _mm256_cvtps_epi32(self.0);
+                let halves = [_mm256_castsi256_si128(whole), _mm256_extracti128_si256::<1>(whole)];
+                _mm_storeu_si128(to.cast(), _mm_packs_epi32(halves[0], halves[1]));
+            }
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
@@ -479,8 +488,8 @@ mod x86 {
             unsafe { Self(_mm512_loadu_ps(from)) }
         }
         #[inline(always)]
-        unsafe fn load_i8(from: *const i8) -> Self {
-            unsafe { Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))) }
+        unsafe fn store_i16(self, to: *mut i16) {
+            unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(self.0))) }
         }
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
@@ -622,7 +631,20 @@ mod x86 {
 ///
 /// `body` must be an `#[inline(always)]` `unsafe fn` generic over [`Vector`] alone.
 macro_rules! kernel {
-    ($(#[$meta:meta])* $vis:vis unsafe fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? => $body:ident) => {
+    ($($kernel:tt)*) => {
+        $crate::simd::compiled! {
+            [$crate::simd::Portable, $crate::simd::Avx2, $crate::simd::Avx512] $($kernel)*
+        }
+    };
+}
+pub(crate) use kernel;
+
+/// A kernel compiled for three vectors: those of plain Rust, of AVX2 and of AVX-512.
+macro_rules! compiled {
+    (
+        [$portable:ty, $avx2:ty, $avx512:ty]
+        $(#[$meta:meta])* $vis:vis unsafe fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? => $body:ident
+    ) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments, reason = "a kernel takes what it takes")]
         $vis unsafe fn $name($($arg: $ty),*) $(-> $ret)? {
@@ -631,26 +653,26 @@ macro_rules! kernel {
             #[allow(clippy::too_many_arguments, reason = "as above")]
             unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: the caller's.
-                unsafe { $body::<crate::simd::Avx2>($($arg),*) }
+                unsafe { $body::<$avx2>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx2,fma")]
             #[allow(clippy::too_many_arguments, reason = "as above")]
             unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
                 // SAFETY: the caller's.
-                unsafe { $body::<crate::simd::Avx512>($($arg),*) }
+                unsafe { $body::<$avx512>($($arg),*) }
             }
             // SAFETY: the instructions were detected; everything else is the caller's.
             unsafe {
-                match crate::Isa::current().vectors() {
+                match $crate::Isa::current().vectors() {
                     #[cfg(target_arch = "x86_64")]
-                    crate::isa::Vectors::Avx2 => avx2($($arg),*),
+                    $crate::isa::Vectors::Avx2 => avx2($($arg),*),
                     #[cfg(target_arch = "x86_64")]
-                    crate::isa::Vectors::Avx512 => avx512($($arg),*),
-                    _ => $body::<crate::simd::Portable>($($arg),*),
+                    $crate::isa::Vectors::Avx512 => avx512($($arg),*),
+                    _ => $body::<$portable>($($arg),*),
                 }
             }
         }
     };
 }
-pub(crate) use kernel;
+pub(crate) use compiled;

@@ -58,7 +58,7 @@ pub struct Args {
     /// Precision of matrix products, or of decoding's weights [default: f32; without --mode every one that decoding has]
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
-    /// Lanes side by side; decoding has one [default: 16]
+    /// Lanes side by side [default: 16; decoding: 1]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     batch: Option<usize>,
     /// Bytes of a segment; decoding goes byte by byte [default: 256]
@@ -129,6 +129,8 @@ enum Dtype {
     Bf16,
     /// Weights of 8 bits with a scale a row (backend flex, --mode decode)
     Int8,
+    /// The same, computed so that every CPU gives the same bits (backend flex, --mode decode)
+    Exact,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -310,7 +312,7 @@ impl Args {
         }
         let formats = match self.dtype {
             Some(dtype) => vec![dtype],
-            None if self.machine.backend.name() == "flex" => vec![Dtype::F32, Dtype::Bf16, Dtype::Int8],
+            None if self.machine.backend.name() == "flex" => vec![Dtype::F32, Dtype::Bf16, Dtype::Int8, Dtype::Exact],
             None => vec![Dtype::F32],
         };
         let computed = [Mode::Train, Mode::Forward].map(|mode| self.plan(mode, dtype));
@@ -326,7 +328,7 @@ impl Args {
         let precision = match self.dtype {
             None | Some(Dtype::F32) => Precision::F32,
             Some(Dtype::Bf16) => Precision::Bf16,
-            Some(Dtype::Int8) => anyhow::bail!("--dtype int8 cannot be used: use f32 or bf16"),
+            Some(Dtype::Int8 | Dtype::Exact) => anyhow::bail!("--dtype int8 and exact cannot be used: use f32 or bf16"),
         };
         Ok(lstm::Job {
             precision,
@@ -342,10 +344,10 @@ impl Args {
     /// Refuses options that would do nothing.
     fn refuse_idle_options(&self, mode: Mode) -> Result<()> {
         if mode == Mode::Decode {
-            for (option, value) in [("--batch", self.batch), ("--seq-len", self.seq_len)] {
-                let value = value.unwrap_or(1);
-                ensure!(value == 1, "{option} {value} cannot be used: decoding reads one byte of one lane at a time");
-            }
+            let (seq_len, lanes) = (self.seq_len.unwrap_or(1), self.batch.unwrap_or(1));
+            ensure!(seq_len == 1, "--seq-len {seq_len} cannot be used: decoding reads one byte of a lane at a time");
+            let packed = self.machine.backend.name() == "flex";
+            ensure!(lanes == 1 || packed, "--batch {lanes} cannot be used: backends other than flex decode one lane");
         }
         if let (Mode::Forward | Mode::Decode | Mode::Lstm, Some(dropout)) = (mode, self.dropout) {
             ensure!(dropout == 0.0, "--dropout {dropout} cannot be used: dropout acts in --mode train only");
@@ -375,7 +377,7 @@ impl Args {
     /// Puts the options together.
     fn plan(&self, mode: Mode, dtype: Dtype) -> Result<Plan> {
         let (batch, seq_len) = match mode {
-            Mode::Decode => (1, 1),
+            Mode::Decode => (self.batch.unwrap_or(1), 1),
             _ => (self.batch.unwrap_or(16), self.seq_len.unwrap_or(256)),
         };
         let attend = match self.attend {
@@ -407,8 +409,8 @@ impl Args {
         let (recompute, warmup, runs) = (self.recompute, self.warmup(), self.runs());
         let backend = self.machine.backend;
         ensure!(
-            dtype != Dtype::Int8 || (mode == Mode::Decode && backend.name() == "flex"),
-            "--dtype int8 cannot be used: it is for --mode decode of backend flex; use f32 or bf16"
+            matches!(dtype, Dtype::F32 | Dtype::Bf16) || (mode == Mode::Decode && backend.name() == "flex"),
+            "--dtype int8 and exact cannot be used: they are for --mode decode of backend flex; use f32 or bf16"
         );
         let precision = if dtype == Dtype::Bf16 { Precision::Bf16 } else { Precision::F32 };
         Ok(Plan { backend, config, dtype, precision, mode, batch, seq_len, memory, recompute, warmup, runs, seed })
@@ -557,11 +559,15 @@ impl Plan {
             Dtype::F32 => WeightFormat::F32,
             Dtype::Bf16 => WeightFormat::Bf16,
             Dtype::Int8 => WeightFormat::Int8,
+            Dtype::Exact => WeightFormat::Exact,
         };
-        let mut streams = DecodeEngine::new(model, format).streams(1);
+        let mut streams = DecodeEngine::new(model, format).streams(self.batch);
         let text = |bytes: &mut Bytes<B>, len| bytes.segment(len).into_data().iter::<u8>().collect::<Vec<_>>();
         // Older bytes would leave nothing in the memory, and no other cost.
-        streams.read(&[&text(bytes, self.memory.min(model.mem_len))], &mut |_, _, _| {});
+        let before = text(bytes, self.memory.min(model.mem_len));
+        let rows = before.len() / self.batch;
+        let lanes: Vec<_> = (0..self.batch).map(|lane| &before[lane * rows..][..rows]).collect();
+        streams.read(&lanes, &mut |_, _, _| {});
         let times = self.time::<B, _>(
             device,
             || text(bytes, 1),

@@ -39,7 +39,8 @@ pub struct ModelArgs {
 /// Options for reading byte by byte.
 #[derive(clap::Args, Debug)]
 pub struct FormatArgs {
-    /// Read byte by byte with weights packed for decoding, in f32, bf16 or int8 (backend flex)
+    /// Read byte by byte with weights packed for decoding, in f32, bf16, int8 or exact, which gives the same bits on every
+    /// CPU (backend flex)
     #[arg(long, value_name = "FORMAT", help_heading = "Machine")]
     pub weights: Option<String>,
 }
@@ -66,7 +67,7 @@ impl FormatArgs {
         );
         let name = self.weights.as_deref().unwrap_or("f32");
         let known = WeightFormat::ALL.into_iter().find(|(_, known)| *known == name);
-        let Some((format, _)) = known else { bail!("--weights {name:?} cannot be used: use f32, bf16 or int8") };
+        let Some((format, _)) = known else { bail!("--weights {name:?} cannot be used: use f32, bf16, int8 or exact") };
         Ok(DecodeEngine::new(model, format))
     }
 }

@@ -547,7 +547,7 @@ fn what_cannot_be_done_is_told_in_one_line() {
         (&["train", "--preset", "quick"], 1, "there is no preset"),
         (&["train", "--resume", "--out", "nowhere"], 1, "there is no run in nowhere"),
         (&["bench", "--mode", "decode", "--batch", "2"], 1, "--batch 2 cannot be used"),
-        (&["bench", "--mode", "lstm", "--dtype", "int8"], 1, "--dtype int8 cannot be used"),
+        (&["bench", "--mode", "lstm", "--dtype", "int8"], 1, "--dtype int8 and exact cannot be used"),
         (&["bench", "--mode", "lstm", "--dropout", "0.1"], 1, "--dropout 0.1 cannot be used"),
         (&["bench", "--mode", "lstm", "--size", "L"], 1, "--size cannot be used"),
         (&["bench", "--mode", "ops", "--runs", "3"], 1, "--runs cannot be used"),
@@ -607,7 +607,7 @@ fn speed_is_measured_as_a_table_or_as_json() {
         "0",
     ];
     let table = at.stdout(&[&["bench"], &small[..]].concat());
-    for row in ["train     f32", "forward   f32", "decode    bf16", "decode    int8"] {
+    for row in ["train     f32", "forward   f32", "decode    bf16", "decode    int8", "decode    exact"] {
         assert!(table.contains(row), "{table}");
     }
     let line: Value = at.json(&[&["bench", "--json", "--mode", "train"], &small[..]].concat());

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use burn::module::Param;
 use burn::tensor::{Tensor, backend::Backend as BurnBackend};
+use sha2::{Digest, Sha256};
 use sharnn_kernels::{AttentionWeights, BlockWeights, DecodeModel, NGramWeights, NormWeights};
 
 pub use sharnn_kernels::WeightFormat;
 
 use super::state::BlockValues;
 use super::{StateError, StreamShape, StreamState, Streams, values};
-use crate::{Backend, Block, LayerNorm, Linear, NGRAM_MODULUS, NGRAM_MULTIPLIER, Precision, ShaRnn};
+use crate::{Backend, Block, LayerNorm, Linear, NGRAM_MODULUS, NGRAM_MULTIPLIER, ShaRnn};
 
 /// A model that reads and predicts one token at a time on the CPU, many times as fast as [`ShaRnn::forward`] does.
 ///
@@ -80,7 +81,17 @@ fn push<B: Backend>(model: &mut DecodeModel, block: &Block<B>) {
         let attention = &attending.attention;
         let norms = [&attending.norm_mid, &attending.norm_mem, &attention.query_norm].map(Affine::norm);
         let gates = [param(&attention.q_gate), param(&attention.k_gate)];
-        let value_gate = values(attention.value_gate.forward(Precision::F32));
+        let gate = &attention.value_gate;
+        let value_gate = match &gate.linear {
+            None => param(&gate.gate),
+            Some(linear) => {
+                let Affine { mut weight, bias } = Affine::linear(linear);
+                if model.format().is_whole() {
+                    weight = sharnn_kernels::int8::rounded(&weight, linear.weight.dims());
+                }
+                sharnn_kernels::value_gate(&param(&gate.gate), &weight, &bias)
+            }
+        };
         (norms, Affine::linear(&attention.query), gates, value_gate, attention.n_heads)
     });
     let attention = attending.as_ref().map(|([mid, mem, query_norm], query, [q_gate, k_gate], value_gate, n_heads)| {
@@ -174,6 +185,14 @@ impl DecodeEngine {
     /// How weights are kept.
     pub fn format(&self) -> WeightFormat {
         self.model.format()
+    }
+
+    /// SHA-256 of everything that decides the logits of a stream. Engines of format [`Exact`](WeightFormat::Exact) with the same digest
+    /// give the same logits, whatever the machine.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut digest = Sha256::new();
+        self.model.digest(&mut |bytes| digest.update(bytes));
+        digest.finalize().into()
     }
 
     /// Bytes of packed weights, all of which are read for every token.

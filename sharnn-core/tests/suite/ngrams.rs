@@ -250,9 +250,12 @@ mod streams {
             let texts = [bytes(0, 30), bytes(1, 17), bytes(2, 30)];
             let texts = texts.each_ref().map(|text| &text[..]);
             let of_model = read(&mut ModelStreams::new(&model, 3, 1).unwrap(), &texts);
-            for (format, tolerance) in
-                [(WeightFormat::F32, 1e-4), (WeightFormat::Bf16, 0.05), (WeightFormat::Int8, 0.1)]
-            {
+            for (format, tolerance) in [
+                (WeightFormat::F32, 1e-4),
+                (WeightFormat::Bf16, 0.05),
+                (WeightFormat::Int8, 0.1),
+                (WeightFormat::Exact, 0.1),
+            ] {
                 let engine = DecodeEngine::new(&model, format);
                 let got = read(&mut engine.streams(3), &texts);
                 for (i, text) in texts.iter().enumerate() {

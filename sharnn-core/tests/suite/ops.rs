@@ -700,12 +700,7 @@ fn orthogonalize_in<B: AutodiffBackend>(precision: Precision) {
             assert!(range.contains(&x), "{what}: {x} at {row}, {col}");
         }
         let tiny = of(x() * 1e-25);
-        assert_near(
-            &format!("{what}, tiny"),
-            &values(tiny.flatten(0, 2)),
-            &values(of(x()).flatten(0, 2)),
-            tolerance,
-        );
+        assert_near(&format!("{what}, tiny"), &values(tiny.flatten(0, 2)), &values(of(x()).flatten(0, 2)), tolerance);
         let zeros = of(x().zeros_like());
         assert!(values(zeros.flatten(0, 2)).iter().all(|&x| x == 0.0), "{what}");
     }

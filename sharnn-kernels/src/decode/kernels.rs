@@ -1,11 +1,31 @@
-//! What a step does beside products with matrices.
+//! What a step does beside products with matrices, each as fast as the CPU's instructions allow and in [`Exact`](crate::simd::Exact)
+//! vectors.
 
-use super::UNITS;
+use super::WeightFormat;
 use super::packed::GROUP;
 use crate::blocks::sum_of;
 use crate::layer_norm;
 use crate::math::{GELU_SLOPE, exp, sigmoid, tanh};
-use crate::simd::{Vector, kernel};
+use crate::simd::{Vector, exact_kernel, kernel};
+
+/// A kernel that takes the format first: exact where that is.
+macro_rules! kernels {
+    ($(#[$meta:meta])* $vis:vis unsafe fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? => $body:ident) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments, reason = "a kernel takes what it takes")]
+        $vis unsafe fn $name(format: WeightFormat, $($arg: $ty),*) $(-> $ret)? {
+            kernel!(unsafe fn fast($($arg: $ty),*) $(-> $ret)? => $body);
+            exact_kernel!(unsafe fn exact($($arg: $ty),*) $(-> $ret)? => $body);
+            // SAFETY: the caller's.
+            unsafe {
+                match format {
+                    WeightFormat::Exact => exact($($arg),*),
+                    _ => fast($($arg),*),
+                }
+            }
+        }
+    };
+}
 
 /// Of the layer norms.
 const EPS: f32 = 1e-12;
@@ -17,11 +37,61 @@ pub(super) const MEMORY_BLOCK: usize = 32;
 pub(super) type Statistics = (f32, f32);
 
 #[inline(always)]
+unsafe fn sigmoids_body<V: Vector>(x: &[f32], tanhs: bool, y: &mut [f32]) {
+    for i in (0..x.len()).step_by(V::LANES) {
+        // SAFETY: `left` values are left at `i`; the instructions are the caller's.
+        unsafe {
+            let left = x.len() - i;
+            let x = V::load_up_to(x.as_ptr().add(i), left);
+            let y_i = if tanhs { tanh(x) } else { sigmoid(x) };
+            y_i.store_up_to(y.as_mut_ptr().add(i), left);
+        }
+    }
+}
+exact_kernel!(
+    /// # Safety
+    /// `y` is as long as `x`.
+    unsafe fn activations(x: &[f32], tanhs: bool, y: &mut [f32]) => sigmoids_body
+);
+
+/// The sigmoids of some values, the same on every CPU.
+pub(super) fn sigmoids(x: &[f32]) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    // SAFETY: the lengths agree.
+    unsafe { activations(x, false, &mut y) };
+    y
+}
+
+/// The vector that a value gate is, the same on every CPU: `σ(f) ⊙ tanh(c)` with `[c, f] = W σ(gate) + b`. Sums are of doubles, in the order
+/// of the columns.
+///
+/// # Shapes
+/// - `gate` and result: `[d]`; `weight`: `[2 d, d]`; `bias`: `[2 d]`
+///
+/// # Panics
+/// If the shapes do not agree.
+pub fn value_gate(gate: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+    let d = gate.len();
+    super::check("the value gate's weight", weight.len(), 2 * d * d);
+    super::check("the value gate's bias", bias.len(), 2 * d);
+    let input = sigmoids(gate);
+    let row = |row: usize| {
+        let terms = weight[row * d..][..d].iter().zip(&input).map(|(&w, &x)| f64::from(w) * f64::from(x));
+        terms.fold(f64::from(bias[row]), |sum, term| sum + term) as f32
+    };
+    let (c, f): (Vec<_>, Vec<_>) = (0..d).map(|i| (row(i), row(d + i))).unzip();
+    let mut tanhs = vec![0.0; d];
+    // SAFETY: the lengths agree.
+    unsafe { activations(&c, true, &mut tanhs) };
+    sigmoids(&f).into_iter().zip(tanhs).map(|(f, c)| f * c).collect()
+}
+
+#[inline(always)]
 unsafe fn statistics_body<V: Vector>(x: &[f32]) -> Statistics {
     // SAFETY: the instructions are the caller's.
     unsafe { layer_norm::statistics::<V>(x, EPS) }
 }
-kernel!(
+kernels!(
     /// # Safety
     /// None beyond the instructions.
     pub(super) unsafe fn statistics(x: &[f32]) -> Statistics => statistics_body
@@ -32,32 +102,34 @@ unsafe fn norm_body<V: Vector>(x: &[f32], of: Statistics, weight: &[f32], bias: 
     // SAFETY: the caller's.
     unsafe { layer_norm::normalise::<V>(x, of, weight, bias, y) }
 }
-kernel!(
+kernels!(
     /// # Safety
     /// `weight`, `bias` and `y` are as long as `x`.
     pub(super) unsafe fn norm(x: &[f32], of: Statistics, weight: &[f32], bias: &[f32], y: &mut [f32]) => norm_body
 );
 
 #[inline(always)]
-unsafe fn lstm_units_body<V: Vector>(gates: &[f32; GROUP], c: &mut [f32], h: &mut [f32]) {
-    // SAFETY: there are at most UNITS of each, one or half a vector; the instructions are the caller's.
-    unsafe {
-        let [mut i, mut f, mut g, mut o] = [V::splat(0.0); 4];
-        for (k, gate) in [&mut i, &mut f, &mut g, &mut o].into_iter().enumerate() {
-            *gate = V::load_up_to(gates.as_ptr().add(k * UNITS), UNITS);
+unsafe fn lstm_units_body<V: Vector>(gates: [&[f32]; 4], c: &mut [f32], h: &mut [f32]) {
+    let [i, f, g, o] = gates;
+    for unit in (0..c.len()).step_by(V::LANES) {
+        // SAFETY: `left` of each are left at `unit`; the instructions are the caller's.
+        unsafe {
+            let left = c.len() - unit;
+            let (c, h) = (c.as_mut_ptr().add(unit), h.as_mut_ptr().add(unit));
+            let kept = sigmoid(V::load_up_to(f.as_ptr().add(unit), left)).mul(V::load_up_to(c, left));
+            let new = tanh(V::load_up_to(g.as_ptr().add(unit), left));
+            let cell = sigmoid(V::load_up_to(i.as_ptr().add(unit), left)).mul_add(new, kept);
+            cell.store_up_to(c, left);
+            sigmoid(V::load_up_to(o.as_ptr().add(unit), left)).mul(tanh(cell)).store_up_to(h, left);
         }
-        let kept = sigmoid(f).mul(V::load_up_to(c.as_ptr(), c.len()));
-        let cell = sigmoid(i).mul_add(tanh(g), kept);
-        cell.store_up_to(c.as_mut_ptr(), c.len());
-        sigmoid(o).mul(tanh(cell)).store_up_to(h.as_mut_ptr(), h.len());
     }
 }
-kernel!(
+kernels!(
     /// New cell and hidden values of some units, from their gates i, f, g and o before the nonlinearities.
     ///
     /// # Safety
-    /// `c` and `h` are equally long, at most [`UNITS`].
-    pub(super) unsafe fn lstm_units(gates: &[f32; GROUP], c: &mut [f32], h: &mut [f32]) => lstm_units_body
+    /// All are equally long.
+    pub(super) unsafe fn lstm_units(gates: [&[f32]; 4], c: &mut [f32], h: &mut [f32]) => lstm_units_body
 );
 
 #[inline(always)]
@@ -70,7 +142,7 @@ unsafe fn add_gelu_body<V: Vector>(z: &[f32; GROUP], sums: &mut [f32]) {
         }
     }
 }
-kernel!(
+kernels!(
     /// `sums += GELU(z)`.
     ///
     /// # Safety
@@ -152,7 +224,7 @@ unsafe fn attend_body<V: Vector>(rows: &[f32], query: &[f32], of: Partial, parti
         }
     }
 }
-kernel!(
+kernels!(
     /// Attention from one query, already scaled, to a block of memory rows.
     ///
     /// # Safety
@@ -198,7 +270,7 @@ unsafe fn merge_body<V: Vector>(
         }
     }
 }
-kernel!(
+kernels!(
     /// Columns `start ..` of `residual + gate ⊙ attention`, attention from its parts over the blocks.
     ///
     /// # Safety

@@ -3,6 +3,7 @@
 use half::bf16;
 
 use super::{PackedRows, WeightFormat, check};
+use crate::int8;
 
 /// The memory of n-grams of a model. Of tokens x, -1 before the stream's start, the row of order n at t is `H_n(t) mod rows` with
 /// `H_1(t) = x_t + 1` and `H_n(t) = (multiplier H_{n-1}(t - 1) + x_t + 1) mod modulus`.
@@ -40,8 +41,8 @@ pub(super) struct NGrams {
 enum Rows {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
-    /// Integers in -127..=127, and what one is worth in each row.
-    Int8(Vec<i8>, Vec<f32>),
+    /// Integers in -127..=127, and what one is worth in each of so many rows.
+    Int8(Vec<i8>, Vec<f32>, usize),
 }
 
 impl Rows {
@@ -49,12 +50,13 @@ impl Rows {
         match format {
             WeightFormat::F32 => Self::F32(table.to_vec()),
             WeightFormat::Bf16 => Self::Bf16(table.iter().map(|&w| bf16::from_f32(w)).collect()),
-            WeightFormat::Int8 => {
-                let scales: Vec<_> = table.chunks_exact(width).map(super::packed::scale).collect();
-                let quantised = |(row, &scale): (&[f32], &f32)| {
-                    row.iter().map(|&w| super::packed::quantised(w, scale)).collect::<Vec<_>>()
+            WeightFormat::Int8 | WeightFormat::Exact => {
+                let rows = int8::rows_of_a_scale([table.len() / width, width]);
+                let scales: Vec<_> = table.chunks_exact(rows * width).map(int8::scale).collect();
+                let whole = |(values, &scale): (&[f32], &f32)| {
+                    values.iter().map(|&w| int8::whole(w, scale)).collect::<Vec<_>>()
                 };
-                Self::Int8(table.chunks_exact(width).zip(&scales).flat_map(quantised).collect(), scales)
+                Self::Int8(table.chunks_exact(rows * width).zip(&scales).flat_map(whole).collect(), scales, rows)
             }
         }
     }
@@ -64,8 +66,21 @@ impl Rows {
         match self {
             Self::F32(table) => to.copy_from_slice(&table[at]),
             Self::Bf16(table) => to.iter_mut().zip(&table[at]).for_each(|(to, w)| *to = w.to_f32()),
-            Self::Int8(table, scales) => {
-                to.iter_mut().zip(&table[at]).for_each(|(to, &w)| *to = f32::from(w) * scales[row]);
+            Self::Int8(table, scales, rows) => {
+                to.iter_mut().zip(&table[at]).for_each(|(to, &w)| *to = f32::from(w) * scales[row / rows]);
+            }
+        }
+    }
+
+    fn digest(&self, feed: &mut dyn FnMut(&[u8])) {
+        match self {
+            Self::F32(table) => super::feed_floats(table, feed),
+            Self::Bf16(table) => table.iter().for_each(|w| feed(&w.to_bits().to_le_bytes())),
+            Self::Int8(table, scales, _) => {
+                table
+                    .chunks(1 << 12)
+                    .for_each(|part| feed(&part.iter().map(|w| w.cast_unsigned()).collect::<Vec<_>>()));
+                super::feed_floats(scales, feed);
             }
         }
     }
@@ -99,6 +114,17 @@ impl NGrams {
             output: output.map(|weight| map("the n-grams' output", weight)),
             multiplier,
             modulus,
+        }
+    }
+
+    /// Everything that decides what it adds.
+    pub(super) fn digest(&self, feed: &mut dyn FnMut(&[u8])) {
+        let sizes = [self.rows, self.width, self.multiplier, self.modulus];
+        super::feed_sizes(self.orders.iter().chain(&sizes).copied(), feed);
+        self.table.digest(feed);
+        for map in [&self.input, &self.output] {
+            feed(&[u8::from(map.is_some())]);
+            map.iter().for_each(|map| map.digest(feed));
         }
     }
 

@@ -6,8 +6,11 @@
 use half::bf16;
 
 use crate::buffer::Shared;
+use crate::int8;
 use crate::simd::{Vector, kernel};
 use crate::team;
+
+use super::whole::{self, SLACK, Whole, padded};
 
 /// Rows of a group.
 pub(super) const GROUP: usize = 32;
@@ -18,7 +21,11 @@ pub(super) const SMALL: usize = 1 << 16;
 /// How far ahead weights are fetched, in bytes: the CPU's own prefetch stops where a page ends.
 const AHEAD: usize = 4096;
 
-/// How weights are kept. Products and sums are f32 for all of them.
+/// Activations that are multiplied in one call, at most.
+pub(super) const TOGETHER: usize = 8;
+
+/// How weights are kept, and what is computed with them. Sums of products are f32 but for weights of 8 bits, which are multiplied as
+/// [whole numbers](super::whole).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightFormat {
     /// f32, as they are.
@@ -26,21 +33,29 @@ pub enum WeightFormat {
     /// bfloat16, to nearest with ties to even: half of the bytes.
     #[default]
     Bf16,
-    /// Integers in -127..=127 times one f32 for each row, the largest magnitude over 127: a quarter of the bytes.
+    /// Integers in -127..=127 times one f32 for each row, see [`int8`]: a quarter of the bytes.
     Int8,
+    /// The same, and all else so that the results are the same bits on every CPU.
+    Exact,
 }
 
 impl WeightFormat {
     /// Every format, and its name.
-    pub const ALL: [(Self, &'static str); 3] = [(Self::F32, "f32"), (Self::Bf16, "bf16"), (Self::Int8, "int8")];
+    pub const ALL: [(Self, &'static str); 4] =
+        [(Self::F32, "f32"), (Self::Bf16, "bf16"), (Self::Int8, "int8"), (Self::Exact, "exact")];
 
     /// Bytes of a weight.
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::Bf16 => 2,
-            Self::Int8 => 1,
+            Self::Int8 | Self::Exact => 1,
         }
+    }
+
+    /// Whether weights are whole numbers.
+    pub fn is_whole(self) -> bool {
+        self.bytes() == 1
     }
 }
 
@@ -50,15 +65,31 @@ struct Line([u8; 64]);
 
 /// A matrix `[rows, cols]` and a bias, packed for `y = W x + b`.
 pub struct PackedRows {
-    /// `[groups, cols, GROUP]`
+    /// `[groups, cols, GROUP]`; of whole numbers `[groups, parts, pairs of columns, GROUP, 2]`.
     weights: Vec<Line>,
-    /// One a packed row; empty where the format has none.
+    /// `[parts, packed rows]`; empty where the format has none.
     scales: Vec<f32>,
     /// One a packed row.
     bias: Vec<f32>,
     rows: usize,
     cols: usize,
+    /// Columns lie side by side in so many parts, each of which has scales of its own.
+    parts: usize,
     format: WeightFormat,
+}
+
+/// What a matrix is multiplied with, in the form that its format wants.
+#[derive(Clone, Copy)]
+pub(super) enum Input<'a> {
+    Floats(&'a [f32]),
+    Whole(Whole<'a>),
+}
+
+impl<'a> Input<'a> {
+    /// Of values and, where the format wants whole numbers, of these, which were made of them.
+    pub(super) fn of(format: WeightFormat, floats: &'a [f32], values: &'a [i16], scales: &'a [f32]) -> Self {
+        if format.is_whole() { Self::Whole(Whole { values, scales }) } else { Self::Floats(floats) }
+    }
 }
 
 impl PackedRows {
@@ -77,7 +108,7 @@ impl PackedRows {
         }
         let padded = rows.next_multiple_of(GROUP);
         let place = |i: usize| (i < rows).then_some(i);
-        let packed = Self::in_order(padded, place, cols, format, |row, out| {
+        let packed = Self::in_order(padded, place, [cols, 1], format, |row, out| {
             out.copy_from_slice(&weight[row * cols..][..cols]);
             bias.map_or(0.0, |bias| bias[row])
         });
@@ -89,42 +120,51 @@ impl PackedRows {
     pub(super) fn in_order(
         rows: usize,
         row_of: impl Fn(usize) -> Option<usize>,
-        cols: usize,
+        [cols, parts]: [usize; 2],
         format: WeightFormat,
         row: impl Fn(usize, &mut [f32]) -> f32,
     ) -> Self {
-        assert!(rows.is_multiple_of(GROUP));
-        let bytes = rows * cols * format.bytes();
+        assert!(rows.is_multiple_of(GROUP) && cols.is_multiple_of(parts));
+        let bytes = rows * stored_cols(cols, parts, format) * format.bytes();
         let mut weights = vec![Line([0; 64]); bytes.div_ceil(64)];
-        let mut scales = vec![0.0; if format == WeightFormat::Int8 { rows } else { 0 }];
+        let mut scales = vec![0.0; if format.is_whole() { parts * rows } else { 0 }];
         let mut bias = vec![0.0; rows];
         let mut values = vec![0.0; cols];
         let base = weights.as_mut_ptr().cast::<u8>();
         for (place, bias) in bias.iter_mut().enumerate() {
             let Some(source) = row_of(place) else { continue };
             *bias = row(source, &mut values);
-            let scale = scale(&values);
-            if let Some(to) = scales.get_mut(place) {
-                *to = scale;
+            if format.is_whole() {
+                let (terms, places) = (cols / parts, padded(cols / parts));
+                for part in 0..parts {
+                    let values = &values[part * terms..][..terms];
+                    let scale = int8::scale(values);
+                    scales[part * rows + place] = scale;
+                    for (col, &w) in values.iter().enumerate() {
+                        let pair = (place / GROUP * parts + part) * places / 2 + col / 2;
+                        let at = (pair * GROUP + place % GROUP) * 2 + col % 2;
+                        // SAFETY: that is below the number of bytes.
+                        unsafe { base.cast::<i8>().add(at).write(int8::whole(w, scale)) };
+                    }
+                }
+                continue;
             }
             for (col, &w) in values.iter().enumerate() {
                 let (column, lane) = ((place / GROUP * cols + col) * GROUP, place % GROUP);
                 // SAFETY: `column + lane` is below rows * cols. Of a word of two bf16 the low half is in the first half of
                 // the group; a word is aligned, as the column is.
                 unsafe {
-                    match format {
-                        WeightFormat::F32 => base.cast::<f32>().add(column + lane).write(w),
-                        WeightFormat::Bf16 => {
-                            let word = base.cast::<u32>().add(column / 2 + lane % (GROUP / 2));
-                            let bits = u32::from(bf16::from_f32(w).to_bits());
-                            word.write(word.read() | bits << (lane / (GROUP / 2) * 16));
-                        }
-                        WeightFormat::Int8 => base.cast::<i8>().add(column + lane).write(quantised(w, scale)),
+                    if format == WeightFormat::F32 {
+                        base.cast::<f32>().add(column + lane).write(w);
+                    } else {
+                        let word = base.cast::<u32>().add(column / 2 + lane % (GROUP / 2));
+                        let bits = u32::from(bf16::from_f32(w).to_bits());
+                        word.write(word.read() | bits << (lane / (GROUP / 2) * 16));
                     }
                 }
             }
         }
-        Self { weights, scales, bias, rows, cols, format }
+        Self { weights, scales, bias, rows, cols, parts, format }
     }
 
     /// Number of rows.
@@ -153,13 +193,19 @@ impl PackedRows {
     pub fn multiply(&self, x: &[f32], y: &mut [f32]) {
         assert_eq!(x.len(), self.cols, "{} values times {} columns", x.len(), self.cols);
         assert_eq!(y.len(), self.rows, "{} values of {} rows", y.len(), self.rows);
+        let (mut values, mut scales) = (vec![0; x.len() + 2 * self.parts + SLACK], vec![0.0; self.parts]);
+        if self.format.is_whole() {
+            whole::round(x, &mut values, &mut scales);
+        }
+        let x = Input::of(self.format, x, &values, &scales);
         let y = Shared::new(y);
         let members = if self.bytes() < SMALL { 1 } else { usize::MAX };
         team::run(members, |member| {
             for group in member.share(self.groups()) {
                 let n = GROUP.min(self.rows - group * GROUP);
                 // SAFETY: each group is one member's.
-                unsafe { y.slice(group * GROUP, n) }.copy_from_slice(&self.group(group, x)[..n]);
+                let y = unsafe { y.slice(group * GROUP, n) };
+                self.products(group, 1, |_| x, |_, products| y.copy_from_slice(&products[..n]));
             }
         });
     }
@@ -169,63 +215,105 @@ impl PackedRows {
         self.bias.len() / GROUP
     }
 
-    /// The values of `W x + b` of one group.
+    /// Everything that decides what its products are.
+    pub(super) fn digest(&self, feed: &mut dyn FnMut(&[u8])) {
+        self.weights.iter().for_each(|line| feed(&line.0));
+        super::feed_floats(&self.scales, feed);
+        super::feed_floats(&self.bias, feed);
+    }
+
+    /// How many parts its columns have.
+    pub(super) fn parts(&self) -> usize {
+        self.parts
+    }
+
+    /// The values of `W x + b` of one group, for `n` activations: each is a sum of its own, whatever is beside it.
     #[inline]
-    pub(super) fn group(&self, group: usize, x: &[f32]) -> [f32; GROUP] {
-        assert!(x.len() == self.cols && group < self.groups());
-        let mut y = [0.0; GROUP];
-        let rows = group * GROUP..(group + 1) * GROUP;
-        let scales = self.scales.get(rows.clone()).unwrap_or(&[]);
-        // SAFETY: the group is `cols` columns of GROUP weights from there on; slices are GROUP long, or empty.
-        unsafe {
-            let weights = self.weights.as_ptr().cast::<u8>().add(rows.start * self.cols * self.format.bytes());
-            product(weights, self.format, x, scales, &self.bias[rows], &mut y);
+    pub(super) fn products<'a>(
+        &self,
+        group: usize,
+        n: usize,
+        input: impl Fn(usize) -> Input<'a>,
+        mut each: impl FnMut(usize, &[f32; GROUP]),
+    ) {
+        assert!(group < self.groups());
+        let mut y = [[0.0; GROUP]; TOGETHER];
+        for first in (0..n).step_by(TOGETHER) {
+            let n = TOGETHER.min(n - first);
+            let y = &mut y[..n];
+            if self.format.is_whole() {
+                let none = Whole { values: &[], scales: &[] };
+                let mut x = [none; TOGETHER];
+                for (k, x) in x[..n].iter_mut().enumerate() {
+                    let Input::Whole(whole) = input(first + k) else { unreachable!("it was rounded") };
+                    let terms = self.cols / self.parts;
+                    assert!(whole.values.len() >= self.parts * padded(terms) && whole.scales.len() == self.parts);
+                    *x = whole;
+                }
+                // SAFETY: lengths were checked, and the group is there.
+                unsafe { whole::products(self.whole_rows(group), &x[..n], y) };
+            } else {
+                let mut x: [&[f32]; TOGETHER] = [&[]; TOGETHER];
+                for (k, x) in x[..n].iter_mut().enumerate() {
+                    let Input::Floats(floats) = input(first + k) else { unreachable!("it was not rounded") };
+                    assert_eq!(floats.len(), self.cols, "{} values times {} columns", floats.len(), self.cols);
+                    *x = floats;
+                }
+                let rows = group * GROUP;
+                // SAFETY: the group is `cols` columns of GROUP weights from there on, and all of `x` is as long.
+                unsafe {
+                    let weights = self.weights.as_ptr().cast::<u8>().add(rows * self.cols * self.format.bytes());
+                    product(weights, self.format, &x[..n], &self.bias[rows..rows + GROUP], y);
+                }
+            }
+            y.iter().enumerate().for_each(|(k, y)| each(first + k, y));
         }
-        y
+    }
+
+    /// A group of whole numbers.
+    fn whole_rows(&self, group: usize) -> whole::Rows<'_> {
+        let pairs = padded(self.cols / self.parts) / 2;
+        let row = group * GROUP;
+        whole::Rows {
+            weights: self.weights.as_ptr().cast::<i8>().wrapping_add(row * self.parts * 2 * pairs),
+            pairs,
+            scales: self.scales.as_ptr().wrapping_add(row),
+            scale_stride: self.bias.len(),
+            parts: self.parts,
+            bias: &self.bias[row..row + GROUP],
+        }
     }
 }
 
-/// What one step of a row's integers is worth.
-pub(super) fn scale(values: &[f32]) -> f32 {
-    // A value that is not finite makes the whole row NaN: integers could not say which it was.
-    let largest = |largest: f32, w: &f32| if w.is_finite() { largest.max(w.abs()) } else { f32::NAN };
-    let largest = values.iter().try_fold(0.0, |so_far, w| match largest(so_far, w) {
-        nan if nan.is_nan() => None,
-        largest => Some(largest),
-    });
-    largest.map_or(f32::NAN, |largest| largest / 127.0)
-}
-
-pub(super) fn quantised(w: f32, scale: f32) -> i8 {
-    // A row of zeros has scale 0, and 0 / 0 becomes 0. The smallest scales are rounded so much that 127 has to be held.
-    (w / scale).round_ties_even().clamp(-127.0, 127.0) as i8
+/// Columns that are stored.
+fn stored_cols(cols: usize, parts: usize, format: WeightFormat) -> usize {
+    if format.is_whole() { parts * padded(cols / parts) } else { cols }
 }
 
 /// How the weights of a column become vectors.
 trait Columns {
     const BYTES: usize;
 
-    /// The vectors of a column.
+    /// The vectors of half of a column.
     ///
     /// # Safety
-    /// As [`Vector`]'s; `GROUP` weights lie at `at`, and `VECTORS` vectors are as long as they.
-    unsafe fn load<V: Vector, const VECTORS: usize>(at: *const u8) -> [V; VECTORS];
+    /// As [`Vector`]'s; `GROUP` weights lie at `at`, and `VECTORS` vectors are as long as half of them.
+    unsafe fn load<V: Vector, const VECTORS: usize>(at: *const u8, half: usize) -> [V; VECTORS];
 }
 
 struct F32;
 struct Bf16;
-struct Int8;
 
 impl Columns for F32 {
     const BYTES: usize = 4;
 
     #[inline(always)]
-    unsafe fn load<V: Vector, const VECTORS: usize>(at: *const u8) -> [V; VECTORS] {
+    unsafe fn load<V: Vector, const VECTORS: usize>(at: *const u8, half: usize) -> [V; VECTORS] {
         // SAFETY: the caller's.
         unsafe {
             let mut vectors = [V::splat(0.0); VECTORS];
             for (i, vector) in vectors.iter_mut().enumerate() {
-                *vector = V::load(at.cast::<f32>().add(i * V::LANES));
+                *vector = V::load(at.cast::<f32>().add(half * GROUP / 2 + i * V::LANES));
             }
             vectors
         }
@@ -236,99 +324,124 @@ impl Columns for Bf16 {
     const BYTES: usize = 2;
 
     #[inline(always)]
-    unsafe fn load<V: Vector, const VECTORS: usize>(at: *const u8) -> [V; VECTORS] {
-        // SAFETY: the caller's.
-        unsafe {
-            let mut vectors = [V::splat(0.0); VECTORS];
-            for i in 0..VECTORS / 2 {
-                let words = V::load(at.cast::<f32>().add(i * V::LANES));
-                vectors[i] = words.low_half_up();
-                vectors[i + VECTORS / 2] = words.and_bits(V::splat_bits(0xFFFF_0000));
-            }
-            vectors
-        }
-    }
-}
-
-impl Columns for Int8 {
-    const BYTES: usize = 1;
-
-    #[inline(always)]
-    unsafe fn load<V: Vector, const VECTORS: usize>(at: *const u8) -> [V; VECTORS] {
+    unsafe fn load<V: Vector, const VECTORS: usize>(at: *const u8, half: usize) -> [V; VECTORS] {
         // SAFETY: the caller's.
         unsafe {
             let mut vectors = [V::splat(0.0); VECTORS];
             for (i, vector) in vectors.iter_mut().enumerate() {
-                *vector = V::load_i8(at.cast::<i8>().add(i * V::LANES));
+                let words = V::load(at.cast::<f32>().add(i * V::LANES));
+                *vector = if half == 0 { words.low_half_up() } else { words.and_bits(V::splat_bits(0xFFFF_0000)) };
             }
             vectors
         }
     }
 }
 
-/// Sums of even and of odd columns, which need not wait for each other, and then of both.
+/// Sums of the products of columns, of `HALVES` halves of a group, with `S` activations.
+type Sums<V, const VECTORS: usize, const HALVES: usize, const S: usize> = [[[V; VECTORS]; HALVES]; S];
+
+/// Adds the products of the column at `at` with a value of each activation.
 #[inline(always)]
-unsafe fn sums<V: Vector, C: Columns, const VECTORS: usize>(weights: *const u8, x: &[f32]) -> [V; VECTORS] {
-    let column = GROUP * C::BYTES;
-    let mut at = weights;
-    let pairs = x.chunks_exact(2);
-    // SAFETY: there are as many columns as values of `x`; any address may be fetched; the rest is the caller's.
+unsafe fn add_column<V: Vector, C: Columns, const VECTORS: usize, const HALVES: usize, const S: usize>(
+    sums: &mut Sums<V, VECTORS, HALVES, S>,
+    at: *const u8,
+    first_half: usize,
+    x: [*const f32; S],
+    col: usize,
+) {
+    // SAFETY: the caller's.
     unsafe {
-        let (mut even, mut odd) = ([V::splat(0.0); VECTORS], [V::splat(0.0); VECTORS]);
-        let last = pairs.remainder();
-        for pair in pairs {
-            for line in 0..2 * column / 64 {
-                V::prefetch(at.wrapping_add(AHEAD + line * 64).cast());
-            }
-            let (first, second) = (V::splat(pair[0]), V::splat(pair[1]));
-            let columns = C::load::<V, VECTORS>(at);
-            for (sum, w) in even.iter_mut().zip(columns) {
-                *sum = w.mul_add(first, *sum);
-            }
-            let columns = C::load::<V, VECTORS>(at.add(column));
-            for (sum, w) in odd.iter_mut().zip(columns) {
-                *sum = w.mul_add(second, *sum);
-            }
-            at = at.add(2 * column);
-        }
-        if let [last] = last {
-            let (last, columns) = (V::splat(*last), C::load::<V, VECTORS>(at));
-            for (sum, w) in even.iter_mut().zip(columns) {
-                *sum = w.mul_add(last, *sum);
+        for half in 0..HALVES {
+            let columns = C::load::<V, VECTORS>(at, first_half + half);
+            for (sums, x) in sums.iter_mut().zip(x) {
+                let value = V::splat(*x.add(col));
+                for (sum, w) in sums[half].iter_mut().zip(columns) {
+                    *sum = w.mul_add(value, *sum);
+                }
             }
         }
-        for (sum, other) in even.iter_mut().zip(odd) {
-            *sum = sum.add(other);
-        }
-        even
     }
 }
 
+/// Products of `HALVES` halves of a group with `S` activations: sums of even and of odd columns, which need not wait for each other, and
+/// then of both. Loops are written out: what a closure holds is not compiled for the instructions.
 #[inline(always)]
-unsafe fn finished<V: Vector, const VECTORS: usize>(
+unsafe fn several<V: Vector, C: Columns, const VECTORS: usize, const HALVES: usize, const S: usize>(
     weights: *const u8,
-    format: WeightFormat,
-    x: &[f32],
-    scales: &[f32],
+    first_half: usize,
+    x: &[&[f32]],
     bias: &[f32],
-    y: &mut [f32; GROUP],
+    y: &mut [[f32; GROUP]],
 ) {
-    // SAFETY: the caller's; scales and bias are as long as a group.
+    let column = GROUP * C::BYTES;
+    let cols = x[0].len();
+    // SAFETY: there are as many columns as values of each of `x`; any address may be fetched; the rest is the caller's.
     unsafe {
-        let mut sums = match format {
-            WeightFormat::F32 => sums::<V, F32, VECTORS>(weights, x),
-            WeightFormat::Bf16 => sums::<V, Bf16, VECTORS>(weights, x),
-            WeightFormat::Int8 => sums::<V, Int8, VECTORS>(weights, x),
-        };
-        if !scales.is_empty() {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = sum.mul(V::load(scales.as_ptr().add(i * V::LANES)));
+        let mut values = [std::ptr::null(); S];
+        for (values, x) in values.iter_mut().zip(x) {
+            *values = x.as_ptr();
+        }
+        let mut even: Sums<V, VECTORS, HALVES, S> = [[[V::splat(0.0); VECTORS]; HALVES]; S];
+        let mut odd = even;
+        let mut at = weights;
+        for col in (0..cols / 2 * 2).step_by(2) {
+            for line in 0..2 * column / 64 {
+                V::prefetch(at.wrapping_add(AHEAD + line * 64).cast());
+            }
+            add_column::<V, C, VECTORS, HALVES, S>(&mut even, at, first_half, values, col);
+            add_column::<V, C, VECTORS, HALVES, S>(&mut odd, at.add(column), first_half, values, col + 1);
+            at = at.add(2 * column);
+        }
+        if !cols.is_multiple_of(2) {
+            add_column::<V, C, VECTORS, HALVES, S>(&mut even, at, first_half, values, cols - 1);
+        }
+        for (y, (even, odd)) in y.iter_mut().zip(even.into_iter().zip(odd)) {
+            for (half, (even, odd)) in even.into_iter().zip(odd).enumerate() {
+                for (i, (even, odd)) in even.into_iter().zip(odd).enumerate() {
+                    let at = (first_half + half) * GROUP / 2 + i * V::LANES;
+                    even.add(odd).add(V::load(bias.as_ptr().add(at))).store(y.as_mut_ptr().add(at));
+                }
             }
         }
-        for (i, sum) in sums.into_iter().enumerate() {
-            let at = i * V::LANES;
-            sum.add(V::load(bias.as_ptr().add(at))).store(y.as_mut_ptr().add(at));
+    }
+}
+
+/// As many activations at once as there are registers for.
+#[inline(always)]
+unsafe fn product_of<V: Vector, C: Columns>(
+    weights: *const u8,
+    mut x: &[&[f32]],
+    bias: &[f32],
+    mut y: &mut [[f32; GROUP]],
+) {
+    macro_rules! while_there_are {
+        ($vectors:literal, $n:literal) => {
+            while x.len() >= $n {
+                // SAFETY: the caller's.
+                unsafe {
+                    if $n == 1 {
+                        several::<V, C, $vectors, 2, 1>(weights, 0, x, bias, y);
+                    } else {
+                        several::<V, C, $vectors, 1, $n>(weights, 0, x, bias, y);
+                        several::<V, C, $vectors, 1, $n>(weights, 1, x, bias, y);
+                    }
+                }
+                x = &x[$n..];
+                y = &mut std::mem::take(&mut y)[$n..];
+            }
+        };
+    }
+    match V::LANES {
+        8 => {
+            while_there_are!(2, 2);
+            while_there_are!(2, 1);
         }
+        16 => {
+            while_there_are!(1, 8);
+            while_there_are!(1, 4);
+            while_there_are!(1, 1);
+        }
+        _ => unreachable!("vectors have 8 or 16 lanes"),
     }
 }
 
@@ -336,29 +449,27 @@ unsafe fn finished<V: Vector, const VECTORS: usize>(
 unsafe fn product_body<V: Vector>(
     weights: *const u8,
     format: WeightFormat,
-    x: &[f32],
-    scales: &[f32],
+    x: &[&[f32]],
     bias: &[f32],
-    y: &mut [f32; GROUP],
+    y: &mut [[f32; GROUP]],
 ) {
     // SAFETY: the caller's; a group is four vectors of eight lanes or two of sixteen.
     unsafe {
-        match V::LANES {
-            8 => finished::<V, 4>(weights, format, x, scales, bias, y),
-            16 => finished::<V, 2>(weights, format, x, scales, bias, y),
-            _ => unreachable!("vectors have 8 or 16 lanes"),
+        match format {
+            WeightFormat::F32 => product_of::<V, F32>(weights, x, bias, y),
+            _ => product_of::<V, Bf16>(weights, x, bias, y),
         }
     }
 }
 kernel!(
     /// # Safety
-    /// `weights` is one group, of as many columns as `x` has values; `bias` is [`GROUP`] long, `scales` too or empty.
+    /// `weights` is one group, of f32 or bfloat16 and of as many columns as each of `x` has values; `bias` is [`GROUP`] long, and `y` has
+    /// as many groups as there are in `x`.
     unsafe fn product(
         weights: *const u8,
         format: WeightFormat,
-        x: &[f32],
-        scales: &[f32],
+        x: &[&[f32]],
         bias: &[f32],
-        y: &mut [f32; GROUP],
+        y: &mut [[f32; GROUP]],
     ) => product_body
 );

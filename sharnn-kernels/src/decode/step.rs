@@ -1,9 +1,9 @@
 //! The step.
 
 use super::kernels::{MEMORY_BLOCK, Partial, add_gelu, attend, lstm_units, merge, norm, statistics};
-use super::packed::{GROUP, SMALL};
-use super::streams::{OWN, Ring, capacity, own_stride};
-use super::{Attention, Block, DecodeModel, Norm, Streams, UNITS};
+use super::packed::{GROUP, Input, PackedRows, SMALL};
+use super::streams::{GATES, OWN, Ring, SCALES, capacity, own_stride, whole_stride};
+use super::{Attention, Block, DecodeModel, Norm, Streams, UNITS, WeightFormat, whole};
 use crate::buffer::Shared;
 use crate::team::{self, Member};
 
@@ -13,6 +13,7 @@ struct Places<'a> {
     n: usize,
     d: usize,
     mem_len: usize,
+    format: WeightFormat,
     /// The streams that take part.
     active: &'a [usize],
     rings: &'a [Ring],
@@ -25,6 +26,8 @@ struct Places<'a> {
     attended: Shared<f32>,
     partials: Shared<f32>,
     own: Shared<f32>,
+    whole: Shared<i16>,
+    scales: Shared<f32>,
     /// What n-grams add before the decoder, `[n, d]`; `None` where they add nothing.
     added: Option<&'a [f32]>,
     logits: Shared<f32>,
@@ -57,7 +60,7 @@ impl DecodeModel {
             streams.active.push(stream);
         }
         if let Some(ngrams) = &self.ngrams {
-            streams.add_ngrams(ngrams, tokens);
+            streams.add_ngrams(ngrams, self.format, tokens);
         }
         if streams.active.is_empty() {
             return &streams.room.logits;
@@ -67,6 +70,7 @@ impl DecodeModel {
             n,
             d,
             mem_len: self.mem_len,
+            format: self.format,
             active,
             rings,
             h: Shared::new(h),
@@ -78,6 +82,8 @@ impl DecodeModel {
             attended: Shared::new(&mut room.attended),
             partials: Shared::new(&mut room.partials),
             own: Shared::new(&mut room.own),
+            whole: Shared::new(&mut room.whole),
+            scales: Shared::new(&mut room.scales),
             added: (!room.added.is_empty()).then_some(&room.added),
             logits: Shared::new(&mut room.logits),
         };
@@ -131,11 +137,43 @@ impl Places<'_> {
         (lines.start * 16).min(self.d)..(lines.end * 16).min(self.d)
     }
 
+    /// What a matrix is multiplied with: one of a member's own vectors, as whole numbers where the format wants them.
+    /// [`round`](Self::round) came before.
+    fn input<'a>(&self, member: &'a Member, stream: usize, which: usize, matrix: &PackedRows) -> Input<'a> {
+        let (parts, place) = (matrix.parts(), member.index * self.n + stream);
+        let floats = self.own(member, stream, which, matrix.cols());
+        if !self.format.is_whole() {
+            return Input::Floats(floats);
+        }
+        // SAFETY: no other member uses them, and this one writes to them no more while it multiplies.
+        let (values, scales) = unsafe {
+            let stride = whole_stride(self.d);
+            (self.whole.slice(place * stride, stride), self.scales.slice(place * SCALES, parts))
+        };
+        Input::of(self.format, floats, values, scales)
+    }
+
+    /// Makes whole numbers of one of a member's own vectors for each stream, where the format wants them.
+    fn round(&self, member: &Member, which: usize, matrix: &PackedRows) {
+        if !self.format.is_whole() {
+            return;
+        }
+        let stride = whole_stride(self.d);
+        for &stream in self.active {
+            let place = member.index * self.n + stream;
+            // SAFETY: no other member uses them.
+            let (values, scales) = unsafe {
+                (self.whole.slice(place * stride, stride), self.scales.slice(place * SCALES, matrix.parts()))
+            };
+            whole::round(self.own(member, stream, which, matrix.cols()), values, scales);
+        }
+    }
+
     /// `y`, the norm of `x`.
-    fn norm(x: &[f32], by: &Norm, y: &mut [f32]) {
+    fn norm(&self, x: &[f32], by: &Norm, y: &mut [f32]) {
         assert!(x.len() == by.weight.len() && x.len() == by.bias.len() && x.len() == y.len());
         // SAFETY: the lengths agree.
-        unsafe { norm(x, statistics(x), &by.weight, &by.bias, y) }
+        unsafe { norm(self.format, x, statistics(self.format, x), &by.weight, &by.bias, y) }
     }
 
     /// Some units each: `h, c = LSTM(LN_start(x), h, c)`, the new `h` beside the old one.
@@ -146,19 +184,31 @@ impl Places<'_> {
             let (x, h) = self.own(member, stream, 0, 2 * d).split_at_mut(d);
             // SAFETY: the input was written before the last barrier, `h` in an earlier step.
             let (input, old) = unsafe { (read(self.input, stream * d, d), read(self.h, state(stream), d)) };
-            Self::norm(input, &block.norm_start, x);
+            self.norm(input, &block.norm_start, x);
             h.copy_from_slice(old);
         }
-        for group in member.share(block.lstm.groups()) {
+        self.round(member, 0, &block.lstm);
+        let groups = member.share(block.lstm.groups());
+        let gate = |stream: usize, gate: usize| self.own(member, stream, GATES + gate, own_stride(d));
+        for group in groups.clone() {
             let unit = group * UNITS;
-            let units = UNITS.min(d - unit);
-            for &stream in self.active {
-                let gates = block.lstm.group(group, self.own(member, stream, 0, 2 * d));
-                // SAFETY: these units are this member's.
-                unsafe {
-                    let c = self.c.slice(state(stream) + unit, units);
-                    lstm_units(&gates, c, self.lstm.slice(stream * d + unit, units));
+            let input = |k: usize| self.input(member, self.active[k], 0, &block.lstm);
+            block.lstm.products(group, self.active.len(), input, |k, gates| {
+                for (which, gates) in gates.chunks_exact(UNITS).enumerate() {
+                    gate(self.active[k], which)[unit..unit + UNITS].copy_from_slice(gates);
                 }
+            });
+        }
+        let units = groups.start * UNITS..d.min(groups.end * UNITS);
+        if units.is_empty() {
+            return;
+        }
+        for &stream in self.active {
+            let [i, f, g, o] = [0, 1, 2, 3].map(|which| &gate(stream, which)[units.clone()]);
+            // SAFETY: these units are this member's.
+            unsafe {
+                let c = self.c.slice(state(stream) + units.start, units.len());
+                lstm_units(self.format, [i, f, g, o], c, self.lstm.slice(stream * d + units.start, units.len()));
             }
         }
     }
@@ -198,26 +248,27 @@ impl Places<'_> {
             // no one reads the row before the next barrier. Norms are `d` long.
             unsafe {
                 let y = read(self.lstm, stream * d, d);
-                let of = statistics(y);
-                norm(y, of, &mid.weight, &mid.bias, self.own(member, stream, 2, d));
+                let of = statistics(self.format, y);
+                norm(self.format, y, of, &mid.weight, &mid.bias, self.own(member, stream, 2, d));
                 let row = self.memory.slice(memory + ring.next * d + columns.start, columns.len());
                 let columns = columns.clone();
-                norm(&y[columns.clone()], of, &mem.weight[columns.clone()], &mem.bias[columns], row);
+                norm(self.format, &y[columns.clone()], of, &mem.weight[columns.clone()], &mem.bias[columns], row);
             }
         }
         self.rows(&attention.query, 2, self.query, member);
     }
 
     /// Some rows of `W x + b` each, of a vector that each member has to itself.
-    fn rows(&self, matrix: &super::PackedRows, which: usize, to: Shared<f32>, member: &Member) {
+    fn rows(&self, matrix: &PackedRows, which: usize, to: Shared<f32>, member: &Member) {
+        self.round(member, which, matrix);
         for group in member.share(matrix.groups()) {
             let rows = GROUP.min(matrix.rows() - group * GROUP);
-            for &stream in self.active {
-                let y = matrix.group(group, self.own(member, stream, which, self.d));
+            let input = |k: usize| self.input(member, self.active[k], which, matrix);
+            matrix.products(group, self.active.len(), input, |k, y| {
                 // SAFETY: these rows are this member's.
-                let to = unsafe { to.slice(stream * matrix.rows() + group * GROUP, rows) };
+                let to = unsafe { to.slice(self.active[k] * matrix.rows() + group * GROUP, rows) };
                 to.copy_from_slice(&y[..rows]);
-            }
+            });
         }
     }
 
@@ -237,7 +288,7 @@ impl Places<'_> {
         for &stream in self.active {
             // SAFETY: the product was written before the last barrier.
             let query = unsafe { read(self.query, stream * d, d) };
-            Self::norm(query, &attention.query_norm, self.own(member, stream, 3, d));
+            self.norm(query, &attention.query_norm, self.own(member, stream, 3, d));
         }
         let total = self.active.iter().map(|&stream| self.blocks(self.ring(attention, stream).1)).sum();
         let share = member.share(total);
@@ -254,7 +305,7 @@ impl Places<'_> {
                 unsafe {
                     let rows = read(self.memory, memory + row * d, rows * d);
                     let partial = self.partials.slice(self.partials(stream, of) + block * of.len(), of.len());
-                    attend(rows, self.own(member, stream, 3, d), of, partial);
+                    attend(self.format, rows, self.own(member, stream, 3, d), of, partial);
                 }
             }
             first += blocks;
@@ -272,7 +323,7 @@ impl Places<'_> {
             unsafe {
                 let partials = read(self.partials, self.partials(stream, of), blocks * of.len());
                 let y = self.attended.slice(stream * self.d + columns.start, columns.len());
-                merge(partials, of, columns.start, residual, &attention.value_gate, y);
+                merge(self.format, partials, of, columns.start, residual, &attention.value_gate, y);
             }
         }
     }
@@ -285,21 +336,22 @@ impl Places<'_> {
             // SAFETY: the hidden vector was written before the last barrier; norms are `d` long.
             unsafe {
                 let y = read(hidden, stream * d, d);
-                let of = statistics(y);
-                norm(y, of, &xff.weight, &xff.bias, self.own(member, stream, 0, d));
-                norm(y, of, &ff.weight, &ff.bias, self.own(member, stream, 1, d));
+                let of = statistics(self.format, y);
+                norm(self.format, y, of, &xff.weight, &xff.bias, self.own(member, stream, 0, d));
+                norm(self.format, y, of, &ff.weight, &ff.bias, self.own(member, stream, 1, d));
             }
         }
+        self.round(member, 0, &block.boom);
         for panel in member.share(d.div_ceil(GROUP)) {
             let start = panel * GROUP;
             for chunk in 0..block.chunks {
-                for &stream in self.active {
-                    let z = block.boom.group(panel * block.chunks + chunk, self.own(member, stream, 0, d));
+                let input = |k: usize| self.input(member, self.active[k], 0, &block.boom);
+                block.boom.products(panel * block.chunks + chunk, self.active.len(), input, |k, z| {
                     // What is past the end of the last panel is added to nothing that is used.
-                    let sums = &mut self.own(member, stream, 1, own_stride(d))[start..start + GROUP];
+                    let sums = &mut self.own(member, self.active[k], 1, own_stride(d))[start..start + GROUP];
                     // SAFETY: both are a group.
-                    unsafe { add_gelu(&z, sums) };
-                }
+                    unsafe { add_gelu(self.format, z, sums) };
+                });
             }
             let n = GROUP.min(d - start);
             for &stream in self.active {

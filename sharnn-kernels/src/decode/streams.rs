@@ -2,8 +2,9 @@
 
 use super::kernels::{MEMORY_BLOCK, Partial};
 use super::ngrams::NGrams;
-use super::packed::GROUP;
-use super::{Attention, DecodeModel};
+use super::packed::{GROUP, Input};
+use super::whole::{self, SLACK, padded};
+use super::{Attention, DecodeModel, WeightFormat};
 use crate::team;
 
 /// A few streams of one model, side by side. Everything that a step needs is allocated here.
@@ -53,21 +54,38 @@ pub(super) struct Room {
     pub(super) partials: Vec<f32>,
     /// What each member has to itself: `[members, n, OWN * own_stride]`.
     pub(super) own: Vec<f32>,
+    /// A vector of those as whole numbers: `[members, n, whole_stride]`; empty where the format has none.
+    pub(super) whole: Vec<i16>,
+    /// What one of them is worth, of each part: `[members, n, SCALES]`.
+    pub(super) scales: Vec<f32>,
     /// The rows of n-grams of a stream's token.
     rows: Vec<f32>,
+    /// The same as whole numbers.
+    whole_rows: Vec<i16>,
     /// What they add before the decoder, `[n, d]`; empty where nothing is added.
     pub(super) added: Vec<f32>,
     /// `[n, vocab_size]`
     pub(super) logits: Vec<f32>,
 }
 
-/// Vectors that a member has to itself for each stream.
-pub(super) const OWN: usize = 4;
+/// Vectors that a member has to itself for each stream: inputs and residuals, and then the [four gates](GATES) of an LSTM.
+pub(super) const OWN: usize = GATES + 4;
+
+/// The first of the gates.
+pub(super) const GATES: usize = 4;
 
 /// The distance of a member's vectors: whole groups, and so whole cache lines.
 pub(super) fn own_stride(d: usize) -> usize {
     d.next_multiple_of(GROUP)
 }
+
+/// The distance of a member's whole numbers: the two parts of an LSTM's input.
+pub(super) fn whole_stride(d: usize) -> usize {
+    (2 * padded(d) + SLACK).next_multiple_of(2 * GROUP)
+}
+
+/// The distance of their scales: a cache line.
+pub(super) const SCALES: usize = 16;
 
 /// Rows that a memory has room for. The token's own is one of them even where none is kept.
 pub(super) fn capacity(mem_len: usize) -> usize {
@@ -95,6 +113,8 @@ impl Streams {
         let largest =
             model.blocks.iter().filter_map(|block| block.attention.as_ref()).map(|attention| attention.n_heads);
         let adds = model.ngrams.as_ref().is_some_and(|ngrams| ngrams.output.is_some());
+        let (whole, rows) = (model.format.is_whole(), model.ngrams.as_ref().map_or(0, NGrams::len));
+        let members = if whole { team::threads() } else { 0 };
         let partial = largest.max().map_or(0, |n_heads| Partial { d, n_heads }.len());
         Self {
             n,
@@ -112,7 +132,10 @@ impl Streams {
                 attended: vec![0.0; n * d],
                 partials: vec![0.0; product(&[n, blocks, partial])],
                 own: vec![0.0; product(&[team::threads(), n, OWN, own_stride(d)])],
-                rows: vec![0.0; model.ngrams.as_ref().map_or(0, NGrams::len)],
+                whole: vec![0; product(&[members, n, whole_stride(d)])],
+                scales: vec![0.0; product(&[members, n, SCALES])],
+                rows: vec![0.0; rows],
+                whole_rows: vec![0; if whole { padded(rows) + SLACK } else { 0 }],
                 added: vec![0.0; if adds { n * d } else { 0 }],
                 logits: vec![0.0; product(&[n, model.vocab_size()])],
             },
@@ -158,6 +181,7 @@ impl Streams {
             && self.room.logits.len() == self.n * model.vocab_size()
             && self.recent.len() == self.n * model.context()
             && self.room.rows.len() == model.ngrams.as_ref().map_or(0, NGrams::len)
+            && self.room.whole.is_empty() != model.format.is_whole()
             && self.room.added.is_empty() != model.ngrams.as_ref().is_some_and(|ngrams| ngrams.output.is_some())
             && self.attending.len() == model.blocks.len()
             && self.attending.iter().zip(&model.blocks).all(same)
@@ -204,7 +228,7 @@ impl Streams {
     }
 
     /// Adds to the inputs of a step what n-grams add, computes what they add before the decoder, and notes the tokens.
-    pub(super) fn add_ngrams(&mut self, ngrams: &NGrams, tokens: &[Option<usize>]) {
+    pub(super) fn add_ngrams(&mut self, ngrams: &NGrams, format: WeightFormat, tokens: &[Option<usize>]) {
         let (d, context) = (self.d, ngrams.context());
         for &stream in &self.active {
             let token = tokens[stream].map_or(-1, |token| token as i32);
@@ -214,15 +238,21 @@ impl Streams {
             recent.rotate_left(1);
             recent[context - 1] = token;
             let place = stream * d..(stream + 1) * d;
+            let (whole, mut scale) = (&mut self.room.whole_rows, [0.0]);
+            if format.is_whole() {
+                whole::round(rows, whole, &mut scale);
+            }
+            let rows = Input::of(format, rows, whole, &scale);
             if let Some(map) = &ngrams.input {
                 let input = &mut self.room.input[place.clone()];
                 for (group, to) in input.chunks_mut(GROUP).enumerate() {
-                    to.iter_mut().zip(map.group(group, rows)).for_each(|(to, added)| *to += added);
+                    let add = |_, added: &[f32; GROUP]| to.iter_mut().zip(added).for_each(|(to, added)| *to += added);
+                    map.products(group, 1, |_| rows, add);
                 }
             }
             if let Some(map) = &ngrams.output {
                 for (group, to) in self.room.added[place].chunks_mut(GROUP).enumerate() {
-                    to.copy_from_slice(&map.group(group, rows)[..to.len()]);
+                    map.products(group, 1, |_| rows, |_, added| to.copy_from_slice(&added[..to.len()]));
                 }
             }
         }

@@ -83,7 +83,13 @@ mod tests {
     fn a_step_that_is_not_finite_changes_no_bit() {
         let [param, momentum] = [random([1, 3, 3]), random([1, 3, 3])];
         let all = [param.clone(), random([1, 3, 3]) * f64::NAN, momentum.clone()];
-        let got = MuonConfig::default().step(0.1, all, Tensor::from_data([0.0], &Default::default()), flag(true), Precision::F32);
+        let got = MuonConfig::default().step(
+            0.1,
+            all,
+            Tensor::from_data([0.0], &Default::default()),
+            flag(true),
+            Precision::F32,
+        );
         assert_eq!(got.map(values), [param, momentum].map(values));
     }
 
@@ -91,7 +97,13 @@ mod tests {
     fn a_gradient_of_zeros_moves_nothing() {
         let param = random([2, 3, 5]);
         let all = [param.clone(), param.zeros_like(), param.zeros_like()];
-        let [got, _] = MuonConfig::default().step(0.1, all, Tensor::from_data([1.0], &Default::default()), flag(false), Precision::F32);
+        let [got, _] = MuonConfig::default().step(
+            0.1,
+            all,
+            Tensor::from_data([1.0], &Default::default()),
+            flag(false),
+            Precision::F32,
+        );
         assert_eq!(values(got), values(param));
     }
 }

@@ -363,7 +363,11 @@ fn orthogonalize(precision: Precision) -> Vec<Timed> {
     for [n, rows, cols] in [[4, 16, 16], [4, 64, 64], [4, 128, 128], [1, 512, 128], [4, 256, 256], [1, 1024, 256]] {
         let x: Tensor<Flex, 3> = floats([n, rows, cols]);
         let size = json!({ "matrices": n, "rows": rows, "columns": cols });
-        forward.add(&size, || Flex::orthogonalize(x.clone(), precision), || generic::orthogonalize(x.clone(), precision));
+        forward.add(
+            &size,
+            || Flex::orthogonalize(x.clone(), precision),
+            || generic::orthogonalize(x.clone(), precision),
+        );
     }
     vec![forward]
 }

@@ -5,9 +5,7 @@ use burn_flex::Flex;
 use sharnn_kernels::{Buffer, LambStep as Kernel, NewtonSchulz};
 
 use super::memory::{Owned, Values, is_f32, scalar, tensor};
-use crate::ops::{
-    LambOptions, LambParam, LambRatios, LambStep, LambUpdate, Precision, lamb as generic, orthogonal,
-};
+use crate::ops::{LambOptions, LambParam, LambRatios, LambStep, LambUpdate, Precision, lamb as generic, orthogonal};
 
 type Flex1 = Tensor<Flex, 1>;
 

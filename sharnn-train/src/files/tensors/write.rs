@@ -14,6 +14,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::Serialize;
 use sharnn_data::whole_file;
+use sharnn_kernels::int8;
 
 use super::{MAX_HEADER, WeightsError};
 
@@ -75,18 +76,6 @@ impl WeightType {
     }
 }
 
-/// Values that are shared by a scale, at the least.
-const SCALED_TOGETHER: usize = 64;
-
-/// How many rows of a matrix have one scale.
-fn rows_of_a_scale(rows: usize, cols: usize) -> usize {
-    let mut together = 1;
-    while together * cols < SCALED_TOGETHER && rows.is_multiple_of(2 * together) {
-        together *= 2;
-    }
-    together
-}
-
 /// A tensor as it stands in the file.
 struct Stored<'a> {
     shape: Vec<usize>,
@@ -105,9 +94,8 @@ impl<'a> Stored<'a> {
     fn of(name: &str, dtype: WeightType, shape: &[usize], values: &'a [f32]) -> Vec<(String, Self)> {
         let stored = match (dtype, shape) {
             (WeightType::Int8, &[rows, cols]) if rows * cols > 0 => {
-                let together = rows_of_a_scale(rows, cols) * cols;
-                let scale = |values: &[f32]| values.iter().fold(0.0, |max: f32, x| max.max(x.abs())) / 127.0;
-                let scales: Vec<_> = values.chunks_exact(together).map(scale).collect();
+                let together = int8::rows_of_a_scale([rows, cols]) * cols;
+                let scales: Vec<_> = values.chunks_exact(together).map(int8::scale).collect();
                 let own = Self { scales: Some((scales.clone(), together)), ..Self::float(dtype, shape, values) };
                 return vec![
                     (name.into(), own),
@@ -129,10 +117,7 @@ impl<'a> Stored<'a> {
             WeightType::Bf16 => values.iter().for_each(|&x| bytes.extend(bf16::from_f32(x).to_le_bytes())),
             WeightType::Int8 => {
                 let (scales, together) = self.scales.as_ref().expect("whole numbers have scales");
-                let whole = |(place, &x): (usize, &f32)| match scales[place / together] {
-                    0.0 => 0,
-                    scale => (x / scale).round_ties_even() as i8,
-                };
+                let whole = |(place, &x): (usize, &f32)| int8::whole(x, scales[place / together]);
                 bytes.extend(range.zip(values).map(|of| whole(of).cast_unsigned()));
             }
         }

@@ -1,0 +1,345 @@
+//! Products of whole numbers: weights of 8 bits, activations of 16, sums of 32, which no order changes.
+//!
+//! ```text
+//! Q = min(32767, ⌊(2³¹ - 1) / (127 k)⌋)             k the terms of a sum, which so cannot leave 32 bits
+//! s = max |x| / Q;   q = round(x (Q / max |x|))      to nearest, ties to even; s = 0 and q = 0 where max |x| < 2⁻¹⁰⁰
+//! W x = (f32(Σ w q) scale) s                         scale: what one of the row's weights is worth
+//! ```
+
+use super::packed::GROUP;
+use crate::Isa;
+use crate::isa::Integers;
+use crate::simd::{Vector, kernel};
+
+/// Values below which all of a vector are taken for zeros: `Q / max |x|` would be infinite soon after.
+const TINY: f32 = f32::from_bits((127 - 100) << 23);
+
+/// Values that are written at once, beyond the last one of a vector too.
+pub(super) const SLACK: usize = 16;
+
+/// The largest activation as a whole number, where a sum has `terms`.
+fn largest(terms: usize) -> f32 {
+    (i32::MAX as usize / (127 * terms.max(1))).min(i16::MAX as usize) as f32
+}
+
+/// Places that `terms` whole numbers take: pairs.
+pub(super) fn padded(terms: usize) -> usize {
+    terms.next_multiple_of(2)
+}
+
+/// An activation as whole numbers, in parts of one length that have a scale each.
+#[derive(Clone, Copy)]
+pub(super) struct Whole<'a> {
+    /// `[parts, padded(terms)]`
+    pub(super) values: &'a [i16],
+    /// `[parts]`
+    pub(super) scales: &'a [f32],
+}
+
+/// Rounds the parts of `x` to whole numbers.
+///
+/// # Panics
+/// If there is no room for them, and [`SLACK`] after them.
+pub(super) fn round<'a>(x: &[f32], values: &'a mut [i16], scales: &'a mut [f32]) -> Whole<'a> {
+    let terms = x.len() / scales.len();
+    let places = padded(terms);
+    assert!(values.len() >= scales.len() * places + SLACK, "no room for {} whole numbers", x.len());
+    for (part, scale) in scales.iter_mut().enumerate() {
+        // SAFETY: there is room for whole vectors from each part on; the next part is written after what hangs over.
+        *scale = unsafe { round_part(&x[part * terms..][..terms], largest(terms), &mut values[part * places..]) };
+    }
+    Whole { values, scales }
+}
+
+#[inline(always)]
+unsafe fn round_part_body<V: Vector>(x: &[f32], limit: f32, to: &mut [i16]) -> f32 {
+    let vectors = || (0..x.len()).step_by(V::LANES);
+    // SAFETY: `left` values are left at `i`, and `to` has room for a whole vector there.
+    unsafe {
+        let magnitude = V::splat_bits(0x7FFF_FFFF);
+        let (mut largest, mut nan) = (V::splat(0.0), V::splat(0.0));
+        for i in vectors() {
+            let x = V::load_up_to(x.as_ptr().add(i), x.len() - i);
+            largest = x.and_bits(magnitude).max(largest);
+            // Anything but a finite number makes it NaN.
+            nan = x.mul(V::splat(0.0)).add(nan);
+        }
+        let (largest, nan) = (largest.largest(), nan.sum());
+        let inverse = if largest < TINY || nan.is_nan() { 0.0 } else { limit / largest };
+        for i in vectors() {
+            let x = V::load_up_to(x.as_ptr().add(i), x.len() - i);
+            // Of what is no number nothing is kept but that in the scale.
+            let whole = if nan.is_nan() { V::splat(0.0) } else { x.mul(V::splat(inverse)).round() };
+            whole.store_i16(to.as_mut_ptr().add(i));
+        }
+        match inverse {
+            _ if nan.is_nan() => f32::NAN,
+            0.0 => 0.0,
+            _ => largest / limit,
+        }
+    }
+}
+kernel!(
+    /// # Safety
+    /// `to` has room for the values of `x`, and [`SLACK`] more.
+    unsafe fn round_part(x: &[f32], limit: f32, to: &mut [i16]) -> f32 => round_part_body
+);
+
+/// Sums of products of pairs, one a row.
+trait Pairs: Copy {
+    /// Rows.
+    const ROWS: usize;
+
+    unsafe fn zeros() -> Self;
+    /// Two weights of each row.
+    unsafe fn weights(from: *const i8) -> Self;
+    /// The same two values for each row.
+    unsafe fn values(from: *const i16) -> Self;
+    /// Sums with the products of pairs added.
+    unsafe fn add_products(self, weights: Self, values: Self) -> Self;
+    /// The sums as f32.
+    unsafe fn sums(self, to: *mut f32);
+    unsafe fn prefetch(at: *const i8);
+}
+
+/// Pairs of 16 bits, and sums, in plain Rust.
+#[derive(Clone, Copy)]
+struct Portable([i32; 8]);
+
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the callers': pointers are valid for as many values")]
+impl Pairs for Portable {
+    const ROWS: usize = 8;
+
+    #[inline(always)]
+    unsafe fn zeros() -> Self {
+        Self([0; 8])
+    }
+    #[inline(always)]
+    unsafe fn weights(from: *const i8) -> Self {
+        Self(std::array::from_fn(|i| unsafe { pair(i16::from(*from.add(2 * i)), i16::from(*from.add(2 * i + 1))) }))
+    }
+    #[inline(always)]
+    unsafe fn values(from: *const i16) -> Self {
+        Self([unsafe { pair(*from, *from.add(1)) }; 8])
+    }
+    #[inline(always)]
+    unsafe fn add_products(self, weights: Self, values: Self) -> Self {
+        let low = |x: i32| i32::from(x as i16);
+        let high = |x: i32| x >> 16;
+        let (w, x) = (weights.0, values.0);
+        Self(std::array::from_fn(|i| self.0[i] + low(w[i]) * low(x[i]) + high(w[i]) * high(x[i])))
+    }
+    #[inline(always)]
+    unsafe fn sums(self, to: *mut f32) {
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0.map(|sum| sum as f32)) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const i8) {}
+}
+
+/// Two values of 16 bits in one of 32, the first one low.
+#[inline(always)]
+fn pair(first: i16, second: i16) -> i32 {
+    i32::from(second) << 16 | i32::from(first.cast_unsigned())
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the callers': the instructions are there, pointers are valid")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Pairs;
+
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx2(__m256i);
+
+    impl Pairs for Avx2 {
+        const ROWS: usize = 8;
+
+        #[inline(always)]
+        unsafe fn zeros() -> Self {
+            unsafe { Self(_mm256_setzero_si256()) }
+        }
+        #[inline(always)]
+        unsafe fn weights(from: *const i8) -> Self {
+            unsafe { Self(_mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn values(from: *const i16) -> Self {
+            unsafe { Self(_mm256_set1_epi32(from.cast::<i32>().read_unaligned())) }
+        }
+        #[inline(always)]
+        unsafe fn add_products(self, weights: Self, values: Self) -> Self {
+            unsafe { Self(_mm256_add_epi32(self.0, _mm256_madd_epi16(weights.0, values.0))) }
+        }
+        #[inline(always)]
+        unsafe fn sums(self, to: *mut f32) {
+            unsafe { _mm256_storeu_ps(to, _mm256_cvtepi32_ps(self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(at: *const i8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at) }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    pub(super) struct Avx512(__m512i);
+
+    impl Pairs for Avx512 {
+        const ROWS: usize = 16;
+
+        #[inline(always)]
+        unsafe fn zeros() -> Self {
+            unsafe { Self(_mm512_setzero_si512()) }
+        }
+        #[inline(always)]
+        unsafe fn weights(from: *const i8) -> Self {
+            unsafe { Self(_mm512_cvtepi8_epi16(_mm256_loadu_si256(from.cast()))) }
+        }
+        #[inline(always)]
+        unsafe fn values(from: *const i16) -> Self {
+            unsafe { Self(_mm512_set1_epi32(from.cast::<i32>().read_unaligned())) }
+        }
+        #[inline(always)]
+        unsafe fn add_products(self, weights: Self, values: Self) -> Self {
+            unsafe { Self(_mm512_dpwssd_epi32(self.0, weights.0, values.0)) }
+        }
+        #[inline(always)]
+        unsafe fn sums(self, to: *mut f32) {
+            unsafe { _mm512_storeu_ps(to, _mm512_cvtepi32_ps(self.0)) }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(at: *const i8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at) }
+        }
+    }
+}
+
+/// A group of rows.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    /// `[parts, pairs, GROUP, 2]`
+    pub(super) weights: *const i8,
+    /// Pairs of a part.
+    pub(super) pairs: usize,
+    /// What a weight of each part and row is worth: `GROUP` from `part * scale_stride` on.
+    pub(super) scales: *const f32,
+    pub(super) scale_stride: usize,
+    pub(super) parts: usize,
+    pub(super) bias: &'a [f32],
+}
+
+/// How far ahead weights are fetched, in bytes: the CPU's own prefetch stops where a page ends.
+const AHEAD: usize = 4096;
+
+/// Products of rows of a group, from the vector `first` on, with `S` activations. Loops are written out: what a closure holds is not
+/// compiled for the instructions.
+#[inline(always)]
+unsafe fn several<P: Pairs, const VECTORS: usize, const S: usize>(
+    rows: Rows,
+    first: usize,
+    x: &[Whole],
+    y: &mut [[f32; GROUP]],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let row = first * P::ROWS;
+        let n = VECTORS * P::ROWS;
+        for part in 0..rows.parts {
+            let mut sums = [[P::zeros(); VECTORS]; S];
+            let mut at = rows.weights.add(part * rows.pairs * 2 * GROUP + 2 * row);
+            let mut values = [std::ptr::null(); S];
+            for (values, x) in values.iter_mut().zip(x) {
+                *values = x.values.as_ptr().add(part * 2 * rows.pairs);
+            }
+            for pair in 0..rows.pairs {
+                P::prefetch(at.wrapping_add(AHEAD));
+                let mut x = [P::zeros(); S];
+                for (x, values) in x.iter_mut().zip(values) {
+                    *x = P::values(values.add(2 * pair));
+                }
+                for v in 0..VECTORS {
+                    let weights = P::weights(at.add(v * P::ROWS * 2));
+                    for (sums, x) in sums.iter_mut().zip(x) {
+                        sums[v] = sums[v].add_products(weights, x);
+                    }
+                }
+                at = at.add(2 * GROUP);
+            }
+            let scales = std::slice::from_raw_parts(rows.scales.add(part * rows.scale_stride + row), n);
+            for ((sums, x), y) in sums.into_iter().zip(x).zip(y.iter_mut()) {
+                let mut products = [0.0; GROUP];
+                for (v, sums) in sums.into_iter().enumerate() {
+                    sums.sums(products.as_mut_ptr().add(v * P::ROWS));
+                }
+                let (own, y) = (x.scales[part], &mut y[row..row + n]);
+                for i in 0..n {
+                    let product = products[i] * scales[i] * own;
+                    y[i] = if part == 0 { product } else { y[i] + product };
+                }
+            }
+        }
+        let bias = &rows.bias[row..row + n];
+        for y in &mut y[..S] {
+            for (y, bias) in y[row..row + n].iter_mut().zip(bias) {
+                *y += bias;
+            }
+        }
+    }
+}
+
+/// As many activations at once as there are registers for.
+#[inline(always)]
+unsafe fn products_body<P: Pairs>(rows: Rows, mut x: &[Whole], mut y: &mut [[f32; GROUP]]) {
+    macro_rules! while_there_are {
+        ($n:literal, $vectors:literal from $($first:literal),*) => {
+            while x.len() >= $n {
+                // SAFETY: the caller's.
+                unsafe { $(several::<P, $vectors, $n>(rows, $first, x, y);)* }
+                x = &x[$n..];
+                y = &mut std::mem::take(&mut y)[$n..];
+            }
+        };
+    }
+    match P::ROWS {
+        8 => {
+            while_there_are!(4, 2 from 0, 2);
+            while_there_are!(1, 4 from 0);
+        }
+        16 => {
+            while_there_are!(8, 2 from 0);
+            while_there_are!(4, 2 from 0);
+            while_there_are!(1, 2 from 0);
+        }
+        _ => unreachable!("pairs of 8 or 16 rows"),
+    }
+}
+
+/// `W x + b` of one group of rows, for some activations.
+///
+/// # Safety
+/// The group and all activations are as long as it says, and `y` has as many groups as there are activations.
+pub(super) unsafe fn products(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2")]
+    unsafe fn avx2(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
+        // SAFETY: the caller's.
+        unsafe { products_body::<x86::Avx2>(rows, x, y) }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2")]
+    unsafe fn avx512(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
+        // SAFETY: the caller's.
+        unsafe { products_body::<x86::Avx512>(rows, x, y) }
+    }
+    // SAFETY: the instructions were detected; the rest is the caller's.
+    unsafe {
+        match Isa::current().integers() {
+            #[cfg(target_arch = "x86_64")]
+            Integers::Avx2 => avx2(rows, x, y),
+            #[cfg(target_arch = "x86_64")]
+            Integers::Avx512 => avx512(rows, x, y),
+            _ => products_body::<Portable>(rows, x, y),
+        }
+    }
+}
