@@ -27,6 +27,8 @@ macro_rules! tell {
 mod adapt;
 mod attend;
 mod bench;
+#[cfg(feature = "codec")]
+mod codec;
 mod data;
 mod eval;
 mod export;
@@ -76,6 +78,10 @@ enum Command {
     Generate(generate::Args),
     Score(score::Args),
     Attend(attend::Args),
+    #[cfg(feature = "codec")]
+    Compress(codec::CompressArgs),
+    #[cfg(feature = "codec")]
+    Decompress(codec::DecompressArgs),
     Export(export::Args),
     Import(import::Args),
     Inspect(inspect::Args),
@@ -107,6 +113,10 @@ pub fn run<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> Exit
                 Command::Generate(args) => generate::run(args),
                 Command::Score(args) => score::run(args),
                 Command::Attend(args) => attend::run(&args),
+                #[cfg(feature = "codec")]
+                Command::Compress(args) => codec::compress(args),
+                #[cfg(feature = "codec")]
+                Command::Decompress(args) => codec::decompress(args),
                 Command::Export(args) => export::run(args),
                 Command::Import(args) => import::run(args),
                 Command::Inspect(args) => inspect::run(&args),

@@ -7,6 +7,9 @@ pub mod pretrained;
 
 /// The Burn framework, in the version that this crate extends: whoever depends on `sharnn` builds on this very one.
 pub use burn;
+#[cfg(feature = "codec")]
+#[doc(inline)]
+pub use sharnn_codec as codec;
 #[doc(inline)]
 pub use sharnn_core as core;
 #[doc(inline)]

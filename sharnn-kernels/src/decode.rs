@@ -210,7 +210,12 @@ impl Block {
             let unit = place / GROUP * UNITS + place % UNITS;
             (unit < d).then_some(place % GROUP / UNITS * d + unit)
         };
-        let lstm = PackedRows::in_order(units * GROUP, gate_of, [2 * d, 2], format, |row, out| {
+        let scales = |weight: &[f32], rows: usize| match format.is_whole() {
+            true => crate::int8::scales(weight, [rows, d]),
+            false => Vec::new(),
+        };
+        let [ih, hh] = [from.weight_ih, from.weight_hh].map(|weight| scales(weight, 4 * d));
+        let lstm = PackedRows::in_order(units * GROUP, gate_of, 2 * d, format, [&ih, &hh], |row, out| {
             out[..d].copy_from_slice(&from.weight_ih[row * d..][..d]);
             out[d..].copy_from_slice(&from.weight_hh[row * d..][..d]);
             from.bias_ih[row] + from.bias_hh[row]
@@ -222,7 +227,9 @@ impl Block {
             let output = place / (GROUP * chunks) * GROUP + place % GROUP;
             (output < d).then_some(place / GROUP % chunks * d + output)
         };
-        let boom = PackedRows::in_order(d.div_ceil(GROUP) * chunks * GROUP, output_of, [d, 1], format, |row, out| {
+        let of_boom = scales(from.boom, d_ff);
+        let places = d.div_ceil(GROUP) * chunks * GROUP;
+        let boom = PackedRows::in_order(places, output_of, d, format, [&of_boom], |row, out| {
             out.copy_from_slice(&from.boom[row * d..][..d]);
             from.boom_bias[row]
         });

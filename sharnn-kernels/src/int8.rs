@@ -26,6 +26,17 @@ pub fn scale(values: &[f32]) -> f32 {
     largest.map_or(f32::NAN, |largest| f32::from_bits(((largest / 127.0).to_bits() + 0xFF) & !0xFF))
 }
 
+/// The scale of each row of a matrix.
+///
+/// # Panics
+/// If there are not as many values as it has.
+pub fn scales(values: &[f32], [rows, cols]: [usize; 2]) -> Vec<f32> {
+    assert_eq!(values.len(), rows * cols, "{} values are not a matrix of {rows} x {cols}", values.len());
+    let together = rows_of_a_scale([rows, cols]);
+    let of_scale = |values: &[f32]| std::iter::repeat_n(scale(values), together);
+    values.chunks((together * cols).max(1)).flat_map(of_scale).collect()
+}
+
 /// A value as a whole number of such steps.
 pub fn whole(value: f32, scale: f32) -> i8 {
     // Zeros have scale 0, and 0 / 0 becomes 0. The smallest scales are rounded so much that 127 has to be held.

@@ -72,6 +72,16 @@ impl ByteDistribution {
         (one > 0).then(|| (((one << 16) / (zero + one)) as u32).clamp(LEAST, ONE - LEAST))
     }
 
+    /// Reads a byte without a mixer: `decide` gets the probability that the next bit is 1, in 65536ths (1 to 65535), and says what it is,
+    /// the highest bit first. A bit that cannot be 1 is 0 without being asked for.
+    pub fn code(&self, mut decide: impl FnMut(u32) -> bool) -> u8 {
+        let mut node = 1;
+        while node < 256 {
+            node = 2 * node + usize::from(self.probability(node).is_some_and(&mut decide));
+        }
+        (node & 255) as u8
+    }
+
     /// How sure the model is, from 0 (its best byte has a probability of 0.7 or more) to 7 (less than 0.09).
     pub(crate) fn doubt(&self) -> usize {
         // The best byte weighs 2^22; a step is a factor of the root of 2.

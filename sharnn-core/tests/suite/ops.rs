@@ -675,10 +675,11 @@ fn orthogonalize<B: AutodiffBackend>() {
 }
 
 fn orthogonalize_in<B: AutodiffBackend>(precision: Precision) {
-    // Five rounds of three products each; of rounded operands one may lie on the other side of a tie.
+    // Five rounds of three products each; of rounded operands one may lie on the other side of a tie, which each round after it
+    // takes further.
     let tolerance = match precision {
         Precision::F32 => (60.0 * burn_roundoff::<B>()).max(1e-4),
-        Precision::Bf16 => 0.03,
+        Precision::Bf16 => 0.1,
     };
     for [n, rows, cols] in [[1, 1, 1], [2, 5, 5], [3, 4, 21], [3, 21, 4], [2, 64, 100], [1, 100, 130]] {
         let what = format!("{n} of {rows} x {cols}, {}", precision.name());

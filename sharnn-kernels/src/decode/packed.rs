@@ -108,7 +108,8 @@ impl PackedRows {
         }
         let padded = rows.next_multiple_of(GROUP);
         let place = |i: usize| (i < rows).then_some(i);
-        let packed = Self::in_order(padded, place, [cols, 1], format, |row, out| {
+        let scales = if format.is_whole() { int8::scales(weight, [rows, cols]) } else { Vec::new() };
+        let packed = Self::in_order(padded, place, cols, format, [&scales], |row, out| {
             out.copy_from_slice(&weight[row * cols..][..cols]);
             bias.map_or(0.0, |bias| bias[row])
         });
@@ -116,15 +117,17 @@ impl PackedRows {
     }
 
     /// Packs rows in any order: place `i` of `0..rows` holds row `row_of(i)`, or zeros. `row` writes a row's weights and
-    /// returns its bias.
-    pub(super) fn in_order(
+    /// returns its bias. Of each part of the columns the rows' scales are there, where the format has some.
+    pub(super) fn in_order<const PARTS: usize>(
         rows: usize,
         row_of: impl Fn(usize) -> Option<usize>,
-        [cols, parts]: [usize; 2],
+        cols: usize,
         format: WeightFormat,
+        of_rows: [&[f32]; PARTS],
         row: impl Fn(usize, &mut [f32]) -> f32,
     ) -> Self {
-        assert!(rows.is_multiple_of(GROUP) && cols.is_multiple_of(parts));
+        assert!(rows.is_multiple_of(GROUP) && cols.is_multiple_of(PARTS));
+        let parts = PARTS;
         let bytes = rows * stored_cols(cols, parts, format) * format.bytes();
         let mut weights = vec![Line([0; 64]); bytes.div_ceil(64)];
         let mut scales = vec![0.0; if format.is_whole() { parts * rows } else { 0 }];
@@ -138,7 +141,7 @@ impl PackedRows {
                 let (terms, places) = (cols / parts, padded(cols / parts));
                 for part in 0..parts {
                     let values = &values[part * terms..][..terms];
-                    let scale = int8::scale(values);
+                    let scale = of_rows[part][source];
                     scales[part * rows + place] = scale;
                     for (col, &w) in values.iter().enumerate() {
                         let pair = (place / GROUP * parts + part) * places / 2 + col / 2;

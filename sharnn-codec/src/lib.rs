@@ -1,0 +1,12 @@
+#![doc = include_str!("../README.md")]
+
+mod arithmetic;
+mod codec;
+mod container;
+mod error;
+mod lanes;
+mod records;
+
+pub use codec::{Codec, Options, Progress, Totals};
+pub use error::CodecError;
+pub use records::Records;

@@ -1,0 +1,295 @@
+//! `compress` and `decompress`: files made smaller by a model, and back.
+
+use std::io::{self, BufRead, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Error, Result, ensure};
+use burn::module::AutodiffModule;
+use indicatif::{DecimalBytes, HumanCount, ProgressBar, ProgressStyle};
+
+use super::input::Input;
+use super::life;
+use super::machine::{MachineArgs, dispatch};
+use super::model::ModelArgs;
+use super::pipe::{self, Unwritten};
+use crate::codec::{Codec, CodecError, Options, Progress, Totals};
+use crate::data::whole_file;
+use crate::train::{Interrupt, draws_live_lines};
+use crate::{AutodiffBackend, BackendJob, DecodeEngine, WeightFormat};
+
+/// What a compressed file's name ends in.
+const SUFFIX: &str = "sharn";
+
+/// Lanes of `--fast`.
+const FAST: usize = 64;
+/// Lanes of `--best`.
+const BEST: usize = 4;
+
+/// Make a file smaller by what a model expects
+///
+/// FILE becomes FILE.sharn, and is kept. Only the same model reads that again, on any CPU. What a model of the same kind of text expects
+/// costs little, and what was read is learned from.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "The format is stated in docs/codec.md of the repository.")]
+pub struct CompressArgs {
+    /// The file; - for standard input
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    to: OutputArgs,
+    /// 4 lanes in place of 16: slower, and somewhat smaller
+    #[arg(long, conflicts_with_all = ["fast", "lanes"])]
+    best: bool,
+    /// 64 lanes in place of 16: faster, and somewhat larger
+    #[arg(long, conflicts_with = "lanes")]
+    fast: bool,
+    /// Parts of a block that are read side by side, 1 to 256
+    #[arg(long, value_name = "N")]
+    lanes: Option<usize>,
+    /// MiB of text in a block, 1 to 64: what a damaged byte loses
+    #[arg(long, value_name = "MIB", default_value_t = 8)]
+    block: usize,
+    /// MiB of memory for what was read, 0 to 64; 0 lets the model predict alone
+    #[arg(long, value_name = "MIB", default_value_t = 16)]
+    adapt_memory: usize,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+/// Restore a file that `compress` made smaller
+///
+/// FILE.sharn becomes FILE, and is kept.
+#[derive(clap::Args, Debug)]
+pub struct DecompressArgs {
+    /// The file; - for standard input
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    to: OutputArgs,
+    /// Of a damaged file restore what can be had, with zeros in the place of the rest
+    #[arg(long)]
+    salvage: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+}
+
+#[derive(clap::Args, Debug)]
+struct OutputArgs {
+    /// File to write, which must not be there yet; - for standard output, the default where standard input is read
+    #[arg(long, short = 'o', value_name = "PATH")]
+    to: Option<PathBuf>,
+    /// Replace a file that is there
+    #[arg(long)]
+    force: bool,
+}
+
+/// Where the result goes.
+enum Output {
+    Stdout,
+    File(PathBuf),
+}
+
+impl OutputArgs {
+    /// Where it goes; `name` makes of an input's name that of its result.
+    fn output(&self, input: &Path, model: &ModelArgs, name: impl Fn(&Path) -> Result<PathBuf>) -> Result<Output> {
+        let dash = Path::new("-");
+        let path = match &self.to {
+            Some(path) if path == dash => return Ok(Output::Stdout),
+            Some(path) => path.clone(),
+            None if input == dash => return Ok(Output::Stdout),
+            None => name(input)?,
+        };
+        model.refuse_as_output("--to", &path, [("FILE", input)])?;
+        let is_there = path.symlink_metadata().is_ok() && !whole_file::is_stream(&path);
+        ensure!(self.force || !is_there, "{} is there: name another file, or replace it with --force", path.display());
+        Ok(Output::File(path))
+    }
+}
+
+pub fn compress(args: CompressArgs) -> Result<ExitCode> {
+    args.machine.set_threads()?;
+    dispatch(args.machine.backend, args)?
+}
+
+pub fn decompress(args: DecompressArgs) -> Result<ExitCode> {
+    args.machine.set_threads()?;
+    dispatch(args.machine.backend, args)?
+}
+
+impl BackendJob for CompressArgs {
+    type Output = Result<ExitCode>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
+        let with_suffix = |file: &Path| Ok(file.with_added_extension(SUFFIX));
+        let output = self.to.output(&self.file, &self.model, with_suffix)?;
+        let lanes = self.lanes.unwrap_or(match (self.fast, self.best) {
+            (true, _) => FAST,
+            (_, true) => BEST,
+            _ => Options::default().lanes,
+        });
+        let memory = (self.adapt_memory > 0).then_some(self.adapt_memory << 20);
+        let options = Options { lanes, block: self.block << 20, memory };
+        let input = Waiting(Input::open(&self.file)?, life::heed(1));
+        let codec = codec::<B>(&self.model, &device)?;
+        let work = Work { input: &self.file, output, verb: "compressed" };
+        work.run(|to, watch| codec.compress(input, to, &options, watch))
+    }
+}
+
+impl BackendJob for DecompressArgs {
+    type Output = Result<ExitCode>;
+
+    fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
+        let without_suffix = |file: &Path| {
+            let is_ours = file.extension().is_some_and(|extension| extension == SUFFIX);
+            ensure!(is_ours, "{} does not end in .{SUFFIX}: name the file to write with --to", file.display());
+            Ok(file.with_extension(""))
+        };
+        let output = self.to.output(&self.file, &self.model, without_suffix)?;
+        let input = Waiting(Input::open(&self.file)?, life::heed(1));
+        let codec = codec::<B>(&self.model, &device)?;
+        let work = Work { input: &self.file, output, verb: "decompressed" };
+        let mut lost = 0;
+        let code = work.run(|to, watch| match self.salvage {
+            false => codec.decompress(input, to, watch),
+            true => codec.salvage(input, to, watch, &mut |error| {
+                lost += 1;
+                tell!("{error}");
+            }),
+        })?;
+        ensure!(lost == 0, "{} is damaged in {lost} places; what could be had was written", self.file.display());
+        Ok(code)
+    }
+}
+
+fn codec<B: AutodiffBackend>(model: &ModelArgs, device: &B::Device) -> Result<Codec> {
+    let model = model.load::<B>(device)?.model.valid();
+    Ok(Codec::new(DecodeEngine::new(&model, WeightFormat::Exact))?)
+}
+
+/// Input that is waited for no longer than until a signal comes.
+struct Waiting(Input, &'static Interrupt);
+
+impl Read for Waiting {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let Self(input, interrupt) = self;
+        let Some(mut bytes) = input.wait(interrupt)? else { return Err(life::stopped_io()) };
+        let n = bytes.read(into)?;
+        input.consume(n);
+        Ok(n)
+    }
+}
+
+/// What is done with a file.
+struct Work<'a> {
+    input: &'a Path,
+    output: Output,
+    verb: &'static str,
+}
+
+impl Work<'_> {
+    fn run(
+        self,
+        work: impl FnOnce(&mut dyn Write, &mut dyn FnMut(Progress) -> bool) -> Result<Totals, CodecError>,
+    ) -> Result<ExitCode> {
+        let interrupt = life::interrupt();
+        let start = Instant::now();
+        let size = std::fs::metadata(self.input).ok().filter(|file| file.is_file()).map_or(0, |file| file.len());
+        let bar = if draws_live_lines() { ProgressBar::new(size) } else { ProgressBar::hidden() };
+        bar.set_style(
+            ProgressStyle::with_template("{decimal_bytes} of text, {decimal_bytes_per_sec}").expect("a template"),
+        );
+        let mut watch = |progress: Progress| {
+            bar.set_position(progress.text);
+            !interrupt.is_raised()
+        };
+        let done = match &self.output {
+            Output::Stdout => {
+                let mut out = BufWriter::with_capacity(1 << 16, pipe::stdout());
+                work(&mut out, &mut watch).map_err(|error| unwritten(error, true))
+            }
+            Output::File(path) => {
+                let mut totals = Ok(Totals::default());
+                let written = whole_file::write(path, |out| -> Result<(), Failed> {
+                    totals = work(out, &mut watch);
+                    totals.as_ref().map(|_| ()).map_err(|_| Failed::Work)
+                });
+                match (written, totals) {
+                    (Ok(()), totals) => totals.map_err(Error::from),
+                    (Err(Failed::Work), Err(error)) => Err(unwritten(error, false)),
+                    (Err(Failed::Io(error)), _) => {
+                        Err(Error::from(error).context(format!("cannot write {}", path.display())))
+                    }
+                    (Err(Failed::Work), Ok(_)) => unreachable!("work fails with an error"),
+                }
+            }
+        };
+        bar.finish_and_clear();
+        let totals = match done {
+            Err(error) if matches!(error.downcast_ref(), Some(CodecError::Stopped)) || life::is_stopped(&error) => {
+                let left = match &self.output {
+                    Output::Stdout => String::new(),
+                    Output::File(path) => format!("; {} was not written", path.display()),
+                };
+                tell!("stopped{left}");
+                return Ok(life::stopped());
+            }
+            Err(error) if error.is::<Unwritten>() => return Err(error),
+            done => done.with_context(|| format!("{} was not {}", self.input.display(), self.verb))?,
+        };
+        let seconds = start.elapsed().as_secs_f64();
+        let name = match &self.output {
+            Output::Stdout => "standard output".into(),
+            Output::File(path) => path.display().to_string(),
+        };
+        let Totals { text, code, .. } = totals;
+        let ratio = match text {
+            0 => String::new(),
+            text => format!(
+                ", {:.1} % of it, {:.3} bits a byte",
+                100.0 * code as f64 / text as f64,
+                8.0 * code as f64 / text as f64
+            ),
+        };
+        let line = format!(
+            "{name}: {} bytes of text, {} bytes compressed{ratio}; {:.1} s, {}/s",
+            HumanCount(text),
+            HumanCount(code),
+            seconds,
+            DecimalBytes((text as f64 / seconds.max(1e-9)) as u64)
+        );
+        match self.output {
+            Output::Stdout => tell!("{line}"),
+            Output::File(_) => say!("{line}"),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Why nothing was written.
+enum Failed {
+    Work,
+    Io(io::Error),
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// An error of a pipe is no error of the file.
+fn unwritten(error: CodecError, to_pipe: bool) -> Error {
+    match error {
+        CodecError::Io(error) if to_pipe && error.kind() == io::ErrorKind::BrokenPipe => {
+            Error::from(error).context(Unwritten)
+        }
+        error => error.into(),
+    }
+}
