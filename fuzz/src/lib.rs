@@ -15,7 +15,7 @@ use allocation_counter::measure;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use sharnn::burn::backend::{Autodiff, Flex};
-use sharnn::train::{Event, WeightType, Interrupt, Limits, Phase, SaveOptions, Schedule, save_weights_as};
+use sharnn::train::{Event, Interrupt, Limits, Phase, SaveOptions, Schedule, WeightType, save_weights_as};
 use sharnn::{
     Attend, NGramConfig, NGramSite, Recipe, SegmentLengths, ShaRnn, ShaRnnConfig, Splits, TrainOptions, Trainer,
 };

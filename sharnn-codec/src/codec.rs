@@ -254,17 +254,19 @@ impl Codec {
         let size = u64::from(header.block);
         let mut marks = Marks::new(from, HEADER_LEN as u64);
         let mut totals = Totals::default();
+        // Whether the block before was damaged: its bytes are passed over then.
+        let mut is_told = false;
         loop {
             let Some((next, skipped)) = marks.next()? else {
                 damaged(CodecError::CutShort { at: marks.at, index: totals.blocks })?;
                 break;
             };
             // What comes next cannot lie before what there was.
-            let (index, is_block) = match next {
-                Next::Block(block) => (block.index, true),
-                Next::End { blocks, .. } => (blocks, false),
+            let index = match next {
+                Next::Block(block) => block.index,
+                Next::End { blocks, .. } => blocks,
             };
-            if skipped > 0 || index != totals.blocks {
+            if (skipped > 0 && !is_told) || index != totals.blocks {
                 damaged(CodecError::Lost { at: marks.at })?;
             }
             if index < totals.blocks {
@@ -282,10 +284,19 @@ impl Codec {
             }
             totals.text += write_zeros(&mut to, missing)?;
             totals.blocks = index;
-            let Next::Block(block) = next else { break };
-            debug_assert!(is_block);
+            let block = match next {
+                Next::Block(block) => block,
+                Next::End { text, .. } => {
+                    if text != totals.text || !marks.is_at_end()? {
+                        damaged(CodecError::Lost { at: marks.at })?;
+                    }
+                    break;
+                }
+            };
             let before = Progress { text: totals.text, code: marks.at };
-            match self.block(block, &mut marks, &options, before, watch)? {
+            let block_read = self.block(block, &mut marks, &options, before, watch)?;
+            is_told = block_read.is_err();
+            match block_read {
                 Ok((text, bits)) => {
                     to.write_all(&text)?;
                     totals.text += text.len() as u64;

@@ -198,6 +198,11 @@ impl<R: Read> Marks<R> {
         }
     }
 
+    /// Whether nothing comes any more.
+    pub fn is_at_end(&mut self) -> io::Result<bool> {
+        Ok(self.look(1)?.is_empty())
+    }
+
     /// The bytes after a block's header, as many as there are.
     pub fn code(&mut self, n: usize) -> io::Result<Vec<u8>> {
         // Room is made as bytes come, whatever the header says.

@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![cfg(feature = "flex")]
 
 mod arithmetic;
 mod codec;

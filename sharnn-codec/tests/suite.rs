@@ -165,6 +165,7 @@ fn another_model_is_refused_by_name_and_so_is_what_is_no_file() {
         assert!(matches!(refused(&CODEC, start), CodecError::NotCompressed), "{start:?}");
     }
     assert!(matches!(refused(&CODEC, &file[..43]), CodecError::Header));
+    assert!(matches!(refused(&CODEC, &[&file[..], b"\n"].concat()), CodecError::Lost { .. }));
     assert!(matches!(refused(&CODEC, &file[..60]), CodecError::CutShort { .. }));
     let model = ShaRnnConfig { d_model: 8, d_ff: 8, ..ShaRnnConfig::xs() }.init_seeded::<Flex>(1, &Default::default());
     let bf16 = DecodeEngine::new(&model, WeightFormat::Bf16);

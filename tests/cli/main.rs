@@ -1,6 +1,7 @@
 //! The program `sharnn`, run as a user runs it.
 
 mod adaptive;
+mod codec;
 mod data;
 #[cfg(unix)]
 mod life;

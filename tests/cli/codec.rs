@@ -1,0 +1,59 @@
+//! `compress` and `decompress`: what comes back, and what is never lost.
+
+use std::fs;
+
+use crate::program::Workplace;
+
+fn place() -> Workplace {
+    let at = Workplace::new();
+    at.log("text", 200);
+    at.stdout(&at.train(&["--quiet"]));
+    at
+}
+
+#[test]
+fn a_file_becomes_smaller_and_comes_back() {
+    let at = place();
+    let original = fs::read(at.path("text")).unwrap();
+    let line = at.stdout(&["compress", "text", "--model", "run"]);
+    assert!(line.starts_with("text.sharn: ") && line.contains("bits a byte"), "{line}");
+    let small = fs::read(at.path("text.sharn")).unwrap();
+    assert!(small.len() < original.len() && fs::read(at.path("text")).unwrap() == original);
+    // Nothing is replaced unless that is asked for.
+    for args in [&["compress", "text", "--model", "run"][..], &["decompress", "text.sharn", "--model", "run"]] {
+        let error = at.error(args);
+        assert!(error.contains("is there: name another file, or replace it with --force"), "{error}");
+    }
+    at.stdout(&["compress", "text", "--model", "run", "--force", "--fast"]);
+    at.stdout(&["decompress", "text.sharn", "--model", "run", "--to", "back", "--threads", "1"]);
+    assert!(fs::read(at.path("back")).unwrap() == original);
+    at.stdout(&["decompress", "text.sharn", "--model", "run", "--force"]);
+    assert!(fs::read(at.path("text")).unwrap() == original);
+    let (text, told) = at.both(&["decompress", "text.sharn", "--model", "run", "--to", "-"]);
+    assert!(text == original && told.contains("standard output: "), "{told}");
+    let error = at.error(&["compress", "text", "--model", "run", "--to", "text"]);
+    assert!(error.contains("it is read as FILE, and would be replaced"), "{error}");
+    let error = at.error(&["decompress", "text", "--model", "run"]);
+    assert!(error.contains("does not end in .sharn"), "{error}");
+    let error = at.error(&["compress", "text", "--model", "run", "--to", "b", "--lanes", "257"]);
+    assert!(error.contains("lanes = 257 cannot be used: use 1 to 256"), "{error}");
+    assert!(!at.path("b").exists());
+}
+
+#[test]
+fn another_model_and_damage_are_told_and_what_can_be_had_is_restored() {
+    let at = place();
+    let original = fs::read(at.path("text")).unwrap();
+    at.stdout(&["compress", "text", "--model", "run", "--lanes", "2"]);
+    let error = at.error(&["decompress", "text.sharn", "--to", "back"]);
+    assert!(error.contains("was compressed with model "), "{error}");
+    let mut small = fs::read(at.path("text.sharn")).unwrap();
+    let middle = small.len() / 2;
+    small[middle] ^= 1;
+    at.write("text.sharn", &small);
+    let error = at.error(&["decompress", "text.sharn", "--model", "run", "--to", "back"]);
+    assert!(error.contains("block 0 is damaged (its bytes have changed)") && !at.path("back").exists(), "{error}");
+    let error = at.error(&["decompress", "text.sharn", "--model", "run", "--to", "back", "--salvage"]);
+    assert!(error.contains("damaged in 1 places"), "{error}");
+    assert_eq!(fs::read(at.path("back")).unwrap(), vec![0; original.len()]);
+}
