@@ -83,10 +83,10 @@ impl Predictor {
         mut each: impl FnMut(usize, u8),
         mut go_on: impl FnMut(usize) -> bool,
     ) -> bool {
-        let mut bytes = vec![0; layout.lanes];
+        let mut newest = vec![0; layout.lanes];
         for row in 0..layout.rows {
             let mut here = 0;
-            for lane in 0..layout.lanes {
+            for (lane, newest) in newest.iter_mut().enumerate() {
                 let Some(place) = layout.place(row, lane) else { continue };
                 let mut depth = 0;
                 let byte = self.code(lane, |probability| {
@@ -94,7 +94,7 @@ impl Predictor {
                     decide(place, probability, depth - 1)
                 });
                 each(place, byte);
-                bytes[lane] = byte;
+                *newest = byte;
                 here = lane + 1;
             }
             if !go_on(here) {
@@ -104,7 +104,7 @@ impl Predictor {
                 // Lanes that have ended read nothing more, nor do those that are not there.
                 let goes_on = |lane: usize| layout.place(row + 1, lane).is_some();
                 let texts: Vec<_> = (0..self.of_lanes.len())
-                    .map(|lane| if lane < layout.lanes && goes_on(lane) { &bytes[lane..=lane] } else { &[] })
+                    .map(|lane| if lane < layout.lanes && goes_on(lane) { &newest[lane..=lane] } else { &[] })
                     .collect();
                 let Self { streams, of_lanes, .. } = self;
                 streams.read(&texts, &mut |lane, _, logits| of_lanes[lane].set_logits(logits));

@@ -25,7 +25,7 @@ const AHEAD: usize = 4096;
 pub(super) const TOGETHER: usize = 8;
 
 /// How weights are kept, and what is computed with them. Sums of products are f32 but for weights of 8 bits, which are multiplied as
-/// [whole numbers](super::whole).
+/// whole numbers, with activations of 16 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WeightFormat {
     /// f32, as they are.

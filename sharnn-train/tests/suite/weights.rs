@@ -424,18 +424,21 @@ fn matrices_of_8_bits_are_read_as_they_were_rounded() {
     }
 }
 
+/// Name, type and shape of a tensor.
+type Info = (&'static str, &'static str, &'static [usize]);
+
 /// A tensor of 8 bits says nothing without what one is worth.
 #[test]
 fn scales_that_do_not_fit_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
-    let cases: [(&str, &[(&str, &str, &[usize])], &str); 4] = [
+    let cases: [(&str, &[Info], &str); 4] = [
         ("none", &[], "holds I8 without a_scale"),
         ("too many", &[("a_scale", "F32", &[3])], "I8 with 3 scales of F32 for 4 rows"),
         ("whole numbers themselves", &[("a_scale", "I8", &[4])], "I8 with 4 scales of I8 for 4 rows"),
         ("no numbers", &[("a_scale", "BOOL", &[4])], "I8 with scales of BOOL"),
     ];
-    let file = |scales: &[(&str, &str, &[usize])], value: f32| {
+    let file = |scales: &[Info], value: f32| {
         let mut header = serde_json::Map::new();
         let mut data: Vec<u8> = vec![1; 8];
         header.insert("a".into(), serde_json::json!({"dtype": "I8", "shape": [4, 2], "data_offsets": [0, 8]}));
