@@ -1,0 +1,51 @@
+//! A store of short messages, each compressed alone by what a model and earlier messages taught.
+//!
+//! ```sh
+//! cargo run --release --example messages < log
+//! ```
+
+use std::collections::BTreeMap;
+use std::io::BufRead;
+
+use burn::backend::Flex;
+use sharnn::codec::{CodecError, Records};
+use sharnn::{DecodeEngine, Mixer, MixerConfig, Scorer, WeightFormat, burn, pretrained};
+
+/// What a service would keep in its database.
+struct Store {
+    records: Records,
+    kept: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Store {
+    fn put(&mut self, id: u64, message: &[u8]) {
+        self.kept.insert(id, self.records.compress(message));
+    }
+
+    fn get(&self, id: u64) -> Option<Result<Vec<u8>, CodecError>> {
+        self.kept.get(&id).map(|record| self.records.decompress(record))
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let lines = std::io::stdin().lock().lines().collect::<Result<Vec<_>, _>>()?;
+    let (earlier, new) = lines.split_at(lines.len() / 2);
+
+    let engine = DecodeEngine::new(&pretrained::model::<Flex>(&Default::default()), WeightFormat::Exact);
+    let memory = MixerConfig { memory: 1 << 20 };
+    let mut scorer = Scorer::adaptive(engine.streams(1), Mixer::new(memory, 1))?;
+    for line in earlier {
+        scorer.score(format!("{line}\n").as_bytes())?;
+    }
+    // What the stream knows now is kept in a file beside the database: see `save_state`.
+    let records = Records::new(engine, Some(&scorer.state()), Some(memory.memory))?;
+
+    let mut store = Store { records, kept: BTreeMap::new() };
+    for (id, line) in (0..).zip(new) {
+        store.put(id, line.as_bytes());
+        assert_eq!(store.get(id).expect("it was put there")?, line.as_bytes());
+    }
+    let [bytes, kept] = [new.iter().map(String::len).sum::<usize>(), store.kept.values().map(Vec::len).sum()];
+    println!("{} messages of {bytes} bytes are kept in {kept}", new.len());
+    Ok(())
+}
