@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use burn::backend::Flex;
 use proptest::prelude::*;
 use sharnn_codec::{Codec, CodecError, Options, Records, Totals};
-use sharnn_core::{DecodeEngine, NGramConfig, NGramSite, ShaRnnConfig, WeightFormat};
+use sharnn_core::{DecodeEngine, NGramConfig, NGramSite, ShaRnnConfig, Streams, WeightFormat};
 use sharnn_train::{ImportOptions, SaveOptions, WeightType, import_weights, save_weights_as};
 
 fn config() -> ShaRnnConfig {
@@ -191,12 +191,36 @@ fn whoever_watches_can_stop_it() {
     assert!(seen.is_sorted() && seen.len() == 3, "{seen:?}");
 }
 
+/// The model of [`the_first_file_is_still_read`].
+fn first_model() -> DecodeEngine {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/first/model.safetensors");
+    let model = import_weights::<Flex>(path.as_ref(), &ImportOptions::default(), &Default::default()).unwrap();
+    DecodeEngine::new(&model, WeightFormat::Exact)
+}
+
+/// The same bits for all instructions and numbers of threads, beside others or not, however the text is divided.
+#[test]
+fn logits_after_ten_thousand_bytes_are_these() {
+    let (engine, text) = (first_model(), text(10_000));
+    let mut three = engine.streams(3);
+    for (i, part) in text.chunks(997).enumerate() {
+        let others = &part[..part.len() / (i + 1)];
+        three.read(&[others, part, &[]], &mut |_, _, _| ());
+    }
+    let mut one = engine.streams(1);
+    one.read(&[&text], &mut |_, _, _| ());
+    let digest = |logits: Option<&[f32]>| {
+        let bytes = logits.unwrap().iter().flat_map(|x| x.to_bits().to_le_bytes());
+        bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+    };
+    assert_eq!(digest(one.logits(0)), digest(three.logits(1)));
+    assert_eq!(digest(one.logits(0)), 0x4c21_636e_90d0_ba43);
+}
+
 /// A file from when the format was made, and the model that made it: it is read for ever.
 #[test]
 fn the_first_file_is_still_read() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/first/model.safetensors");
-    let model = import_weights::<Flex>(path.as_ref(), &ImportOptions::default(), &Default::default()).unwrap();
-    let codec = Codec::new(DecodeEngine::new(&model, WeightFormat::Exact)).unwrap();
+    let codec = Codec::new(first_model()).unwrap();
     let file = include_bytes!("first/text.sharn");
     let mut read = Vec::new();
     codec.decompress(&file[..], &mut read, &mut |_| true).unwrap();

@@ -547,7 +547,7 @@ fn what_cannot_be_done_is_told_in_one_line() {
         (&["generate", "--threads", "0"], 1, "--threads 0 cannot be used"),
         (&["train", "--preset", "quick"], 1, "there is no preset"),
         (&["train", "--resume", "--out", "nowhere"], 1, "there is no run in nowhere"),
-        (&["bench", "--mode", "decode", "--batch", "2"], 1, "--batch 2 cannot be used"),
+        (&["bench", "--mode", "decode", "--seq-len", "2"], 1, "--seq-len 2 cannot be used"),
         (&["bench", "--mode", "lstm", "--dtype", "int8"], 1, "--dtype int8 and exact cannot be used"),
         (&["bench", "--mode", "lstm", "--dropout", "0.1"], 1, "--dropout 0.1 cannot be used"),
         (&["bench", "--mode", "lstm", "--size", "L"], 1, "--size cannot be used"),
