@@ -7,7 +7,6 @@ use sharnn_core::{DecodeEngine, WeightFormat};
 use sharnn_mixing::MixerConfig;
 
 use crate::CodecError;
-use crate::arithmetic::{Decoder, Encoder};
 use crate::container::{BLOCK_LEN, BlockHeader, END_LEN, HEADER_LEN, Header, Marks, Next, end_to_bytes};
 use crate::lanes::{Layout, Predictor};
 
@@ -198,17 +197,7 @@ impl Codec {
         let layout = Layout::new(text.len(), lanes);
         let mut predictor = Predictor::new(&self.engine, lanes, memory);
         predictor.begin();
-        let (mut encoder, mut bits) = (Encoder::default(), 0.0);
-        let decide = |place: usize, probability: u32, depth: usize| {
-            let bit = text[place] >> (7 - depth) & 1 == 1;
-            encoder.write(probability, bit);
-            bits -= (f64::from(if bit { probability } else { 65536 - probability }) / 65536.0).log2();
-            bit
-        };
-        if !predictor.run(layout, decide, |_, _| (), stretches(before, watch)) {
-            return Err(CodecError::Stopped);
-        }
-        Ok((encoder.finish(), bits))
+        predictor.encode(text, layout, stretches(before, watch)).ok_or(CodecError::Stopped)
     }
 
     /// Decompresses a file to its end. What comes before a damaged block has been written when that is told.
@@ -361,16 +350,7 @@ impl Codec {
         let layout = Layout::new(bytes, lanes);
         let mut predictor = Predictor::new(&self.engine, lanes, memory);
         predictor.begin();
-        let (mut decoder, mut bits, mut text) = (Decoder::new(code), 0.0, vec![0; bytes]);
-        let decide = |_: usize, probability: u32, _: usize| {
-            let bit = decoder.read(probability);
-            bits -= (f64::from(if bit { probability } else { 65536 - probability }) / 65536.0).log2();
-            bit
-        };
-        if !predictor.run(layout, decide, |place, byte| text[place] = byte, stretches(before, watch)) {
-            return Err(CodecError::Stopped);
-        }
-        Ok((text, bits))
+        predictor.decode(code, layout, stretches(before, watch)).ok_or(CodecError::Stopped)
     }
 }
 

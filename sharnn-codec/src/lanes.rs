@@ -7,6 +7,8 @@
 use sharnn_core::{DecodeEngine, DecodeStreams, Streams};
 use sharnn_mixing::{ByteDistribution, Mixer, MixerConfig};
 
+use crate::arithmetic::{Decoder, Encoder};
+
 /// What streams begin after.
 const START: &[u8] = b"\n";
 
@@ -32,6 +34,11 @@ impl Layout {
         let place = lane * self.rows + row;
         (row < self.rows && place < self.bytes).then_some(place)
     }
+}
+
+/// What a decision costs in bits.
+fn cost(probability: u32, bit: bool) -> f64 {
+    -(f64::from(if bit { probability } else { 65536 - probability }) / 65536.0).log2()
 }
 
 /// What predicts bytes: streams of the model, and what mixes them with the past.
@@ -67,16 +74,39 @@ impl Predictor {
     }
 
     /// Codes a lane's next byte. `decide` is asked for each decision, given the probability of a 1 in 65536ths.
-    pub fn code(&mut self, lane: usize, decide: impl FnMut(u32) -> bool) -> u8 {
+    fn code(&mut self, lane: usize, decide: impl FnMut(u32) -> bool) -> u8 {
         match &mut self.mixer {
             Some(mixer) => mixer.code(lane, &self.of_lanes[lane], decide),
             None => self.of_lanes[lane].code(decide),
         }
     }
 
+    /// The code of a text, and what it cost in bits; `None` if it was not to go on, which is asked after each row.
+    pub fn encode(&mut self, text: &[u8], layout: Layout, go_on: impl FnMut(usize) -> bool) -> Option<(Vec<u8>, f64)> {
+        let (mut encoder, mut bits) = (Encoder::default(), 0.0);
+        let decide = |place: usize, probability: u32, depth: usize| {
+            let bit = text[place] >> (7 - depth) & 1 == 1;
+            encoder.write(probability, bit);
+            bits += cost(probability, bit);
+            bit
+        };
+        self.run(layout, decide, |_, _| (), go_on).then(|| (encoder.finish(), bits))
+    }
+
+    /// The text of a code, and what it cost; `None` as above.
+    pub fn decode(&mut self, code: &[u8], layout: Layout, go_on: impl FnMut(usize) -> bool) -> Option<(Vec<u8>, f64)> {
+        let (mut decoder, mut bits, mut text) = (Decoder::new(code), 0.0, vec![0; layout.bytes]);
+        let decide = |_: usize, probability: u32, _: usize| {
+            let bit = decoder.read(probability);
+            bits += cost(probability, bit);
+            bit
+        };
+        self.run(layout, decide, |place, byte| text[place] = byte, go_on).then_some((text, bits))
+    }
+
     /// Codes a text, row by row: `decide` says what each decision of the byte at a place is, and `each` takes the byte. It says whether to
     /// go on after a row.
-    pub fn run(
+    fn run(
         &mut self,
         layout: Layout,
         mut decide: impl FnMut(usize, u32, usize) -> bool,

@@ -4,7 +4,6 @@ use sharnn_core::{DecodeEngine, DecodeStreams, StreamState, Streams};
 use sharnn_mixing::{Mixer, MixerConfig};
 
 use crate::CodecError;
-use crate::arithmetic::{Decoder, Encoder};
 use crate::codec::check;
 use crate::lanes::{Layout, Predictor};
 
@@ -79,14 +78,8 @@ impl Records {
     /// If it has more than 16 MiB, or the state has read nothing.
     pub fn compress(&self, text: &[u8]) -> Vec<u8> {
         assert!(text.len() <= LONGEST, "a record of {} bytes, expected at most {LONGEST}", text.len());
-        let mut encoder = Encoder::default();
-        let decide = |place: usize, probability: u32, depth: usize| {
-            let bit = text[place] >> (7 - depth) & 1 == 1;
-            encoder.write(probability, bit);
-            bit
-        };
-        self.predictor().run(Layout::new(text.len(), 1), decide, |_, _| (), |_| true);
-        let code = encoder.finish();
+        let coded = self.predictor().encode(text, Layout::new(text.len(), 1), |_| true);
+        let (code, _) = coded.expect("nothing stops it");
         let is_stored = code.len() >= text.len();
         let mut record = Vec::new();
         let mut number = text.len() << 1 | usize::from(is_stored);
@@ -122,10 +115,8 @@ impl Records {
         let text = if number & 1 == 1 {
             rest.to_vec()
         } else {
-            let (mut decoder, mut text) = (Decoder::new(rest), vec![0; len]);
-            let decide = |_: usize, probability: u32, _: usize| decoder.read(probability);
-            self.predictor().run(Layout::new(len, 1), decide, |place, byte| text[place] = byte, |_| true);
-            text
+            let decoded = self.predictor().decode(rest, Layout::new(len, 1), |_| true);
+            decoded.expect("nothing stops it").0
         };
         if crc32fast::hash(&text) as u8 == sum { Ok(text) } else { Err(damaged()) }
     }

@@ -158,9 +158,7 @@ impl Norm {
         check(what, from.bias.len(), d);
         Self { weight: from.weight.to_vec(), bias: from.bias.to_vec() }
     }
-}
 
-impl Norm {
     fn digest(&self, feed: &mut dyn FnMut(&[u8])) {
         [&self.weight, &self.bias].into_iter().for_each(|values| feed_floats(values, feed));
     }

@@ -19,7 +19,7 @@ pub(super) const GROUP: usize = 32;
 pub(super) const SMALL: usize = 1 << 16;
 
 /// How far ahead weights are fetched, in bytes: the CPU's own prefetch stops where a page ends.
-const AHEAD: usize = 4096;
+pub(super) const AHEAD: usize = 4096;
 
 /// Activations that are multiplied in one call, at most.
 pub(super) const TOGETHER: usize = 8;

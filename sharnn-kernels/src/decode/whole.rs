@@ -6,7 +6,7 @@
 //! W x = (f32(Σ w q) scale) s                         scale: what one of the row's weights is worth
 //! ```
 
-use super::packed::GROUP;
+use super::packed::{AHEAD, GROUP};
 use crate::Isa;
 use crate::isa::Integers;
 use crate::simd::{Vector, kernel};
@@ -228,9 +228,6 @@ pub(super) struct Rows<'a> {
     pub(super) parts: usize,
     pub(super) bias: &'a [f32],
 }
-
-/// How far ahead weights are fetched, in bytes: the CPU's own prefetch stops where a page ends.
-const AHEAD: usize = 4096;
 
 /// Products of rows of a group, from the vector `first` on, with `S` activations. Loops are written out: what a closure holds is not
 /// compiled for the instructions.
