@@ -154,7 +154,7 @@ impl Format {
     pub(crate) fn width(self) -> usize {
         match (self, Isa::current().vectors()) {
             (Self::Pairs, _) | (_, Vectors::Avx512) => 32,
-            (_, Vectors::Portable | Vectors::Avx2) => 16,
+            (_, Vectors::Portable | Vectors::Avx2 | Vectors::Neon | Vectors::Simd128) => 16,
         }
     }
 
@@ -297,7 +297,7 @@ fn task_rows(rows: usize, format: Format) -> usize {
     let tile = match (format, Isa::current().vectors()) {
         (Format::Pairs, _) => 32,
         (_, Vectors::Avx512) => 8,
-        (_, Vectors::Portable | Vectors::Avx2) => 6,
+        (_, Vectors::Portable | Vectors::Avx2 | Vectors::Neon | Vectors::Simd128) => 6,
     };
     rows.div_ceil(team::threads() * rounds).next_multiple_of(tile).clamp(tile, ROW_BLOCK)
 }

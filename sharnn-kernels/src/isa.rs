@@ -21,6 +21,10 @@ pub enum Isa {
     Avx512Bf16,
     /// AVX-512 F, and the matrix tiles of AMX for bfloat16 (Linux).
     Amx,
+    /// NEON of 64-bit ARM: 8 lanes of f32 in two registers.
+    Neon,
+    /// WebAssembly's simd128: the same.
+    Simd128,
 }
 
 /// What computes on f32.
@@ -29,6 +33,8 @@ pub(crate) enum Vectors {
     Portable,
     Avx2,
     Avx512,
+    Neon,
+    Simd128,
 }
 
 /// What multiplies bfloat16.
@@ -50,18 +56,23 @@ pub(crate) enum Integers {
     Portable,
     Avx2,
     /// AVX-512 BW and VNNI.
+    #[cfg(target_arch = "x86_64")]
     Avx512,
+    Neon,
+    Simd128,
 }
 
 impl Isa {
     /// Every set, and its name for [`ISA_VARIABLE`].
-    pub const ALL: [(Self, &'static str); 6] = [
+    pub const ALL: [(Self, &'static str); 8] = [
         (Self::Portable, "portable"),
         (Self::Avx2, "avx2"),
         (Self::Tiles, "tiles"),
         (Self::Avx512, "avx512"),
         (Self::Avx512Bf16, "avx512-bf16"),
         (Self::Amx, "amx"),
+        (Self::Neon, "neon"),
+        (Self::Simd128, "simd128"),
     ];
 
     /// The name for [`ISA_VARIABLE`].
@@ -81,7 +92,11 @@ impl Isa {
             Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(target_arch = "x86_64")]
             Self::Amx => Self::Avx512.is_available() && crate::gemm::amx_is_granted(),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            // Code with other instructions would not have been loaded.
+            #[cfg(target_arch = "wasm32")]
+            Self::Simd128 => true,
             _ => false,
         }
     }
@@ -101,7 +116,7 @@ impl Isa {
 
     /// The best set that this CPU has. AMX is never chosen by itself: no CPU that has it has run the tests yet.
     pub fn detected() -> Self {
-        let best = [Self::Avx512Bf16, Self::Avx512, Self::Avx2];
+        let best = [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Neon, Self::Simd128];
         best.into_iter().find(|isa| isa.is_available()).unwrap_or(Self::Portable)
     }
 
@@ -110,16 +125,20 @@ impl Isa {
         match self {
             Self::Portable => Vectors::Portable,
             Self::Avx2 => Vectors::Avx2,
-            Self::Tiles if Self::Avx2.is_available() => Vectors::Avx2,
-            Self::Tiles => Vectors::Portable,
+            Self::Tiles => match Self::detected().vectors() {
+                Vectors::Avx512 => Vectors::Avx2,
+                vectors => vectors,
+            },
             Self::Avx512 | Self::Avx512Bf16 | Self::Amx => Vectors::Avx512,
+            Self::Neon => Vectors::Neon,
+            Self::Simd128 => Vectors::Simd128,
         }
     }
 
     /// What multiplies bfloat16.
     pub(crate) fn bf16_unit(self) -> Bf16Unit {
         match self {
-            Self::Portable | Self::Avx2 | Self::Avx512 => Bf16Unit::Vectors,
+            Self::Portable | Self::Avx2 | Self::Avx512 | Self::Neon | Self::Simd128 => Bf16Unit::Vectors,
             Self::Tiles => Bf16Unit::Software,
             Self::Avx512Bf16 => Bf16Unit::Avx512,
             Self::Amx => Bf16Unit::Amx,
@@ -136,6 +155,8 @@ impl Isa {
                 Integers::Avx512
             }
             Vectors::Avx512 => Integers::Avx2,
+            Vectors::Neon => Integers::Neon,
+            Vectors::Simd128 => Integers::Simd128,
         }
     }
 
@@ -159,9 +180,9 @@ mod tests {
     fn the_best_proved_set_is_detected() {
         let detected = Isa::detected();
         assert!(detected.is_available() && ![Isa::Tiles, Isa::Amx].contains(&detected), "{detected:?}");
-        let rank =
-            |isa| [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].iter().position(|&known| known == isa);
-        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16] {
+        let proved = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Neon, Isa::Simd128];
+        let rank = |isa| proved.iter().position(|&known| known == isa);
+        for isa in proved {
             assert!(!isa.is_available() || rank(isa) <= rank(detected), "{isa:?} is better than {detected:?}");
         }
     }
@@ -172,6 +193,6 @@ mod tests {
             assert_eq!(isa.name(), name);
             assert_eq!(Isa::named(name).is_ok(), isa.is_available());
         }
-        assert!(Isa::named("sse9").unwrap_err().contains("portable, avx2, tiles, avx512, avx512-bf16, amx"));
+        assert!(Isa::named("sse9").unwrap_err().contains("portable, avx2, tiles, avx512, avx512-bf16, amx, neon, simd128"));
     }
 }

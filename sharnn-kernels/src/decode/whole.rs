@@ -6,6 +6,13 @@
 //! W x = (f32(Σ w q) scale) s                         scale: what one of the row's weights is worth
 //! ```
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "wasm32")]
+mod wasm;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
 use super::packed::{AHEAD, GROUP};
 use crate::Isa;
 use crate::isa::Integers;
@@ -143,78 +150,6 @@ fn pair(first: i16, second: i16) -> i32 {
     i32::from(second) << 16 | i32::from(first.cast_unsigned())
 }
 
-#[cfg(target_arch = "x86_64")]
-#[allow(clippy::undocumented_unsafe_blocks, reason = "the callers': the instructions are there, pointers are valid")]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    use super::Pairs;
-
-    #[derive(Clone, Copy)]
-    pub(super) struct Avx2(__m256i);
-
-    impl Pairs for Avx2 {
-        const ROWS: usize = 8;
-
-        #[inline(always)]
-        unsafe fn zeros() -> Self {
-            unsafe { Self(_mm256_setzero_si256()) }
-        }
-        #[inline(always)]
-        unsafe fn weights(from: *const i8) -> Self {
-            unsafe { Self(_mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast()))) }
-        }
-        #[inline(always)]
-        unsafe fn values(from: *const i16) -> Self {
-            unsafe { Self(_mm256_set1_epi32(from.cast::<i32>().read_unaligned())) }
-        }
-        #[inline(always)]
-        unsafe fn add_products(self, weights: Self, values: Self) -> Self {
-            unsafe { Self(_mm256_add_epi32(self.0, _mm256_madd_epi16(weights.0, values.0))) }
-        }
-        #[inline(always)]
-        unsafe fn sums(self, to: *mut f32) {
-            unsafe { _mm256_storeu_ps(to, _mm256_cvtepi32_ps(self.0)) }
-        }
-        #[inline(always)]
-        unsafe fn prefetch(at: *const i8) {
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at) }
-        }
-    }
-
-    #[derive(Clone, Copy)]
-    pub(super) struct Avx512(__m512i);
-
-    impl Pairs for Avx512 {
-        const ROWS: usize = 16;
-
-        #[inline(always)]
-        unsafe fn zeros() -> Self {
-            unsafe { Self(_mm512_setzero_si512()) }
-        }
-        #[inline(always)]
-        unsafe fn weights(from: *const i8) -> Self {
-            unsafe { Self(_mm512_cvtepi8_epi16(_mm256_loadu_si256(from.cast()))) }
-        }
-        #[inline(always)]
-        unsafe fn values(from: *const i16) -> Self {
-            unsafe { Self(_mm512_set1_epi32(from.cast::<i32>().read_unaligned())) }
-        }
-        #[inline(always)]
-        unsafe fn add_products(self, weights: Self, values: Self) -> Self {
-            unsafe { Self(_mm512_dpwssd_epi32(self.0, weights.0, values.0)) }
-        }
-        #[inline(always)]
-        unsafe fn sums(self, to: *mut f32) {
-            unsafe { _mm512_storeu_ps(to, _mm512_cvtepi32_ps(self.0)) }
-        }
-        #[inline(always)]
-        unsafe fn prefetch(at: *const i8) {
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at) }
-        }
-    }
-}
-
 /// A group of rows.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
@@ -329,6 +264,18 @@ pub(super) unsafe fn products(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
         // SAFETY: the caller's.
         unsafe { products_body::<x86::Avx512>(rows, x, y) }
     }
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon")]
+    unsafe fn neon(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
+        // SAFETY: the caller's.
+        unsafe { products_body::<neon::Neon>(rows, x, y) }
+    }
+    #[cfg(target_arch = "wasm32")]
+    #[target_feature(enable = "simd128")]
+    unsafe fn simd128(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
+        // SAFETY: the caller's.
+        unsafe { products_body::<wasm::Simd128>(rows, x, y) }
+    }
     // SAFETY: the instructions were detected; the rest is the caller's.
     unsafe {
         match Isa::current().integers() {
@@ -336,6 +283,10 @@ pub(super) unsafe fn products(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
             Integers::Avx2 => avx2(rows, x, y),
             #[cfg(target_arch = "x86_64")]
             Integers::Avx512 => avx512(rows, x, y),
+            #[cfg(target_arch = "aarch64")]
+            Integers::Neon => neon(rows, x, y),
+            #[cfg(target_arch = "wasm32")]
+            Integers::Simd128 => simd128(rows, x, y),
             _ => products_body::<Portable>(rows, x, y),
         }
     }

@@ -6,6 +6,7 @@
 use super::left::{high_half, lines};
 use super::{Format, Left, Product, ROW_BLOCK, Start};
 use crate::Isa;
+#[cfg(target_arch = "x86_64")]
 use crate::isa::Bf16Unit;
 use crate::math::round_bf16;
 use crate::simd::{Vector, kernel};

@@ -141,7 +141,9 @@ macro_rules! exact_kernel {
             [
                 $crate::simd::Exact<$crate::simd::Portable, 2>,
                 $crate::simd::Exact<$crate::simd::Avx2, 2>,
-                $crate::simd::Exact<$crate::simd::Avx512, 1>
+                $crate::simd::Exact<$crate::simd::Avx512, 1>,
+                $crate::simd::Exact<$crate::simd::Neon, 2>,
+                $crate::simd::Exact<$crate::simd::Simd128, 2>
             ] $($kernel)*
         }
     };
