@@ -14,7 +14,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use burn::backend::Flex;
 use sharnn::train::ImportOptions;
-use sharnn::{BatchScorer, DecodeEngine, WeightFormat, import_weights, pretrained};
+use sharnn::{BatchScorer, WeightFormat, import_weights, pretrained};
 
 /// Bytes of each stream that are read and scored at a time, where there are so many between two moments.
 const PIECE: usize = 1 << 14;
@@ -36,10 +36,10 @@ fn main() -> Result<()> {
     ensure!((1..=bytes.min(file_len)).contains(&n_streams), "give each stream a byte at least");
     let model = match args.next() {
         Some(path) => import_weights::<Flex>(Path::new(&path), &ImportOptions::default(), &Default::default())?,
-        None => pretrained::model::<Flex>(&Default::default()),
+        None => pretrained::LARGE.model::<Flex>(&Default::default()),
     };
     let mut file = File::open(&path).with_context(|| path.clone())?;
-    let engine = DecodeEngine::new(&model, WeightFormat::F32);
+    let engine = model.engine(WeightFormat::F32);
     let mut scorer = BatchScorer::new(engine.streams(n_streams))?;
 
     // Of each stream.

@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use burn::backend::Flex;
 use sharnn::data::enwik8::SAMPLE;
-use sharnn::{BatchScorer, DecodeEngine, ModelStreams, Scorer, Streams, WeightFormat, pretrained};
+use sharnn::{BatchScorer, ModelStreams, Scorer, Streams, WeightFormat, pretrained};
 
 /// Streams that are scored once more, alone.
 const COMPARED: usize = 20;
@@ -46,8 +46,8 @@ fn main() -> Result<()> {
     let n_streams = number(args.next(), 1000)?;
     let len = number(args.next(), 200)?;
 
-    let model = pretrained::model::<Flex>(&Default::default());
-    let engine = DecodeEngine::new(&model, WeightFormat::F32);
+    let model = pretrained::LARGE.model::<Flex>(&Default::default());
+    let engine = model.engine(WeightFormat::F32);
     let start_of = |stream: usize| stream * (SAMPLE.len() - len) / n_streams;
     let texts: Vec<&[u8]> = (0..n_streams).map(|stream| &SAMPLE[start_of(stream)..][..len]).collect();
 

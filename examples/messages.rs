@@ -1,15 +1,18 @@
 //! A store of short messages, each compressed alone by what a model and earlier messages taught.
 //!
 //! ```sh
-//! cargo run --release --example messages < log
+//! cargo run --release --example messages < log                        the first half of the lines is what came earlier
+//! cargo run --release --example messages -- 4000 model < log          the first 4,000 lines, and weights of your own
 //! ```
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
+use std::path::Path;
 
 use burn::backend::Flex;
 use sharnn::codec::{CodecError, Records};
-use sharnn::{DecodeEngine, Mixer, MixerConfig, Scorer, WeightFormat, burn, pretrained};
+use sharnn::train::ImportOptions;
+use sharnn::{Mixer, MixerConfig, Scorer, WeightFormat, burn, import_weights, pretrained};
 
 /// What a service would keep in its database.
 struct Store {
@@ -29,9 +32,15 @@ impl Store {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let lines = std::io::stdin().lock().lines().collect::<Result<Vec<_>, _>>()?;
-    let (earlier, new) = lines.split_at(lines.len() / 2);
+    let mut args = std::env::args().skip(1);
+    let n_earlier = args.next().map_or(Ok(lines.len() / 2), |n| n.parse())?;
+    let (earlier, new) = lines.split_at_checked(n_earlier).ok_or("there are fewer lines")?;
+    let model = match args.next() {
+        Some(path) => import_weights::<Flex>(Path::new(&path), &ImportOptions::default(), &Default::default())?,
+        None => pretrained::LARGE.model::<Flex>(&Default::default()),
+    };
 
-    let engine = DecodeEngine::new(&pretrained::model::<Flex>(&Default::default()), WeightFormat::Exact);
+    let engine = model.engine(WeightFormat::Exact);
     let memory = MixerConfig { memory: 1 << 20 };
     let mut scorer = Scorer::adaptive(engine.streams(1), Mixer::new(memory, 1))?;
     for line in earlier {

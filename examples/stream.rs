@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use burn::backend::Flex;
 use sharnn::train::load_best;
-use sharnn::{DecodeEngine, Scorer, ShaRnnConfig, Streams, WeightFormat, load_state, save_state};
+use sharnn::{Scorer, ShaRnnConfig, Streams, WeightFormat, load_state, save_state};
 
 fn stream() -> Result<()> {
     let mut args = std::env::args_os().skip(1);
@@ -22,7 +22,7 @@ fn stream() -> Result<()> {
         Some(run) => load_best::<Flex>(Path::new(&run), &device)?.0,
         None => ShaRnnConfig::xs().init_seeded(1, &device),
     };
-    let mut scorer = Scorer::new(DecodeEngine::new(&model, WeightFormat::Bf16).streams(1))?;
+    let mut scorer = Scorer::new(model.engine(WeightFormat::Bf16).streams(1))?;
     let kept = args.next().map(PathBuf::from);
     if let Some(path) = &kept
         && path.try_exists().with_context(|| format!("cannot look for {}", path.display()))?

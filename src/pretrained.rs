@@ -1,24 +1,27 @@
-//! The small model that comes with the crate: 1.9 million parameters, trained on enwik8. What it was trained on, how, and what it
-//! reaches is in [its card](https://github.com/sharnn/sharnn/blob/main/models/README.md).
+//! The models that come with the crate, trained on enwik8: [`LARGE`], which every command uses where none is named, and [`SMALL`], for
+//! speed. What they were trained on, how, and what they reach is in
+//! [their card](https://github.com/sharnn/sharnn/blob/main/models/README.md).
 
 use sharnn_core::{Backend, ShaRnn, ShaRnnConfig};
 use sharnn_train::{ImportOptions, import_weights_from_bytes, read_config_from_bytes};
 
-/// What errors call the file.
-pub(crate) const NAME: &str = "the bundled model";
+/// 4.4 million parameters, two million multiply-adds a byte.
+pub const LARGE: Pretrained =
+    Pretrained { name: "the bundled model", weights: include_bytes!("../models/enwik8.safetensors") };
 
-/// The file of its weights, in bf16 under the published PyTorch model's names.
-pub const WEIGHTS: &[u8] = include_bytes!("../models/enwik8.safetensors");
+/// A million parameters, half a million multiply-adds a byte.
+pub const SMALL: Pretrained =
+    Pretrained { name: "the small bundled model", weights: include_bytes!("../models/enwik8-small.safetensors") };
 
-/// The model, on a device.
+/// A model that comes with the crate.
 ///
 /// ```
 /// # #[cfg(feature = "flex")] {
 /// use burn::backend::Flex;
-/// use sharnn::{DecodeEngine, Scorer, WeightFormat, pretrained};
+/// use sharnn::{Scorer, WeightFormat, pretrained};
 ///
-/// let model = pretrained::model::<Flex>(&Default::default());
-/// let mut scorer = Scorer::new(DecodeEngine::new(&model, WeightFormat::F32).streams(1)).unwrap();
+/// let model = pretrained::LARGE.model::<Flex>(&Default::default());
+/// let mut scorer = Scorer::new(model.engine(WeightFormat::F32).streams(1)).unwrap();
 /// let cost = |nats: Vec<f64>| nats.iter().sum::<f64>();
 /// let english = cost(scorer.score(b"The capital of France").unwrap());
 /// scorer.reset();
@@ -26,13 +29,28 @@ pub const WEIGHTS: &[u8] = include_bytes!("../models/enwik8.safetensors");
 /// assert!(english < noise);
 /// # }
 /// ```
-pub fn model<B: Backend>(device: &B::Device) -> ShaRnn<B> {
-    let loaded = import_weights_from_bytes(NAME, WEIGHTS, &ImportOptions::default(), device);
-    loaded.expect("the bundled file is whole, which is tested")
+#[derive(Clone, Copy, Debug)]
+pub struct Pretrained {
+    /// What errors call it.
+    pub(crate) name: &'static str,
+    weights: &'static [u8],
 }
 
-/// Its configuration.
-pub fn config() -> ShaRnnConfig {
-    let read = read_config_from_bytes(NAME, WEIGHTS, &ImportOptions::default());
-    read.expect("the bundled file is whole, which is tested")
+impl Pretrained {
+    /// The file of its weights: rows of 8 bits under the published PyTorch model's names (docs/weights.md of the repository).
+    pub fn weights(&self) -> &'static [u8] {
+        self.weights
+    }
+
+    /// The model, on a device.
+    pub fn model<B: Backend>(&self, device: &B::Device) -> ShaRnn<B> {
+        let loaded = import_weights_from_bytes(self.name, self.weights, &ImportOptions::default(), device);
+        loaded.expect("the bundled files are whole, which is tested")
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> ShaRnnConfig {
+        let read = read_config_from_bytes(self.name, self.weights, &ImportOptions::default());
+        read.expect("the bundled files are whole, which is tested")
+    }
 }

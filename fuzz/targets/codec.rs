@@ -12,7 +12,7 @@ use sharnn_fuzz::{config, harmless, seed};
 
 static ENGINE: LazyLock<DecodeEngine> = LazyLock::new(|| {
     let model = ShaRnnConfig { vocab_size: 256, ..config() }.init_seeded::<Flex>(1, &Default::default());
-    DecodeEngine::new(&model, WeightFormat::Exact)
+    model.engine(WeightFormat::Exact)
 });
 static CODEC: LazyLock<Codec> = LazyLock::new(|| Codec::new(ENGINE.clone()).unwrap());
 static RECORDS: LazyLock<Records> = LazyLock::new(|| Records::new(ENGINE.clone(), None, Some(1 << 20)).unwrap());

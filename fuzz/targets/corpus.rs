@@ -7,7 +7,7 @@ use std::fs;
 use libfuzzer_sys::fuzz_target;
 use sharnn::data::{format, order0_entropy};
 use sharnn::train::Vocabulary;
-use sharnn::{Corpus, DecodeEngine, Lanes, Scorer, SegmentLengths, Segments, ShaRnnConfig, Splits, WeightFormat};
+use sharnn::{Corpus, Lanes, Scorer, SegmentLengths, Segments, ShaRnnConfig, Splits, WeightFormat};
 use sharnn_fuzz::{bounded, check_text, config, harmless, model, place, seed};
 
 fuzz_target!(init: seed(seeds()), |bytes: &[u8]| {
@@ -37,7 +37,7 @@ fuzz_target!(init: seed(seeds()), |bytes: &[u8]| {
             assert!(read < splits.train.len());
         }
     }
-    let engine = DecodeEngine::new(&model(&ShaRnnConfig { vocab_size: 256, ..config() }), WeightFormat::F32);
+    let engine = model(&ShaRnnConfig { vocab_size: 256, ..config() }).engine(WeightFormat::F32);
     let bits = Scorer::new(engine.streams(1)).unwrap().score(&bytes[..len.min(64)]).unwrap();
     assert!(bits.iter().all(|bits| bits.is_finite()));
 });

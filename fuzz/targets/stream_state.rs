@@ -7,9 +7,9 @@ use std::fs;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use sharnn::core::{Mixer, MixerConfig, StreamShape};
+use sharnn::core::{Mixer, MixerConfig};
 use sharnn::train::{load_state_of, weights_digest};
-use sharnn::{DecodeEngine, Generator, Sampling, Scorer, StreamState, Streams, WeightFormat, load_state};
+use sharnn::{Generator, Sampling, Scorer, StreamState, Streams, WeightFormat, load_state};
 use sharnn_fuzz::{bounded, config, harmless, header, model, place, seed};
 
 const SMALL: MixerConfig = MixerConfig { memory: 1 << 20 };
@@ -18,12 +18,12 @@ const DIGEST: &str = " sha256=";
 fuzz_target!(init: seed(seeds()), |bytes: &[u8]| {
     let model = model(&config());
     let weights = weights_digest(&model);
-    let engine = DecodeEngine::new(&model, WeightFormat::F32);
+    let engine = model.engine(WeightFormat::F32);
     for bytes in [Some(bytes.to_vec()), signed(bytes)].into_iter().flatten() {
         let path = place().join("hostile.state");
         fs::write(&path, &bytes).unwrap();
         for segment_len in [1, 5] {
-            let shape = StreamShape::of(&model, segment_len);
+            let shape = model.stream_shape(segment_len);
             bounded(bytes.len(), "from_bytes", || harmless(StreamState::from_bytes(&bytes, &shape)));
             bounded(bytes.len(), "load_state_of", || harmless(load_state_of(&path, &shape, &weights)));
         }
@@ -86,7 +86,7 @@ fn update(sha: &mut Sha256, tensor: &Value, data: &[u8]) {
 
 fn seeds() -> Vec<Vec<u8>> {
     let model = model(&config());
-    let engine = DecodeEngine::new(&model, WeightFormat::F32);
+    let engine = model.engine(WeightFormat::F32);
     let mut scorer = Scorer::adaptive(engine.streams(1), Mixer::new(SMALL, 1)).unwrap();
     scorer.score(&[1, 2, 3, 1, 2, 3]).unwrap();
     let adaptive = scorer.state().to_bytes();

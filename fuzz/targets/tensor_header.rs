@@ -8,7 +8,7 @@ use std::fs;
 use libfuzzer_sys::fuzz_target;
 use sharnn::burn::backend::Flex;
 use sharnn::train::{ImportOptions, Vocabulary, load_metadata, load_tensors, read_config};
-use sharnn::{DecodeEngine, WeightFormat, import_weights, load_weights};
+use sharnn::{WeightFormat, import_weights, load_weights};
 use sharnn_fuzz::{bounded, config, harmless, header, model, place, seed, weights_files, with_header};
 
 fuzz_target!(init: seed(seeds()), |json: &[u8]| {
@@ -25,7 +25,7 @@ fuzz_target!(init: seed(seeds()), |json: &[u8]| {
             let options = ImportOptions { vocabulary: vocabulary.clone(), n_heads, mem_len: None };
             bounded(len, "read_config", || harmless(read_config(&path, &options)));
             if let Some(model) = harmless(import_weights::<Flex>(&path, &options, &Default::default())) {
-                let mut streams = DecodeEngine::new(&model, WeightFormat::F32).streams(1);
+                let mut streams = model.engine(WeightFormat::F32).streams(1);
 [0u8, 1].iter().for_each(|&byte| drop(streams.feed(&[byte]).to_vec()));
             }
         }

@@ -7,7 +7,7 @@ use std::fs;
 use libfuzzer_sys::fuzz_target;
 use sharnn::burn::backend::Flex;
 use sharnn::train::{ImportOptions, Vocabulary, load_metadata, load_tensors, read_config};
-use sharnn::{DecodeEngine, WeightFormat, import_weights, load_weights};
+use sharnn::{WeightFormat, import_weights, load_weights};
 use sharnn_fuzz::{bounded, config, harmless, model, place, seed, weights_files};
 
 fuzz_target!(init: seed(weights_files()), |bytes: &[u8]| {
@@ -23,7 +23,7 @@ fuzz_target!(init: seed(weights_files()), |bytes: &[u8]| {
         bounded(len, "read_config", || harmless(read_config(&path, &options)));
         if let Some(model) = harmless(import_weights::<Flex>(&path, &options, &Default::default())) {
             for (format, _) in WeightFormat::ALL {
-                let mut streams = DecodeEngine::new(&model, format).streams(1);
+                let mut streams = model.engine(format).streams(1);
 [0u8, 1].iter().for_each(|&byte| drop(streams.feed(&[byte]).to_vec()));
             }
         }

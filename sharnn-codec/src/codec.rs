@@ -3,8 +3,8 @@
 use std::io::{Read, Write};
 use std::ops::RangeInclusive;
 
-use sharnn_core::{DecodeEngine, WeightFormat};
 use sharnn_mixing::MixerConfig;
+use sharnn_stream::{DecodeEngine, WeightFormat};
 
 use crate::CodecError;
 use crate::container::{BLOCK_LEN, BlockHeader, END_LEN, HEADER_LEN, Header, Marks, Next, end_to_bytes};
@@ -78,11 +78,11 @@ pub struct Totals {
 /// ```
 /// use burn::backend::Flex;
 /// use sharnn_codec::{Codec, Options};
-/// use sharnn_core::{DecodeEngine, ShaRnnConfig, WeightFormat};
+/// use sharnn_core::{ShaRnnConfig, WeightFormat};
 ///
 /// # fn main() -> Result<(), sharnn_codec::CodecError> {
 /// let model = ShaRnnConfig { d_model: 16, d_ff: 16, ..ShaRnnConfig::xs() }.init_seeded::<Flex>(1, &Default::default());
-/// let codec = Codec::new(DecodeEngine::new(&model, WeightFormat::Exact))?;
+/// let codec = Codec::new(model.engine(WeightFormat::Exact))?;
 /// let text = "what repeats becomes cheap; ".repeat(20);
 /// let mut small = Vec::new();
 /// codec.compress(text.as_bytes(), &mut small, &Options::default(), &mut |_| true)?;
@@ -131,6 +131,11 @@ impl Codec {
         check(&engine)?;
         let model = *engine.digest().first_chunk().expect("a digest is longer");
         Ok(Self { engine, model })
+    }
+
+    /// Whether a file that begins with these [`HEADER_LEN`](crate::HEADER_LEN) bytes was compressed with this model.
+    pub fn is_of(&self, beginning: &[u8]) -> bool {
+        Header::read(&mut &*beginning).is_ok_and(|header| header.model == self.model)
     }
 
     /// Compresses all that there is to read. `watch` is called now and then, and says whether to go on. Memory: a block, what it is

@@ -11,7 +11,8 @@ pub(crate) const VERSION: u16 = 1;
 const BLOCK: [u8; 4] = *b"\x93BLK";
 const END: [u8; 4] = *b"\x93END";
 
-pub(crate) const HEADER_LEN: usize = 44;
+/// Bytes of a file's header.
+pub const HEADER_LEN: usize = 44;
 pub(crate) const BLOCK_LEN: usize = 32;
 pub(crate) const END_LEN: usize = 20;
 

@@ -30,7 +30,7 @@ pub enum CodecError {
     },
     /// A state that is not one of the model, or another memory of what was read.
     #[error(transparent)]
-    State(#[from] sharnn_core::StateError),
+    State(#[from] sharnn_stream::StateError),
     /// Reading or writing failed.
     #[error(transparent)]
     Io(#[from] io::Error),

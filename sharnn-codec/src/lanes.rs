@@ -4,8 +4,8 @@
 //! newline first. Then all lanes' first bytes are coded, in the order of the lanes, then all their second bytes, and so on: each by what
 //! the model says after the lane's bytes before, mixed with what was learned from every byte that was coded before it.
 
-use sharnn_core::{DecodeEngine, DecodeStreams, Streams};
 use sharnn_mixing::{ByteDistribution, Mixer, MixerConfig};
+use sharnn_stream::{DecodeEngine, DecodeStreams, Streams};
 
 use crate::arithmetic::{Decoder, Encoder};
 

@@ -1,5 +1,4 @@
 #![doc = include_str!("../README.md")]
-#![cfg(feature = "flex")]
 
 mod arithmetic;
 mod codec;
@@ -9,5 +8,6 @@ mod lanes;
 mod records;
 
 pub use codec::{Codec, Options, Progress, Totals};
+pub use container::HEADER_LEN;
 pub use error::CodecError;
 pub use records::Records;

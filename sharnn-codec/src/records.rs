@@ -1,7 +1,7 @@
 //! Short messages, each of which can be decompressed alone.
 
-use sharnn_core::{DecodeEngine, DecodeStreams, StreamState, Streams};
 use sharnn_mixing::{Mixer, MixerConfig};
+use sharnn_stream::{DecodeEngine, DecodeStreams, StreamState, Streams};
 
 use crate::CodecError;
 use crate::codec::check;
@@ -15,11 +15,11 @@ use crate::lanes::{Layout, Predictor};
 /// ```
 /// use burn::backend::Flex;
 /// use sharnn_codec::Records;
-/// use sharnn_core::{DecodeEngine, Mixer, MixerConfig, Scorer, ShaRnnConfig, WeightFormat};
+/// use sharnn_core::{Mixer, MixerConfig, Scorer, ShaRnnConfig, WeightFormat};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let model = ShaRnnConfig { d_model: 16, d_ff: 16, ..ShaRnnConfig::xs() }.init_seeded::<Flex>(1, &Default::default());
-/// let engine = DecodeEngine::new(&model, WeightFormat::Exact);
+/// let engine = model.engine(WeightFormat::Exact);
 /// let mixer = Mixer::new(MixerConfig { memory: 1 << 20 }, 1);
 /// let mut scorer = Scorer::adaptive(engine.streams(1), mixer)?;
 /// for hour in 0..20 {
@@ -61,7 +61,7 @@ impl Records {
             Some(state) => {
                 streams.set_state(0, state)?;
                 if let (Some(mixer), Some(known)) = (&mut mixer, state.adaptive()) {
-                    mixer.set_bytes(known).map_err(sharnn_core::StateError::from)?;
+                    mixer.set_bytes(known).map_err(sharnn_stream::StateError::from)?;
                 }
             }
         }

@@ -14,7 +14,7 @@ fn config() -> ShaRnnConfig {
 }
 
 fn engine(seed: u64) -> DecodeEngine {
-    DecodeEngine::new(&config().init_seeded::<Flex>(seed, &Default::default()), WeightFormat::Exact)
+    config().init_seeded::<Flex>(seed, &Default::default()).engine(WeightFormat::Exact)
 }
 
 static CODEC: LazyLock<Codec> = LazyLock::new(|| Codec::new(engine(1)).unwrap());
@@ -168,7 +168,7 @@ fn another_model_is_refused_by_name_and_so_is_what_is_no_file() {
     assert!(matches!(refused(&CODEC, &[&file[..], b"\n"].concat()), CodecError::Lost { .. }));
     assert!(matches!(refused(&CODEC, &file[..60]), CodecError::CutShort { .. }));
     let model = ShaRnnConfig { d_model: 8, d_ff: 8, ..ShaRnnConfig::xs() }.init_seeded::<Flex>(1, &Default::default());
-    let bf16 = DecodeEngine::new(&model, WeightFormat::Bf16);
+    let bf16 = model.engine(WeightFormat::Bf16);
     assert!(matches!(Codec::new(bf16).unwrap_err(), CodecError::NotExact { found: "bf16" }));
     for options in
         [Options { lanes: 0, ..small() }, Options { block: 3, ..small() }, Options { memory: Some(1), ..small() }]
@@ -195,7 +195,7 @@ fn whoever_watches_can_stop_it() {
 fn first_model() -> DecodeEngine {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/first/model.safetensors");
     let model = import_weights::<Flex>(path.as_ref(), &ImportOptions::default(), &Default::default()).unwrap();
-    DecodeEngine::new(&model, WeightFormat::Exact)
+    model.engine(WeightFormat::Exact)
 }
 
 /// The same bits for all instructions and numbers of threads, beside others or not, however the text is divided.
@@ -236,7 +236,7 @@ fn a_model_and_its_file_of_8_bits_have_one_digest() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
     let model = config().init_seeded::<Flex>(5, &Default::default());
-    let of = |model: &_| DecodeEngine::new(model, WeightFormat::Exact).digest();
+    let of = |model: &sharnn_core::ShaRnn<Flex>| model.engine(WeightFormat::Exact).digest();
     for collapse in [false, true] {
         save_weights_as(&model, &path, &SaveOptions { dtype: WeightType::Int8, collapse, ..SaveOptions::default() })
             .unwrap();

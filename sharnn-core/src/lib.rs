@@ -44,11 +44,11 @@ pub use ops::{AutodiffBackend, Backend, Dropout, DropoutKey, DropoutSite, Dropou
 pub use pass::Pass;
 #[cfg(feature = "flex")]
 pub use sharnn_kernels as kernels;
-pub use sharnn_mixing::{ByteDistribution, Mixer, MixerConfig, MixerError};
-pub use state::{BlockState, LstmState, ShaRnnState};
-pub use stream::{
-    BatchGenerator, BatchScorer, GenerateError, Generator, ModelStreams, Sampler, Sampling, SamplingError, Scorer,
-    StateError, StreamError, StreamShape, StreamState, Streams, Tally,
+pub use sharnn_stream::{
+    BatchGenerator, BatchScorer, ByteDistribution, GenerateError, Generator, Mixer, MixerConfig, MixerError, Sampler,
+    Sampling, SamplingError, Scorer, StateError, StreamError, StreamShape, StreamState, Streams, Tally,
 };
 #[cfg(feature = "flex")]
-pub use stream::{DecodeEngine, DecodeStreams, WeightFormat};
+pub use sharnn_stream::{DecodeEngine, DecodeStreams, FileError, WeightFormat};
+pub use state::{BlockState, LstmState, ShaRnnState};
+pub use stream::ModelStreams;

@@ -16,11 +16,7 @@ use crate::config::context;
 use crate::init::Initializer;
 use crate::{Backend, NGramConfig, NGramSite, Precision};
 
-/// The modulus of the hash, a prime; no table has more rows.
-pub const NGRAM_MODULUS: usize = 524_287;
-
-/// What the hash of the tokens before is multiplied by.
-pub const NGRAM_MULTIPLIER: usize = 4_093;
+pub use sharnn_stream::{NGRAM_MODULUS, NGRAM_MULTIPLIER};
 
 /// The n-gram memory of a model.
 #[derive(Module, Debug)]

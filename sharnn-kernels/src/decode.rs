@@ -21,6 +21,7 @@
 //! Attention sees what it sees where a segment is one token long: the newest `mem_len - 1` rows and the token's own.
 
 mod kernels;
+mod look;
 mod ngrams;
 mod packed;
 mod step;

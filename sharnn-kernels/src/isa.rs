@@ -193,6 +193,8 @@ mod tests {
             assert_eq!(isa.name(), name);
             assert_eq!(Isa::named(name).is_ok(), isa.is_available());
         }
-        assert!(Isa::named("sse9").unwrap_err().contains("portable, avx2, tiles, avx512, avx512-bf16, amx, neon, simd128"));
+        assert!(
+            Isa::named("sse9").unwrap_err().contains("portable, avx2, tiles, avx512, avx512-bf16, amx, neon, simd128")
+        );
     }
 }

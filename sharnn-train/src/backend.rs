@@ -181,7 +181,7 @@ impl BackendKind {
     pub fn streams<B: Backend>(self, model: &ShaRnn<B>, n: usize) -> Box<dyn Streams> {
         match self {
             #[cfg(feature = "flex")]
-            Self::Flex => Box::new(sharnn_core::DecodeEngine::new(model, sharnn_core::WeightFormat::F32).streams(n)),
+            Self::Flex => Box::new(model.engine(sharnn_core::WeightFormat::F32).streams(n)),
             _ => Box::new(ModelStreams::new(model, n, 1).expect("segments of one byte can be used with every memory")),
         }
     }

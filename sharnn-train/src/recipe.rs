@@ -116,14 +116,23 @@ impl Phase {
     /// function of `progress`, how far the phase has come before that step, from 0 to 1.
     pub fn lr_at(&self, step: u64, progress: f64) -> f64 {
         let warmup = (step.saturating_add(1) as f64 / self.warmup_steps.max(1) as f64).min(1.0);
+        self.lr * warmup * self.decay(progress)
+    }
+
+    fn decay(&self, progress: f64) -> f64 {
         let progress = progress.clamp(0.0, 1.0);
-        let decay = match self.schedule {
+        match self.schedule {
             Schedule::Constant => 1.0,
             Schedule::Linear => 1.0 - progress,
             Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
             Schedule::Late => ((1.0 - progress) / (1.0 - LATE_FALL)).min(1.0),
-        };
-        self.lr * warmup * decay
+        }
+    }
+
+    /// How far the phase has come after so many steps and so many passes over the data: the larger of the two shares.
+    pub(crate) fn progress(&self, steps: u64, epochs: f64) -> f64 {
+        let by_steps = self.steps.map_or(0.0, |most| steps as f64 / most as f64);
+        (epochs / self.epochs as f64).max(by_steps)
     }
 }
 
@@ -201,6 +210,23 @@ impl Recipe {
             test: scored(&self.test, &other.test),
             ..self.clone()
         }
+    }
+
+    /// This recipe with another one's schedules and ends of phases, where neither has made the rate fall yet: no step that was made
+    /// depends on them. A run has made `steps` steps of the phase `phase`, and `epochs` passes over the data.
+    pub(crate) fn with_falls_of(&self, other: &Recipe, phase: usize, steps: u64, epochs: f64) -> Self {
+        let mut recipe = self.clone();
+        for (i, (own, other)) in recipe.phases.iter_mut().zip(&other.phases).enumerate().skip(phase) {
+            let (steps, epochs) = if i == phase { (steps, epochs) } else { (0, 0.0) };
+            let is_level = |phase: &Phase| {
+                let progress = phase.progress(steps, epochs);
+                progress < 1.0 && phase.decay(progress) == 1.0
+            };
+            if is_level(own) && is_level(other) {
+                *own = Phase { schedule: other.schedule, epochs: other.epochs, steps: other.steps, ..own.clone() };
+            }
+        }
+        recipe
     }
 
     /// Checks every field.

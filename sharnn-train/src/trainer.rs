@@ -340,9 +340,7 @@ impl<B: AutodiffBackend> Trainer<B> {
         let phase = self.phase().expect("a run that is done makes no steps");
         let Position { phase_step, phase_epoch, .. } = self.position;
         let epochs = phase_epoch as f64 + segment.start as f64 / self.segments.epoch_len() as f64;
-        let by_bytes = epochs / phase.epochs as f64;
-        let by_steps = phase.steps.map_or(0.0, |steps| phase_step as f64 / steps as f64);
-        phase.lr_at(phase_step, by_bytes.max(by_steps))
+        phase.lr_at(phase_step, phase.progress(phase_step, epochs))
     }
 
     /// What this process asks for.

@@ -30,7 +30,7 @@ use super::options::refused;
 use super::printable::json;
 use crate::core::{BlockState, LstmState};
 #[cfg(feature = "flex")]
-use crate::core::{DecodeEngine, Streams, WeightFormat};
+use crate::core::{Streams, WeightFormat};
 use crate::train::{LambConfig, Optimizer};
 use crate::{
     Attend, AutodiffBackend, Backend, BackendJob, BackendKind, ConfigError, DropoutStream, Pass, Precision, ShaRnn,
@@ -561,7 +561,7 @@ impl Plan {
             Dtype::Int8 => WeightFormat::Int8,
             Dtype::Exact => WeightFormat::Exact,
         };
-        let mut streams = DecodeEngine::new(model, format).streams(self.batch);
+        let mut streams = model.engine(format).streams(self.batch);
         let text = |bytes: &mut Bytes<B>, len| bytes.segment(len).into_data().iter::<u8>().collect::<Vec<_>>();
         // Older bytes would leave nothing in the memory, and no other cost.
         let before = text(bytes, self.memory.min(model.mem_len));

@@ -12,18 +12,18 @@ use indicatif::{DecimalBytes, HumanCount, ProgressBar, ProgressStyle};
 use super::input::Input;
 use super::life;
 use super::machine::{MachineArgs, dispatch};
-use super::model::ModelArgs;
+use super::model::{BUNDLED, ModelArgs};
 use super::pipe::{self, Unwritten};
-use crate::codec::{Codec, CodecError, Options, Progress, Totals};
+use crate::codec::{Codec, CodecError, HEADER_LEN, Options, Progress, Totals};
 use crate::data::whole_file;
 use crate::train::{Interrupt, draws_live_lines};
-use crate::{AutodiffBackend, BackendJob, DecodeEngine, WeightFormat};
+use crate::{AutodiffBackend, BackendJob, WeightFormat};
 
 /// What a compressed file's name ends in.
 const SUFFIX: &str = "sharn";
 
-/// Lanes of `--fast`.
-const FAST: usize = 64;
+/// Lanes of `--fast`, and its model where none is named.
+const FAST: (usize, &str) = (64, "bundled-small");
 /// Lanes of `--best`.
 const BEST: usize = 4;
 
@@ -42,7 +42,7 @@ pub struct CompressArgs {
     /// 4 lanes in place of 16: slower, and somewhat smaller
     #[arg(long, conflicts_with_all = ["fast", "lanes"])]
     best: bool,
-    /// 64 lanes in place of 16: faster, and somewhat larger
+    /// 64 lanes in place of 16, and the model `bundled-small` where none is named: faster, and larger
     #[arg(long, conflicts_with = "lanes")]
     fast: bool,
     /// Parts of a block that are read side by side, 1 to 256
@@ -127,16 +127,18 @@ impl BackendJob for CompressArgs {
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
         let with_suffix = |file: &Path| Ok(file.with_added_extension(SUFFIX));
-        let output = self.to.output(&self.file, &self.model, with_suffix)?;
+        let (fast_lanes, fast_model) = FAST;
+        let model = if self.fast { self.model.or(fast_model) } else { self.model };
+        let output = self.to.output(&self.file, &model, with_suffix)?;
         let lanes = self.lanes.unwrap_or(match (self.fast, self.best) {
-            (true, _) => FAST,
+            (true, _) => fast_lanes,
             (_, true) => BEST,
             _ => Options::default().lanes,
         });
         let memory = (self.adapt_memory > 0).then_some(self.adapt_memory << 20);
         let options = Options { lanes, block: self.block << 20, memory };
         let input = Waiting(Input::open(&self.file)?, life::heed(1));
-        let codec = codec::<B>(&self.model, &device)?;
+        let codec = codec::<B>(&model, &device)?;
         let work = Work { input: &self.file, output, verb: "compressed" };
         work.run(|to, watch| codec.compress(input, to, &options, watch))
     }
@@ -152,16 +154,24 @@ impl BackendJob for DecompressArgs {
             Ok(file.with_extension(""))
         };
         let output = self.to.output(&self.file, &self.model, without_suffix)?;
-        let input = Waiting(Input::open(&self.file)?, life::heed(1));
-        let codec = codec::<B>(&self.model, &device)?;
+        let mut input = Waiting(Input::open(&self.file)?, life::heed(1));
+        // Where no model is named, it is the bundled one that the file says.
+        let codecs: Vec<_> =
+            BUNDLED.iter().map(|(name, _)| codec::<B>(&self.model.or(name), &device)).collect::<Result<_>>()?;
         let work = Work { input: &self.file, output, verb: "decompressed" };
         let mut lost = 0;
-        let code = work.run(|to, watch| match self.salvage {
-            false => codec.decompress(input, to, watch),
-            true => codec.salvage(input, to, watch, &mut |error| {
-                lost += 1;
-                tell!("{error}");
-            }),
+        let code = work.run(|to, watch| {
+            let mut beginning = Vec::new();
+            input.by_ref().take(HEADER_LEN as u64).read_to_end(&mut beginning)?;
+            let codec = codecs.iter().find(|codec| codec.is_of(&beginning)).unwrap_or(&codecs[0]);
+            let input = beginning.chain(input);
+            match self.salvage {
+                false => codec.decompress(input, to, watch),
+                true => codec.salvage(input, to, watch, &mut |error| {
+                    lost += 1;
+                    tell!("{error}");
+                }),
+            }
         })?;
         ensure!(lost == 0, "{} is damaged in {lost} places; what could be had was written", self.file.display());
         Ok(code)
@@ -170,7 +180,7 @@ impl BackendJob for DecompressArgs {
 
 fn codec<B: AutodiffBackend>(model: &ModelArgs, device: &B::Device) -> Result<Codec> {
     let model = model.load::<B>(device)?.model.valid();
-    Ok(Codec::new(DecodeEngine::new(&model, WeightFormat::Exact))?)
+    Ok(Codec::new(model.engine(WeightFormat::Exact))?)
 }
 
 /// Input that is waited for no longer than until a signal comes.

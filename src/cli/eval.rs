@@ -110,10 +110,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         None => None,
     };
     let choice = DataChoice::from_args(&args.data, None, stored, !args.json);
-    if args.model.is_bundled() && choice.is_sample() && !args.json {
-        tell!(
-            "the bundled model was trained on some of these bytes: this is not its score on bytes that it has not seen"
-        );
+    if let (Some(bundled), true, false) = (args.model.bundled(), choice.is_sample(), args.json) {
+        tell!("{} was trained on these bytes: this is not its score on bytes that it has not seen", bundled.name);
     }
     let splits = choice.open(&args.data, true)?;
     dispatch(args.machine.backend, Job { args, splits, whole: choice.is_whole() })?

@@ -21,7 +21,7 @@ use crate::{Recipe, ShaRnnConfig};
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// A run's directory, a weights file (.safetensors), `latest`, the run of the highest number under runs/ that has a checkpoint,
-    /// or `bundled`, the model that comes with the program
+    /// or `bundled` or `bundled-small`, the models that come with the program
     #[arg(value_name = "MODEL", default_value = "bundled")]
     path: PathBuf,
     /// Say it as JSON

@@ -9,25 +9,26 @@ use super::machine::MachineArgs;
 use super::outputs;
 use super::runs::{self, Needs};
 use crate::core::{StreamShape, StreamState};
+use crate::pretrained::{self, Pretrained};
 use crate::train::{
     CheckpointError, ImportOptions, InitialWeights, RunWeights, import_weights, latest_manifest, load_run,
     load_state_of, read_config, run_weights,
 };
-use crate::{Backend, Recipe, ShaRnn, ShaRnnConfig, Streams, pretrained};
+use crate::{Backend, Recipe, ShaRnn, ShaRnnConfig, Streams};
 #[cfg(feature = "flex")]
 use crate::{BackendKind, DecodeEngine, WeightFormat};
 
-/// The model that comes with the program.
-const BUNDLED: &str = "bundled";
+/// The models that come with the program; the first one is used where none is named.
+pub const BUNDLED: [(&str, Pretrained); 2] = [("bundled", pretrained::LARGE), ("bundled-small", pretrained::SMALL)];
 
 /// Options that name a model.
 #[derive(clap::Args, Debug)]
 pub struct ModelArgs {
     /// The model: a run's directory (its best weights; before the first validation those of its newest checkpoint), a weights
-    /// file (.safetensors), `latest`, the run of the highest number under runs/ that has weights, or `bundled`, a small model of
-    /// enwik8 that comes with the program
-    #[arg(long, short, value_name = "MODEL", default_value = BUNDLED, help_heading = "Model")]
-    model: PathBuf,
+    /// file (.safetensors), `latest`, the run of the highest number under runs/ that has weights, or `bundled` or the faster
+    /// `bundled-small`, models of enwik8 that come with the program [default: bundled]
+    #[arg(long, short, value_name = "MODEL", help_heading = "Model")]
+    model: Option<PathBuf>,
     /// What that is, once it was looked for.
     #[arg(skip)]
     found: OnceLock<PathBuf>,
@@ -68,7 +69,7 @@ impl FormatArgs {
         let name = self.weights.as_deref().unwrap_or("f32");
         let known = WeightFormat::ALL.into_iter().find(|(_, known)| *known == name);
         let Some((format, _)) = known else { bail!("--weights {name:?} cannot be used: use f32, bf16, int8 or exact") };
-        Ok(DecodeEngine::new(model, format))
+        Ok(model.engine(format))
     }
 }
 
@@ -90,46 +91,50 @@ pub struct Trained {
     pub weights: InitialWeights,
 }
 
-impl Default for ModelArgs {
-    fn default() -> Self {
-        Self::of(BUNDLED.into())
-    }
-}
-
 impl ModelArgs {
     /// A model that another option names.
     pub fn of(model: PathBuf) -> Self {
-        Self { model, found: OnceLock::new(), mem_len: None }
+        Self { model: Some(model), found: OnceLock::new(), mem_len: None }
+    }
+
+    /// The same, but for another model where none was named.
+    pub fn or(&self, model: &str) -> Self {
+        let model = self.model.clone().unwrap_or_else(|| model.into());
+        Self { mem_len: self.mem_len, ..Self::of(model) }
     }
 
     /// What names it.
     pub fn path(&self) -> &Path {
-        &self.model
+        let [(first, _), ..] = BUNDLED;
+        self.model.as_deref().unwrap_or(Path::new(first))
     }
 
     /// Its weights and configuration, before a device is there.
     pub fn trained(&self) -> Result<Trained> {
-        Ok(match self.run_dir()? {
-            Some(dir) => {
+        Ok(match (self.run_dir()?, self.bundled()) {
+            (Some(dir), _) => {
                 let RunWeights { file, config, step, .. } =
                     run_weights(&dir).map_err(|error| of_run_error(&dir, error))?;
                 let name = format!("{}, the weights of step {step}", dir.display());
                 Trained { name, config, weights: file.into() }
             }
-            None if self.is_bundled() => {
-                let weights = InitialWeights::Memory { name: pretrained::NAME, bytes: pretrained::WEIGHTS };
-                Trained { name: pretrained::NAME.into(), config: pretrained::config(), weights }
+            (None, Some(bundled)) => {
+                let weights = InitialWeights::Memory { name: bundled.name, bytes: bundled.weights() };
+                Trained { name: bundled.name.into(), config: bundled.config(), weights }
             }
-            None => {
-                let config = read_config(&self.model, &ImportOptions::default())?;
-                Trained { name: self.model.display().to_string(), config, weights: self.model.clone().into() }
+            (None, None) => {
+                let file = self.path();
+                let config = read_config(file, &ImportOptions::default())?;
+                Trained { name: file.display().to_string(), config, weights: file.to_path_buf().into() }
             }
         })
     }
 
-    /// Whether it is the one that comes with the program.
-    pub fn is_bundled(&self) -> bool {
-        self.model == Path::new(BUNDLED) && !self.model.is_dir()
+    /// The one that comes with the program, where it is one.
+    pub fn bundled(&self) -> Option<Pretrained> {
+        let path = self.path();
+        let (_, bundled) = BUNDLED.into_iter().find(|(name, _)| path == Path::new(name))?;
+        (!path.is_dir()).then_some(bundled)
     }
 
     /// Refuses an output that would replace the model, or another input of the command.
@@ -141,7 +146,7 @@ impl ModelArgs {
     ) -> Result<()> {
         let run_dir = self.run_dir()?;
         let mut inputs: Vec<(&str, &Path)> = others.into_iter().collect();
-        inputs.push(("--model", run_dir.as_deref().unwrap_or(&self.model)));
+        inputs.push(("--model", run_dir.as_deref().unwrap_or(self.path())));
         outputs::refuse_inputs(option, output, inputs)?;
         outputs::refuse_place(option, output, None)
     }
@@ -156,7 +161,7 @@ impl ModelArgs {
         let found = match self.found.get() {
             Some(found) => found,
             None => {
-                let found = runs::find(&self.model, Needs::Model)?;
+                let found = runs::find(self.path(), Needs::Model)?;
                 self.found.get_or_init(|| found)
             }
         };
@@ -165,15 +170,14 @@ impl ModelArgs {
 
     /// Loads the model onto a device.
     pub fn load<B: Backend>(&self, device: &B::Device) -> Result<Loaded<B>> {
-        let loaded = match self.run_dir()? {
-            Some(dir) => of_run(&dir, device)?,
-            None if self.is_bundled() => {
-                let model = pretrained::model::<B>(device);
-                Loaded { model, name: pretrained::NAME.into(), recipe: None }
+        let loaded = match (self.run_dir()?, self.bundled()) {
+            (Some(dir), _) => of_run(&dir, device)?,
+            (None, Some(bundled)) => {
+                Loaded { model: bundled.model::<B>(device), name: bundled.name.into(), recipe: None }
             }
-            None => {
-                let model = import_weights::<B>(&self.model, &ImportOptions::default(), device)?;
-                Loaded { model, name: self.model.display().to_string(), recipe: None }
+            (None, None) => {
+                let model = import_weights::<B>(self.path(), &ImportOptions::default(), device)?;
+                Loaded { model, name: self.path().display().to_string(), recipe: None }
             }
         };
         Ok(match self.mem_len {

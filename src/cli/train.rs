@@ -32,7 +32,7 @@ use crate::train::{
 use crate::{AutodiffBackend, Backend, BackendJob, NGramConfig, ShaRnn, ShaRnnConfig, Splits};
 #[cfg(feature = "flex")]
 use crate::{
-    DecodeEngine, WeightFormat,
+    WeightFormat,
     core::{BatchScorer, Mixer, MixerConfig},
     train::{EvalError, evaluate_streams},
 };
@@ -268,7 +268,7 @@ fn is_quick(config: &ShaRnnConfig, bytes: usize) -> bool {
 #[cfg(feature = "flex")]
 fn adaptive<B: Backend>(model: &ShaRnn<B>, splits: &Splits, interrupt: &Interrupt) -> Option<[f64; 2]> {
     // On the CPU whatever trained: byte by byte that is fastest.
-    let engine = DecodeEngine::new(model, WeightFormat::F32);
+    let engine = model.engine(WeightFormat::F32);
     let score = |split: &[u8]| {
         let scorer = BatchScorer::adaptive(engine.streams(1), Mixer::new(MixerConfig::default(), 1))?;
         evaluate_streams(scorer, split, interrupt, |_, _| {})

@@ -57,3 +57,17 @@ fn another_model_and_damage_are_told_and_what_can_be_had_is_restored() {
     assert!(error.contains("damaged in 1 places"), "{error}");
     assert_eq!(fs::read(at.path("back")).unwrap(), vec![0; original.len()]);
 }
+
+#[test]
+fn a_file_says_which_bundled_model_reads_it() {
+    let at = Workplace::new();
+    let text = b"What is said of the [[history of France]] is said here.\n";
+    at.write("text", text);
+    for options in [&[][..], &["--fast"], &["--model", "bundled-small"], &["--fast", "--model", "bundled"]] {
+        at.stdout(&[&["compress", "text", "--force"], options].concat());
+        at.stdout(&["decompress", "text.sharn", "--to", "back", "--force"]);
+        assert_eq!(fs::read(at.path("back")).unwrap(), text, "{options:?}");
+    }
+    let error = at.error(&["decompress", "text.sharn", "--model", "bundled-small", "--to", "back", "--force"]);
+    assert!(error.contains("was compressed with model "), "{error}");
+}

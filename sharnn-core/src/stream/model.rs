@@ -4,8 +4,9 @@ use std::fmt;
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::state::BlockValues;
-use super::{StateError, StreamError, StreamShape, StreamState, Streams, values};
+use sharnn_stream::{BlockValues, StateError, StreamError, StreamShape, StreamState, StreamValues, Streams};
+
+use super::values;
 use crate::{Backend, BlockState, LstmState, Pass, ShaRnn, ShaRnnState};
 
 /// Tokens of a stream that go through the model at once, at most: the paper's segment.
@@ -107,7 +108,7 @@ impl<B: Backend> ModelStreams<B> {
         if segment_len == 0 || (model.attends() && mem_len > 0 && segment_len > mem_len) {
             return Err(StreamError::SegmentLen { segment_len, mem_len });
         }
-        let shape = StreamShape::of(model, segment_len);
+        let shape = model.stream_shape(segment_len);
         let start = StreamState::start(&shape);
         let device = model.encoder.weight.device();
         let state = lane(&start, &device);
@@ -232,32 +233,31 @@ impl<B: Backend> Streams for ModelStreams<B> {
             let LstmState { h, c } = lstm.expect("streams have states from their start on");
             BlockValues { h: values(h), c: values(c), memory: memory.map_or(Vec::new(), values) }
         };
-        StreamState {
-            shape: self.shape.clone(),
+        let values = StreamValues {
             position: group.position,
             oldest: 0,
             recent: one.recent.map_or(Vec::new(), tokens),
             blocks: one.blocks.into_iter().map(block).collect(),
             logits: self.logits[stream].clone(),
-            weights: None,
-            adaptive: None,
-        }
+        };
+        StreamState::new(self.shape.clone(), values)
     }
 
     fn set_state(&mut self, stream: usize, state: &StreamState) -> Result<(), StateError> {
         state.fits(&self.shape)?;
         let _ = self.find(stream);
         self.groups = self.groups.drain(..).flat_map(|group| group.part(|other| other == stream)[1].take()).collect();
-        let position = state.position;
+        let position = state.position();
         self.groups.push(Group { streams: vec![stream], state: lane(state, &self.device), position });
-        self.logits[stream] = state.logits.clone();
+        self.logits[stream] = state.values().logits.clone();
         Ok(())
     }
 }
 
 /// A state of one lane.
 fn lane<B: Backend>(state: &StreamState, device: &B::Device) -> ShaRnnState<B> {
-    let d = state.shape.d_model;
+    let (shape, StreamValues { blocks, recent, .. }) = (state.shape(), state.values());
+    let d = shape.d_model;
     let row = |x: &[f32]| Tensor::from_data(TensorData::new(x.to_vec(), [1, d]), device);
     let block = |block: &BlockValues| {
         let BlockValues { h, c, memory } = block;
@@ -268,13 +268,13 @@ fn lane<B: Backend>(state: &StreamState, device: &B::Device) -> ShaRnnState<B> {
         }
     };
     // Said as well at the start, so that states can be joined.
-    let context = state.shape.context;
+    let context = shape.context;
     let recent = (context > 0).then(|| {
-        let before = std::iter::repeat_n(-1, context - state.recent.len());
-        let tokens: Vec<i32> = before.chain(state.recent.iter().map(|&token| token as i32)).collect();
+        let before = std::iter::repeat_n(-1, context - recent.len());
+        let tokens: Vec<i32> = before.chain(recent.iter().map(|&token| token as i32)).collect();
         Tensor::from_data(TensorData::new(tokens, [1, context]), device)
     });
-    ShaRnnState { blocks: state.blocks.iter().map(block).collect(), recent }
+    ShaRnnState { blocks: blocks.iter().map(block).collect(), recent }
 }
 
 /// The tokens of one lane, without those before the start.

@@ -17,7 +17,7 @@ fn model() -> ShaRnn<Flex> {
 }
 
 fn engine() -> DecodeEngine {
-    DecodeEngine::new(&model(), WeightFormat::F32)
+    model().engine(WeightFormat::F32)
 }
 
 fn lines(n: usize, seed: usize) -> Vec<u8> {

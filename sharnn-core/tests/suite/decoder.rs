@@ -80,7 +80,7 @@ fn assert_same(config: &ShaRnnConfig, n: usize) {
     let model = model::<Flex>(config);
     let steps = 0..3 * config.mem_len.min(12) + 5;
     let (want, _) = forward(&model, model.empty_state(), n, steps.clone());
-    let got = feed(&mut DecodeEngine::new(&model, WeightFormat::F32).streams(n), steps);
+    let got = feed(&mut model.engine(WeightFormat::F32).streams(n), steps);
     assert!(want.iter().any(|x| x.abs() > 0.1), "the logits say nothing");
     let difference = largest_difference(&got, &want);
     assert!(difference <= 1e-4, "{config:?}, {n} streams: {difference}");
@@ -115,7 +115,7 @@ fn one_segment_gives_the_same_while_it_fits_into_the_memory() {
     // More than one block of the decoder's attention.
     let model = model::<Flex>(&config(Attend::All, 80).with_heads(2));
     let (whole, _) = model.forward(tokens(1, 0..80), model.empty_state());
-    let got = feed(&mut DecodeEngine::new(&model, WeightFormat::F32).streams(1), 0..80);
+    let got = feed(&mut model.engine(WeightFormat::F32).streams(1), 0..80);
     assert!(largest_difference(&got, &values(whole)) <= 1e-4);
 }
 
@@ -124,10 +124,10 @@ fn a_collapsed_model_and_another_backend_give_the_same() {
     let config = config(Attend::All, 6);
     let feed = |engine: DecodeEngine| feed(&mut engine.streams(1), 0..20);
     let model = model::<Flex>(&config);
-    let got = feed(DecodeEngine::new(&model, WeightFormat::F32));
-    assert!(largest_difference(&got, &feed(DecodeEngine::new(&model.collapse(), WeightFormat::F32))) <= 1e-5);
+    let got = feed(model.engine(WeightFormat::F32));
+    assert!(largest_difference(&got, &feed(model.collapse().engine(WeightFormat::F32))) <= 1e-5);
     let other = self::model::<NdArray>(&config);
-    assert!(largest_difference(&got, &feed(DecodeEngine::new(&other, WeightFormat::F32))) <= 1e-5);
+    assert!(largest_difference(&got, &feed(other.engine(WeightFormat::F32))) <= 1e-5);
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn smaller_weights_stay_near() {
     for (format, tolerance) in
         [(WeightFormat::F32, 1e-5), (WeightFormat::Bf16, 1e-2), (WeightFormat::Int8, 3e-2), (WeightFormat::Exact, 3e-2)]
     {
-        let got = feed(&mut DecodeEngine::new(&model, format).streams(1), 0..60);
+        let got = feed(&mut model.engine(format).streams(1), 0..60);
         let difference = largest_difference(&got, &want) / largest;
         assert!(difference <= tolerance, "{format:?}: {difference}");
         assert!(format == WeightFormat::F32 || difference > 1e-4, "{format:?} rounds nothing: {difference}");
@@ -152,7 +152,7 @@ fn smaller_weights_stay_near() {
 
 #[test]
 fn an_engine_goes_to_other_threads() {
-    let engine = DecodeEngine::new(&model::<Flex>(&config(Attend::All, 6)), WeightFormat::Bf16);
+    let engine = model::<Flex>(&config(Attend::All, 6)).engine(WeightFormat::Bf16);
     let want = feed(&mut engine.streams(1), 0..30);
     std::thread::scope(|scope| {
         for _ in 0..3 {
@@ -166,5 +166,30 @@ fn an_engine_goes_to_other_threads() {
 #[test]
 #[should_panic(expected = "2 tokens for 1 streams")]
 fn more_tokens_than_streams_are_refused() {
-    DecodeEngine::new(&model::<Flex>(&config(Attend::All, 6)), WeightFormat::F32).streams(1).feed(&[1u8, 2]);
+    model::<Flex>(&config(Attend::All, 6)).engine(WeightFormat::F32).streams(1).feed(&[1u8, 2]);
+}
+
+/// The weights of attention after each token are those of the model, in two heads too, and once the memory is full.
+#[test]
+fn it_shows_where_a_token_looked() {
+    for n_heads in [1, 2] {
+        let model = model::<Flex>(&ShaRnnConfig { n_heads, ..config(Attend::SecondLast, 7) });
+        let mut streams = model.engine(WeightFormat::F32).streams(2);
+        assert_eq!(streams.look(0), None);
+        let mut state = model.empty_state();
+        for t in 0..12 {
+            streams.feed(&[token(1, t), token(0, t)]);
+            let looked = model.look(tokens(1, t..t + 1), state);
+            state = looked.state;
+            let expected = looked.weights[1].clone().unwrap().into_data().to_vec::<f32>().unwrap();
+            let heads = streams.look(1).unwrap();
+            assert!(heads.len() == n_heads && heads.iter().all(|weights| weights.len() == (t + 1).min(7)));
+            let found = heads.concat();
+            let difference = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(found.len() == expected.len() && difference < 1e-5, "{n_heads} heads, step {t}: {difference}");
+        }
+    }
+    let mut without = model::<Flex>(&config(Attend::None, 7)).engine(WeightFormat::F32).streams(1);
+    without.feed(&[1u8]);
+    assert_eq!(without.look(0), None);
 }

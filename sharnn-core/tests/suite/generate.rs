@@ -6,8 +6,8 @@ use burn::backend::Flex;
 use burn::module::Param;
 use burn::tensor::{Tensor, TensorData};
 use sharnn_core::{
-    BatchGenerator, DecodeEngine, DecodeStreams, GenerateError, Generator, ModelStreams, Sampling, ShaRnn,
-    ShaRnnConfig, StreamError, Streams, WeightFormat,
+    BatchGenerator, DecodeStreams, GenerateError, Generator, ModelStreams, Sampling, ShaRnn, ShaRnnConfig, StreamError,
+    Streams, WeightFormat,
 };
 
 fn config() -> ShaRnnConfig {
@@ -22,7 +22,7 @@ fn model() -> ShaRnn<Flex> {
 }
 
 fn streams(model: &ShaRnn<Flex>) -> DecodeStreams {
-    DecodeEngine::new(model, WeightFormat::F32).streams(1)
+    model.engine(WeightFormat::F32).streams(1)
 }
 
 fn generated(streams: impl Streams, sampling: Sampling, prompt: &[u8], n: usize) -> Vec<u8> {
@@ -161,7 +161,7 @@ fn a_prompt_in_parts_is_the_same_prompt() {
 #[test]
 fn streams_side_by_side_write_what_each_writes_alone() {
     let model = model();
-    let engine = DecodeEngine::new(&model, WeightFormat::F32);
+    let engine = model.engine(WeightFormat::F32);
     let prompts: [&[u8]; 3] = [b"first", b"", b"the third one"];
     let alone: Vec<_> = (0..3).map(|i| text(&model, sampling(1.0, 11 + i as u64), prompts[i], 20)).collect();
     let mut batch = BatchGenerator::new(engine.streams(3), Sampling::default()).unwrap();
@@ -197,7 +197,7 @@ fn streams_side_by_side_write_what_each_writes_alone() {
 #[test]
 fn streams_of_one_seed_draw_numbers_of_their_own_and_the_first_those_of_one_alone() {
     let model = model();
-    let engine = DecodeEngine::new(&model, WeightFormat::F32);
+    let engine = model.engine(WeightFormat::F32);
     let mut batch = BatchGenerator::new(engine.streams(2), sampling(1.0, 3)).unwrap();
     batch.feed(&["seed", "seed"]).unwrap();
     let bytes: Vec<_> = (0..40).map(|_| batch.next_bytes(&[0, 1]).unwrap()).collect();
@@ -214,7 +214,7 @@ fn streams_of_one_seed_draw_numbers_of_their_own_and_the_first_those_of_one_alon
 #[test]
 #[should_panic(expected = "stream 1 is named twice")]
 fn a_stream_cannot_write_two_bytes_at_once() {
-    let engine = DecodeEngine::new(&model(), WeightFormat::F32);
+    let engine = model().engine(WeightFormat::F32);
     let _ = BatchGenerator::new(engine.streams(2), Sampling::default()).unwrap().next_bytes(&[1, 0, 1]);
 }
 

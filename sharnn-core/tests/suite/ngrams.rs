@@ -217,7 +217,7 @@ fn a_model_tells_its_configuration_and_counts_its_parameters() {
 #[cfg(feature = "flex")]
 mod streams {
     use burn::backend::Flex;
-    use sharnn_core::{DecodeEngine, ModelStreams, StreamState, Streams, WeightFormat};
+    use sharnn_core::{ModelStreams, StreamState, Streams, WeightFormat};
 
     use super::*;
 
@@ -256,7 +256,7 @@ mod streams {
                 (WeightFormat::Int8, 0.1),
                 (WeightFormat::Exact, 0.1),
             ] {
-                let engine = DecodeEngine::new(&model, format);
+                let engine = model.engine(format);
                 let got = read(&mut engine.streams(3), &texts);
                 for (i, text) in texts.iter().enumerate() {
                     let want = want(&model, text);
@@ -272,7 +272,7 @@ mod streams {
     #[test]
     fn a_state_carries_the_newest_tokens_in_any_place_and_as_bytes() {
         let model = model::<Flex>(&config(NGramSite::Both));
-        let engine = DecodeEngine::new(&model, WeightFormat::F32);
+        let engine = model.engine(WeightFormat::F32);
         // Shorter than what the orders look back, and longer.
         for len in [0, 2, 20] {
             let (before, after) = (bytes(1, len), bytes(3, 9));
@@ -301,12 +301,12 @@ mod streams {
     #[test]
     fn a_state_of_another_context_is_refused() {
         let model = model::<Flex>(&config(NGramSite::Both));
-        let mut streams = DecodeEngine::new(&model, WeightFormat::F32).streams(1);
+        let mut streams = model.engine(WeightFormat::F32).streams(1);
         read(&mut streams, &[&bytes(1, 9)]);
         let state = streams.state(0);
         let without = ShaRnnConfig { ngrams: None, ..config(NGramSite::Both) };
         let without = without.init_seeded::<Flex>(1, &Default::default());
-        let mut others = DecodeEngine::new(&without, WeightFormat::F32).streams(1);
+        let mut others = without.engine(WeightFormat::F32).streams(1);
         let error = others.set_state(0, &state).unwrap_err().to_string();
         assert!(error.contains("context = 4, expected 0"), "{error}");
         // A state of a model without such a memory says nothing of it.

@@ -88,7 +88,7 @@ fn segments_are_those_of_the_model_however_the_bytes_come() {
                 assert_near(&got[0], &want, &format!("{what}, {by}"));
             }
             if segment_len == 1 {
-                let mut streams = DecodeEngine::new(&model, WeightFormat::F32).streams(1);
+                let mut streams = model.engine(WeightFormat::F32).streams(1);
                 assert_near(&read(&mut streams, &[text], uneven())[0], &want, &what);
             }
         }
@@ -109,7 +109,7 @@ fn texts_longer_than_what_goes_through_the_model_at_once() {
 fn packed_streams_give_the_same_bits_however_the_bytes_come_and_whoever_is_beside_them() {
     let model = model::<Flex>(&config(Attend::All, 9));
     for (format, _) in sharnn_core::kernels::WeightFormat::ALL {
-        let engine = DecodeEngine::new(&model, format);
+        let engine = model.engine(format);
         let texts: Vec<_> = [0, 33, 50, 21].iter().enumerate().map(|(i, &len)| text(i, len)).collect();
         let got = read(&mut engine.streams(4), &texts, uneven());
         for (text, got) in texts.iter().zip(&got) {
@@ -137,7 +137,7 @@ fn streams_of_a_model_are_what_each_is_alone() {
 #[test]
 fn streams_leave_join_and_begin_anew() {
     let model = model::<Flex>(&config(Attend::All, 10));
-    let engine = DecodeEngine::new(&model, WeightFormat::F32);
+    let engine = model.engine(WeightFormat::F32);
     let packed = |n| -> Box<dyn Streams> { Box::new(engine.streams(n)) };
     let whole = |n| -> Box<dyn Streams> { Box::new(ModelStreams::new(&model, n, 1).unwrap()) };
     let want = [1, 2, 3].map(|seed| forward(&model, &text(seed, 40), 1));
@@ -170,7 +170,7 @@ fn streams_leave_join_and_begin_anew() {
 fn a_state_goes_on_bit_for_bit() {
     for mem_len in [0, 1, 7, 70] {
         let model = model::<Flex>(&config(Attend::All, mem_len));
-        let engine = DecodeEngine::new(&model, WeightFormat::Bf16);
+        let engine = model.engine(WeightFormat::Bf16);
         let segment_len = if mem_len == 0 { 5 } else { mem_len.min(5) };
         let ways: [Box<dyn Fn() -> Box<dyn Streams>>; 2] = [
             Box::new(|| Box::new(engine.streams(1))),
@@ -196,7 +196,7 @@ fn a_state_goes_on_bit_for_bit() {
 #[test]
 fn what_a_stream_carries_does_not_grow() {
     let model = model::<Flex>(&config(Attend::All, 8));
-    let packed = DecodeEngine::new(&model, WeightFormat::Int8).streams(1);
+    let packed = model.engine(WeightFormat::Int8).streams(1);
     let all: [Box<dyn Streams>; 3] = [
         Box::new(packed),
         Box::new(ModelStreams::new(&model, 1, 1).unwrap()),
@@ -223,7 +223,7 @@ fn a_memory_larger_than_any() {
     // So that the product of its sizes is small again: 112 values.
     let config = ShaRnnConfig { d_model: 112, d_ff: 112, n_layers: 1, attend: Attend::All, ..ShaRnnConfig::xs() };
     let model = config.init_seeded::<Flex>(1, &Default::default()).with_mem_len((1 << 62) + 1);
-    DecodeEngine::new(&model, WeightFormat::F32).streams(1);
+    model.engine(WeightFormat::F32).streams(1);
 }
 
 #[test]
@@ -248,7 +248,7 @@ fn what_a_state_does_not_fit() {
         assert_eq!(streams.state(0), before);
     }
     // Other weights of the same sizes cannot be told from these.
-    let engine = DecodeEngine::new(&self::model::<Flex>(&base), WeightFormat::F32);
+    let engine = self::model::<Flex>(&base).engine(WeightFormat::F32);
     let mut packed = engine.streams(1);
     let error = packed.set_state(0, &state).unwrap_err();
     assert!(matches!(error, StateError::Segment { position: 1, expected: 1, found: 3 }), "{error}");
@@ -303,7 +303,7 @@ fn a_score_is_the_models_log_softmax() {
             let model = model::<B>(&config(Attend::All, mem_len));
             let text = text(1, 30);
             let want = costs(&model, &text);
-            let engine = DecodeEngine::new(&model, WeightFormat::F32);
+            let engine = model.engine(WeightFormat::F32);
             let mut packed = Scorer::new(engine.streams(1)).unwrap();
             assert_costs(&packed.score(&text).unwrap(), &want, "packed");
             let mut whole = Scorer::new(ModelStreams::new(&model, 1, 1).unwrap()).unwrap();
@@ -322,7 +322,7 @@ fn a_score_is_the_models_log_softmax() {
 #[test]
 fn scores_in_parts_and_of_many_are_the_same() {
     let model = model::<Flex>(&config(Attend::All, 7));
-    let engine = DecodeEngine::new(&model, WeightFormat::Int8);
+    let engine = model.engine(WeightFormat::Int8);
     let texts = [text(1, 30), text(2, 0), text(3, 19)];
     let alone = |text: &[u8]| Scorer::new(engine.streams(1)).unwrap().score(text).unwrap();
     let mut batch = BatchScorer::new(engine.streams(3)).unwrap();
@@ -383,7 +383,7 @@ fn whole_distributions_are_what_the_bytes_are_scored_with() {
 #[test]
 fn what_cannot_be_scored() {
     let config = config(Attend::All, 7);
-    let engine = DecodeEngine::new(&model::<Flex>(&config), WeightFormat::F32);
+    let engine = model::<Flex>(&config).engine(WeightFormat::F32);
     let mut scorer = BatchScorer::new(engine.streams(2)).unwrap();
     let error = scorer.score(&[&[1, 2, 3][..], &[4, 77]]).unwrap_err();
     assert_eq!(error, StreamError::OutsideVocabulary { stream: 1, byte: 77, offset: 1, vocab_size: 50 });
@@ -401,7 +401,7 @@ fn what_cannot_be_scored() {
     assert_eq!(scorer.score(&[1]).unwrap().len(), 1);
 
     let large = model::<Flex>(&config.clone().with_vocab_size(257));
-    let error = Scorer::new(DecodeEngine::new(&large, WeightFormat::F32).streams(1)).unwrap_err();
+    let error = Scorer::new(large.engine(WeightFormat::F32).streams(1)).unwrap_err();
     assert_eq!(error, StreamError::NotBytes { vocab_size: 257 });
 
     let mut diverged = model::<Flex>(&config);
@@ -413,14 +413,14 @@ fn what_cannot_be_scored() {
 #[test]
 #[should_panic(expected = "1 texts for 2 streams")]
 fn a_text_for_each_stream() {
-    let engine = DecodeEngine::new(&model::<Flex>(&config(Attend::All, 7)), WeightFormat::F32);
+    let engine = model::<Flex>(&config(Attend::All, 7)).engine(WeightFormat::F32);
     let _ = BatchScorer::new(engine.streams(2)).unwrap().score(&["one"]);
 }
 
 #[test]
 #[should_panic(expected = "2 streams for a scorer of one: use BatchScorer")]
 fn a_scorer_is_of_one_stream() {
-    let engine = DecodeEngine::new(&model::<Flex>(&config(Attend::All, 7)), WeightFormat::F32);
+    let engine = model::<Flex>(&config(Attend::All, 7)).engine(WeightFormat::F32);
     let _ = Scorer::new(engine.streams(2));
 }
 

@@ -10,8 +10,8 @@ use proptest::sample::Index;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 use sharnn_core::{
-    Attend, DecodeEngine, DecodeStreams, ModelStreams, NGramConfig, NGramSite, ShaRnnConfig, StateError, StreamShape,
-    StreamState, Streams, WeightFormat,
+    Attend, DecodeStreams, ModelStreams, NGramConfig, NGramSite, ShaRnnConfig, StateError, StreamShape, StreamState,
+    Streams, WeightFormat,
 };
 
 fn config() -> ShaRnnConfig {
@@ -19,7 +19,7 @@ fn config() -> ShaRnnConfig {
 }
 
 fn streams(config: &ShaRnnConfig) -> DecodeStreams {
-    DecodeEngine::new(&config.init_seeded::<Flex>(1, &Default::default()), WeightFormat::F32).streams(1)
+    config.init_seeded::<Flex>(1, &Default::default()).engine(WeightFormat::F32).streams(1)
 }
 
 /// A state with a full ring that has rolled over.

@@ -28,7 +28,7 @@ macro_rules! kernels {
 }
 
 /// Of the layer norms.
-const EPS: f32 = 1e-12;
+pub(super) const EPS: f32 = 1e-12;
 
 /// Rows of a memory that are attended to together, whoever does it: the order of no sum depends on the number of threads.
 pub(super) const MEMORY_BLOCK: usize = 32;

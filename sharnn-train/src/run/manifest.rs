@@ -194,6 +194,14 @@ impl CorpusIdentity {
 }
 
 impl Manifest {
+    /// Goes on with what a recipe says otherwise, as far as no step that was made depends on it.
+    pub(crate) fn take_changes(&mut self, recipe: &Recipe) {
+        let Position { phase, phase_step, phase_epoch, .. } = self.position;
+        let targets = self.segments.lane_len.saturating_sub(1).max(1);
+        let epochs = phase_epoch as f64 + self.segments.position as f64 / targets as f64;
+        self.recipe = self.recipe.with_evaluations_of(recipe).with_falls_of(recipe, phase, phase_step, epochs);
+    }
+
     /// Refuses to go on with anything but what the run was started with. The corpus may have another name.
     pub(crate) fn check(
         &self,

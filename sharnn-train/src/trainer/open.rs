@@ -47,8 +47,10 @@ impl<B: AutodiffBackend> Trainer<B> {
 
     /// Resumes the run of the run directory where there is one, and starts one where there is none.
     ///
-    /// A run that exists may go on with other evaluations than it began with ([`Recipe::with_evaluations_of`]): they change nothing of
-    /// its past. Where validations differ, its best weights are scored anew, so that the next ones are compared with what they can be.
+    /// A run that exists may go on with what changes nothing of its past. It may have other evaluations ([`Recipe::with_evaluations_of`]):
+    /// where validations differ, its best weights are scored anew, so that the next ones are compared with what they can be. And as long
+    /// as its rate has not begun to fall, the phase may have another schedule, or end at another step or epoch, if the rate would not
+    /// have begun to fall by that either: so a run at a constant rate is given its end.
     ///
     /// # Errors
     /// As [`new`](Self::new) and [`resume`](Self::resume), and if the run was started with another configuration or
@@ -276,7 +278,7 @@ impl<B: AutodiffBackend> Start<'_, B> {
         let checkpoint = Checkpoint::load_newest(&options.run_dir)?;
         let mut manifest = checkpoint.manifest.clone();
         if let Some((_, recipe)) = expected {
-            manifest.recipe = manifest.recipe.with_evaluations_of(recipe);
+            manifest.take_changes(recipe);
         }
         if options.other_evaluation_data {
             let given = CorpusIdentity::of(&splits);

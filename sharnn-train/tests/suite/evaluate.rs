@@ -3,7 +3,7 @@
 use burn::backend::Flex;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
-use sharnn_core::{Attend, DecodeEngine, Precision, ShaRnn, ShaRnnConfig, WeightFormat};
+use sharnn_core::{Attend, Precision, ShaRnn, ShaRnnConfig, WeightFormat};
 use sharnn_data::DataError;
 use sharnn_train::{EvalConfig, EvalError, Evaluation, Interrupt, MapFloat, evaluate, evaluate_packed, map_params};
 
@@ -121,7 +121,7 @@ fn loud(config: &ShaRnnConfig) -> ShaRnn<Flex> {
 }
 
 fn packed(model: &ShaRnn<Flex>, format: WeightFormat, data: &[u8], lanes: usize) -> Result<Evaluation, EvalError> {
-    evaluate_packed(&DecodeEngine::new(model, format), data, lanes, &Interrupt::default(), |_, _| {})
+    evaluate_packed(&model.engine(format), data, lanes, &Interrupt::default(), |_, _| {})
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn what_cannot_be_scored_with_packed_weights_is_refused() {
 
 #[test]
 fn scoring_with_packed_weights_is_watched_and_interrupted() {
-    let engine = DecodeEngine::new(&model(&config()), WeightFormat::Bf16);
+    let engine = model(&config()).engine(WeightFormat::Bf16);
     let (data, interrupt) = (bytes(2 * 2500), Interrupt::default());
     let mut calls = Vec::new();
     evaluate_packed(&engine, &data, 2, &interrupt, |done, total| calls.push((done, total))).unwrap();

@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use sharnn_core::{Attend, DecodeEngine, NGramConfig, NGramSite, ShaRnnConfig, WeightFormat};
+use sharnn_core::{Attend, NGramConfig, NGramSite, ShaRnnConfig, WeightFormat};
 use sharnn_train::{
     CONFIG_KEY, CheckpointError, ImportOptions, Metrics, SaveOptions, TrainError, Trainer, Vocabulary, WeightType,
     WeightsError, import_weights, latest_manifest, load_best, load_metadata, load_tensors, load_weights, read_config,
@@ -95,7 +95,7 @@ fn read_all(bytes: &[u8]) {
         });
         // With a memory of any length.
         if let Some(model) = imported {
-            DecodeEngine::new(&model, WeightFormat::F32).streams(1).feed(&[0u8]);
+            model.engine(WeightFormat::F32).streams(1).feed(&[0u8]);
         }
     }
 }

@@ -5,6 +5,7 @@ mod common;
 #[path = "../../../sharnn-core/tests/suite/support/mod.rs"]
 mod support;
 
+mod engine_file;
 mod evaluate;
 mod golden;
 mod group;

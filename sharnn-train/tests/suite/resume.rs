@@ -5,8 +5,8 @@ use burn::backend::Flex;
 use sharnn_core::{AutodiffBackend, Precision};
 use sharnn_data::Splits;
 use sharnn_train::{
-    Event, Interrupt, Limits, Metrics, MuonConfig, Recipe, Record, RunWeights, Stop, TrainOptions, Trainer, evaluate,
-    latest_manifest, load_best, run_weights,
+    Event, Interrupt, Limits, Metrics, MuonConfig, Phase, Recipe, Record, RunWeights, Schedule, Stop, TrainOptions,
+    Trainer, evaluate, latest_manifest, load_best, run_weights,
 };
 
 /// The reference itself: all steps once, a memory that is full, a loss that falls, several validations.
@@ -327,6 +327,41 @@ fn a_run_may_go_on_with_other_evaluations() {
     // What computes the steps is still refused.
     let error = open_with::<B>(other.with_batch_size(8), options(dir.path())).err().unwrap().to_string();
     assert!(error.contains("batch_size = 4, not 8"), "{error}");
+}
+
+/// A run at a constant rate is given its end later: it is the run that was to end there from the start. A rate that falls already is kept.
+#[test]
+fn a_rate_that_stayed_may_be_let_fall() {
+    let recipe_with = |schedule, steps| {
+        let mut recipe = recipe();
+        recipe.phases = vec![Phase { lr: 2e-2, warmup_steps: 5, schedule, epochs: 100, steps }];
+        recipe
+    };
+    let constant = recipe_with(Schedule::Constant, None);
+    let late = |steps| recipe_with(Schedule::Late, Some(steps));
+    let [reference, dir] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let mut whole = open_with::<B>(late(40), options(reference.path())).unwrap();
+    complete(&mut whole);
+    let stop_at = |recipe: Recipe, stop| {
+        let mut trainer = open_with::<B>(recipe, options(dir.path())).unwrap();
+        trainer.run(&steps(stop), &mut silent, &Interrupt::default()).unwrap();
+    };
+    stop_at(constant.clone(), 12);
+    // The first steps of a line are below the rate that these had; a fall that would have begun is too late as well.
+    for recipe in [recipe_with(Schedule::Linear, Some(40)), late(16)] {
+        let error = open_with::<B>(recipe, options(dir.path())).err().unwrap().to_string();
+        assert!(error.contains("recipe.phases[0].s"), "{error}");
+    }
+    stop_at(late(30), 20);
+    stop_at(constant.clone(), 21);
+    stop_at(late(40), 30);
+    for recipe in [constant, late(50)] {
+        let error = open_with::<B>(recipe, options(dir.path())).err().unwrap().to_string();
+        assert!(error.contains("recipe.phases[0].s"), "{error}");
+    }
+    let mut parts = open_with::<B>(late(40), options(dir.path())).unwrap();
+    complete(&mut parts);
+    assert_eq!(trace(&parts, dir.path()), trace(&whole, reference.path()));
 }
 
 /// Weights that were trained before count as the best until a step is better, and what they score is kept.

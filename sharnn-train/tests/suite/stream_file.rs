@@ -5,13 +5,13 @@ use std::fs;
 use std::path::Path;
 
 use burn::backend::Flex;
-use sharnn_core::{DecodeEngine, DecodeStreams, Scorer, ShaRnnConfig, StateError, Streams, WeightFormat};
+use sharnn_core::{DecodeStreams, Scorer, ShaRnnConfig, StateError, Streams, WeightFormat};
 use sharnn_train::{StateFileError, load_state, load_state_of, save_state, weights_digest};
 
 fn scorer() -> Scorer<DecodeStreams> {
     let config = ShaRnnConfig { d_model: 8, d_ff: 16, n_layers: 2, mem_len: 6, ..ShaRnnConfig::xs() };
     let model = config.init_seeded::<Flex>(1, &Default::default());
-    Scorer::new(DecodeEngine::new(&model, WeightFormat::Bf16).streams(1)).unwrap()
+    Scorer::new(model.engine(WeightFormat::Bf16).streams(1)).unwrap()
 }
 
 fn names(dir: &Path) -> Vec<String> {

@@ -108,7 +108,7 @@ pub struct Args {
     #[arg(long, help_heading = "Run")]
     pub resume: bool,
     /// Start a new run from the weights of a model, whose sizes it has: whatever --model takes elsewhere, a run's directory, `latest`, a
-    /// weights file or `bundled`. The validation split is scored before and after
+    /// weights file, `bundled` or `bundled-small`. The validation split is scored before and after
     #[arg(long, value_name = "MODEL", help_heading = "Model", conflicts_with_all = ["resume", "preset"])]
     pub from: Option<PathBuf>,
     /// Compute activations again in the backward pass: three quarters of the memory, a quarter more work, the same run
@@ -715,9 +715,9 @@ mod tests {
     fn a_run_that_goes_on_from_a_model_has_its_sizes() {
         let plan_of = |options: &[&str]| plan(&[&["--from", "bundled"], options].concat());
         let from = plan_of(&["--mem-len", "100", "--dropout", "0.1", "--steps", "9"]).unwrap();
-        let expected = crate::pretrained::config().with_mem_len(100).with_dropout(0.1);
+        let expected = crate::pretrained::LARGE.config().with_mem_len(100).with_dropout(0.1);
         assert_eq!((&from.config, from.recipe.phases), (&expected, Recipe::budget(Some(9)).phases));
-        assert_eq!(plan_of(&[]).unwrap().config, crate::pretrained::config());
+        assert_eq!(plan_of(&[]).unwrap().config, crate::pretrained::LARGE.config());
         assert!(from.options.score_start && from.options.initial_weights.is_some());
         assert_eq!(from.origin, Some(Origin { model: "the bundled model".into() }));
         for (options, said) in [

@@ -47,10 +47,7 @@ impl Pairs for Neon {
             let ([w, w_after], [x, x_after]) = (weights.halves(), values.halves());
             let low = vmlal_s16(self.0, vget_low_s16(w), vget_low_s16(x));
             let high = vmlal_high_s16(self.1, w, x);
-            Self(
-                vmlal_s16(low, vget_low_s16(w_after), vget_low_s16(x_after)),
-                vmlal_high_s16(high, w_after, x_after),
-            )
+            Self(vmlal_s16(low, vget_low_s16(w_after), vget_low_s16(x_after)), vmlal_high_s16(high, w_after, x_after))
         }
     }
     #[inline(always)]

@@ -16,8 +16,8 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView, View};
 use sha2::{Digest, Sha256};
 use sharnn_mixing::MixerError;
 
-use super::state::{BlockValues, fields};
-use super::{StreamShape, StreamState};
+use crate::state::fields;
+use crate::{BlockValues, StreamShape, StreamState, StreamValues};
 
 /// Key of the metadata's only entry: with one alone, equal states are equal bytes.
 const KEY: &str = "sharnn-stream-state";
@@ -141,7 +141,7 @@ impl StreamState {
     pub fn to_bytes(&self) -> Vec<u8> {
         let d = self.shape.d_model;
         let mut tensors = Vec::new();
-        for (i, (block, &attends)) in self.blocks.iter().zip(&self.shape.attends).enumerate() {
+        for (i, (block, &attends)) in self.values.blocks.iter().zip(&self.shape.attends).enumerate() {
             tensors.push((format!("blocks.{i}.h"), Bytes::new(&block.h, vec![d])));
             tensors.push((format!("blocks.{i}.c"), Bytes::new(&block.c, vec![d])));
             if attends {
@@ -149,12 +149,12 @@ impl StreamState {
                 tensors.push((format!("blocks.{i}.memory"), Bytes::new(&block.memory, vec![rows, d])));
             }
         }
-        if let Some(logits) = &self.logits {
+        if let Some(logits) = &self.values.logits {
             tensors.push(("logits".into(), Bytes::new(logits, vec![logits.len()])));
         }
         if self.shape.context > 0 {
-            let data = self.recent.iter().flat_map(|&token| (token as i32).to_le_bytes()).collect();
-            tensors.push((RECENT.into(), Bytes { dtype: Dtype::I32, shape: vec![self.recent.len()], data }));
+            let data = self.values.recent.iter().flat_map(|&token| (token as i32).to_le_bytes()).collect();
+            tensors.push((RECENT.into(), Bytes { dtype: Dtype::I32, shape: vec![self.values.recent.len()], data }));
         }
         if let Some(bytes) = &self.adaptive {
             let bytes = Bytes { dtype: Dtype::U8, shape: vec![bytes.len()], data: bytes.clone() };
@@ -164,7 +164,7 @@ impl StreamState {
         for (field, value) in fields(&self.shape).into_iter().filter(|(field, value)| !is_left_out(field, value)) {
             text += &format!(" {field}={value}");
         }
-        let Self { shape: StreamShape { segment_len, .. }, position, oldest, .. } = self;
+        let Self { shape: StreamShape { segment_len, .. }, values: StreamValues { position, oldest, .. }, .. } = self;
         text += &format!(" segment_len={segment_len} position={position} oldest={oldest}");
         if let Some(weights) = &self.weights {
             text += &format!("{WEIGHTS}{}", hex(weights));
@@ -312,7 +312,7 @@ impl<'a> Parser<'a> {
             return self.refuse(format!("it is {position} tokens into a segment of {segment_len}"));
         }
         let mut state = StreamState::start(&StreamShape { segment_len, ..streams.clone() });
-        (state.position, state.oldest) = (position, oldest);
+        (state.values.position, state.values.oldest) = (position, oldest);
         state.fits(streams)?;
         if let Some((_, weights)) = self.text.split_once(WEIGHTS) {
             state.weights = match from_hex(weights) {
@@ -380,11 +380,11 @@ impl<'a> Parser<'a> {
 
         let mut values = views.iter().map(|(view, name)| values(view, name));
         let mut next = || values.next().expect("a view for each tensor that is expected");
-        for (block, &attends) in state.blocks.iter_mut().zip(&streams.attends) {
+        for (block, &attends) in state.values.blocks.iter_mut().zip(&streams.attends) {
             *block = BlockValues { h: next()?, c: next()?, memory: if attends { next()? } else { Vec::new() } };
         }
-        state.logits = values.next().transpose()?;
-        state.recent = recent.map_or(Vec::new(), |(_, tokens)| tokens);
+        state.values.logits = values.next().transpose()?;
+        state.values.recent = recent.map_or(Vec::new(), |(_, tokens)| tokens);
         state.adaptive = adaptive.map(|view| view.data().to_vec());
         Ok(state)
     }

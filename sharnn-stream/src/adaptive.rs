@@ -2,11 +2,11 @@
 
 use sharnn_mixing::{ByteDistribution, Mixer};
 
-use super::{StateError, StreamState};
+use crate::{StateError, StreamState};
 
 /// The mixers of some streams.
 #[derive(Clone, Debug)]
-pub(super) enum Adaptive {
+pub(crate) enum Adaptive {
     /// One for each stream, all of which began as the same.
     Own { start: Box<Mixer>, mixers: Vec<Mixer> },
     /// One for all of them, with a lane for each.

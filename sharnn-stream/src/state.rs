@@ -1,6 +1,6 @@
 //! A stream's state on the host: what it carries from one token to the next.
 
-use super::{StateError, StreamShape};
+use crate::{StateError, StreamShape};
 
 /// What a stream carries, as plain values: `h`, `c` and the memory of every block, and what it predicts next.
 ///
@@ -10,25 +10,32 @@ use super::{StateError, StreamShape};
 /// that mixes adds what its mixer knows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StreamState {
-    pub(super) shape: StreamShape,
-    /// Tokens of the segment that has begun, less than `segment_len`.
-    pub(super) position: usize,
-    /// Where the oldest row of memory lies in a ring; 0 where there is no ring, or it is not full.
-    pub(super) oldest: usize,
-    pub(super) blocks: Vec<BlockValues>,
-    /// The newest tokens, oldest first: as many as the shape's context, or as there were.
-    pub(super) recent: Vec<usize>,
-    /// `[vocab_size]`; `None` before the first token.
-    pub(super) logits: Option<Vec<f32>>,
+    pub(crate) shape: StreamShape,
+    pub(crate) values: StreamValues,
     /// A digest of the weights that it was computed with, where somebody noted it.
-    pub(super) weights: Option<[u8; 32]>,
+    pub(crate) weights: Option<[u8; 32]>,
     /// What a mixer learned of the stream, as its bytes.
-    pub(super) adaptive: Option<Vec<u8>>,
+    pub(crate) adaptive: Option<Vec<u8>>,
+}
+
+/// The values of a [`StreamState`], for whoever computes streams.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StreamValues {
+    /// Tokens of the segment that has begun, less than `segment_len`.
+    pub position: usize,
+    /// Where the oldest row of memory lies in a ring; 0 where there is no ring, or it is not full.
+    pub oldest: usize,
+    /// What each block carries.
+    pub blocks: Vec<BlockValues>,
+    /// The newest tokens, oldest first: as many as the shape's context, or as there were.
+    pub recent: Vec<usize>,
+    /// `[vocab_size]`; `None` before the first token.
+    pub logits: Option<Vec<f32>>,
 }
 
 /// What a block carries.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct BlockValues {
+pub struct BlockValues {
     /// `[d_model]`
     pub h: Vec<f32>,
     /// `[d_model]`
@@ -43,8 +50,18 @@ impl StreamState {
         let zeros = || vec![0.0; shape.d_model];
         let block = || BlockValues { h: zeros(), c: zeros(), memory: Vec::new() };
         let blocks = (0..shape.n_layers()).map(|_| block()).collect();
-        let (shape, recent) = (shape.clone(), Vec::new());
-        Self { shape, position: 0, oldest: 0, blocks, recent, logits: None, weights: None, adaptive: None }
+        let values = StreamValues { position: 0, oldest: 0, blocks, recent: Vec::new(), logits: None };
+        Self::new(shape.clone(), values)
+    }
+
+    /// Of streams of this shape.
+    pub fn new(shape: StreamShape, values: StreamValues) -> Self {
+        Self { shape, values, weights: None, adaptive: None }
+    }
+
+    /// Its values.
+    pub fn values(&self) -> &StreamValues {
+        &self.values
     }
 
     /// The same with a note of the weights that it was computed with: a digest of them, of whatever kind. It is part of the file.
@@ -64,7 +81,7 @@ impl StreamState {
         self.adaptive.as_deref()
     }
 
-    pub(super) fn with_adaptive(self, mixer: Vec<u8>) -> Self {
+    pub(crate) fn with_adaptive(self, mixer: Vec<u8>) -> Self {
         Self { adaptive: Some(mixer), ..self }
     }
 
@@ -75,34 +92,34 @@ impl StreamState {
 
     /// Whether it is that before the first token.
     pub fn is_start(&self) -> bool {
-        self.logits.is_none()
+        self.values.logits.is_none()
     }
 
     /// Tokens of the segment that has begun; 0 between two segments.
     pub fn position(&self) -> usize {
-        self.position
+        self.values.position
     }
 
     /// Rows of memory, at most `mem_len`. (Where that is 0, those of the segment that has begun.)
     pub fn memory_rows(&self) -> usize {
-        self.blocks.iter().map(|block| block.memory.len() / self.shape.d_model).max().unwrap_or(0)
+        self.values.blocks.iter().map(|block| block.memory.len() / self.shape.d_model).max().unwrap_or(0)
     }
 
     /// Size of the values in bytes.
     pub fn size_bytes(&self) -> usize {
         let block = |block: &BlockValues| block.h.len() + block.c.len() + block.memory.len();
         let adaptive = self.adaptive.as_ref().map_or(0, Vec::len);
-        4 * (self.blocks.iter().map(block).sum::<usize>()
-            + self.recent.len()
-            + self.logits.as_ref().map_or(0, Vec::len))
+        4 * (self.values.blocks.iter().map(block).sum::<usize>()
+            + self.values.recent.len()
+            + self.values.logits.as_ref().map_or(0, Vec::len))
             + adaptive
     }
 
     /// Ends the segment that has begun, so that streams with segments of any other length can go on from here.
     pub fn end_segment(mut self) -> Self {
-        self.position = 0;
+        self.values.position = 0;
         if self.shape.mem_len == 0 {
-            self.blocks.iter_mut().for_each(|block| block.memory.clear());
+            self.values.blocks.iter_mut().for_each(|block| block.memory.clear());
         }
         self
     }
@@ -111,22 +128,22 @@ impl StreamState {
     ///
     /// # Errors
     /// The first thing that differs.
-    pub(super) fn fits(&self, streams: &StreamShape) -> Result<(), StateError> {
+    pub fn fits(&self, streams: &StreamShape) -> Result<(), StateError> {
         for ((field, found), (_, expected)) in fields(&self.shape).into_iter().zip(fields(streams)) {
             if found != expected {
                 return Err(StateError::Shape { field, expected, found });
             }
         }
         let (found, expected) = (self.shape.segment_len, streams.segment_len);
-        if self.position != 0 && found != expected {
-            return Err(StateError::Segment { position: self.position, expected, found });
+        if self.values.position != 0 && found != expected {
+            return Err(StateError::Segment { position: self.values.position, expected, found });
         }
         Ok(())
     }
 }
 
 /// The fields of a shape that have to be the same, as text.
-pub(super) fn fields(shape: &StreamShape) -> [(&'static str, String); 5] {
+pub(crate) fn fields(shape: &StreamShape) -> [(&'static str, String); 5] {
     let attends = shape.attends.iter().map(|&attends| if attends { '1' } else { '0' });
     [
         ("vocab_size", shape.vocab_size.to_string()),

@@ -7,8 +7,8 @@
 
 use sharnn_mixing::Mixer;
 
-use super::adaptive::Adaptive;
-use super::{StateError, StreamError, StreamState, Streams, begin, check_tokens, checked};
+use crate::adaptive::Adaptive;
+use crate::{StateError, StreamError, StreamState, Streams, begin, check_tokens, checked};
 
 /// What was scored of a stream so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -32,12 +32,11 @@ impl Tally {
 /// However the text is divided over calls, a byte costs the same (see [`Streams`]).
 ///
 /// ```
-/// # #[cfg(feature = "flex")] {
-/// use burn::backend::Flex;
-/// use sharnn_core::{DecodeEngine, Scorer, ShaRnnConfig, WeightFormat};
+/// # #[cfg(feature = "engine")] {
+/// use sharnn_stream::{DecodeEngine, Scorer, WeightFormat};
 ///
-/// let model = ShaRnnConfig::xs().with_mem_len(100).init_seeded::<Flex>(1, &Default::default());
-/// let engine = DecodeEngine::new(&model, WeightFormat::F32);
+/// let weights = std::fs::read("tests/tiny.safetensors").unwrap();
+/// let engine = DecodeEngine::from_weights(&weights, WeightFormat::F32, None).unwrap();
 /// let mut scorer = Scorer::new(engine.streams(1)).unwrap();
 /// let nats = scorer.score(b"Hello, ").unwrap();
 /// assert_eq!(nats.len(), 7);
@@ -47,8 +46,8 @@ impl Tally {
 /// assert_eq!(log_probs.len(), 256);
 /// assert_eq!(scorer.score(b"w").unwrap(), [-log_probs[usize::from(b'w')]]);
 ///
-/// // An untrained model knows nothing: 8 bits per byte.
-/// assert!((scorer.tally().bits_per_byte().unwrap() - 8.0).abs() < 0.5);
+/// // Of all bytes so far.
+/// assert_eq!(scorer.tally().bytes, 8);
 ///
 /// // The stream can be stored, and goes on in any place.
 /// let state = scorer.state();
@@ -66,12 +65,11 @@ pub struct Scorer<S>(BatchScorer<S>);
 /// a new one, [`set_state`](Self::set_state) goes on with another.
 ///
 /// ```
-/// # #[cfg(feature = "flex")] {
-/// use burn::backend::Flex;
-/// use sharnn_core::{BatchScorer, DecodeEngine, ShaRnnConfig, WeightFormat};
+/// # #[cfg(feature = "engine")] {
+/// use sharnn_stream::{BatchScorer, DecodeEngine, WeightFormat};
 ///
-/// let model = ShaRnnConfig::xs().with_mem_len(100).init_seeded::<Flex>(1, &Default::default());
-/// let engine = DecodeEngine::new(&model, WeightFormat::Int8);
+/// let weights = std::fs::read("tests/tiny.safetensors").unwrap();
+/// let engine = DecodeEngine::from_weights(&weights, WeightFormat::Int8, None).unwrap();
 /// let mut scorer = BatchScorer::new(engine.streams(3)).unwrap();
 /// let nats = scorer.score(&["one line", "", "another line"]).unwrap();
 /// assert_eq!([nats[0].len(), nats[1].len(), nats[2].len()], [8, 0, 12]);
@@ -101,12 +99,11 @@ impl<S: Streams> Scorer<S> {
     /// are to be named so. What the mixer knows is part of the state.
     ///
     /// ```
-    /// # #[cfg(feature = "flex")] {
-    /// use burn::backend::Flex;
-    /// use sharnn_core::{DecodeEngine, Mixer, MixerConfig, Scorer, ShaRnnConfig, WeightFormat};
+    /// # #[cfg(feature = "engine")] {
+    /// use sharnn_stream::{DecodeEngine, Mixer, MixerConfig, Scorer, WeightFormat};
     ///
-    /// let model = ShaRnnConfig::xs().with_mem_len(100).init_seeded::<Flex>(1, &Default::default());
-    /// let streams = DecodeEngine::new(&model, WeightFormat::F32).streams(1);
+    /// let weights = std::fs::read("tests/tiny.safetensors").unwrap();
+    /// let streams = DecodeEngine::from_weights(&weights, WeightFormat::F32, None).unwrap().streams(1);
     /// let mut scorer = Scorer::adaptive(streams, Mixer::new(MixerConfig::default(), 1)).unwrap();
     /// let mut cost = |line: &[u8]| scorer.score(line).unwrap().iter().sum::<f64>();
     /// let first = cost(b"Connection from 10.0.0.7 closed\n");
@@ -213,7 +210,7 @@ impl<S: Streams> BatchScorer<S> {
     }
 
     /// The same, mixing.
-    pub(super) fn with_mixer(self, mixer: Mixer) -> Self {
+    pub(crate) fn with_mixer(self, mixer: Mixer) -> Self {
         Self { adaptive: Some(Adaptive::new(mixer, self.streams.n_streams())), ..self }
     }
 
@@ -364,7 +361,7 @@ impl<S: Streams> BatchScorer<S> {
     }
 
     /// What the next byte of each of these streams is drawn from: logits, `[vocab_size]`; the model's own where nothing is mixed.
-    pub(super) fn logits(&mut self, of: &[usize]) -> Result<Vec<Vec<f32>>, StreamError> {
+    pub(crate) fn logits(&mut self, of: &[usize]) -> Result<Vec<Vec<f32>>, StreamError> {
         begin(&mut self.streams, |stream| of.contains(&stream))?;
         let Self { streams, adaptive, .. } = self;
         let mut logits = |&stream: &usize| {

@@ -62,7 +62,7 @@ impl Sampling {
 /// [`Sampling`] and its generator of random numbers.
 ///
 /// ```
-/// use sharnn_core::{Sampler, Sampling};
+/// use sharnn_stream::{Sampler, Sampling};
 ///
 /// let sampling = Sampling { top_k: Some(2), ..Sampling::default() };
 /// let mut sampler = Sampler::new(sampling).unwrap();
@@ -86,7 +86,7 @@ impl Sampler {
     }
 
     /// Draws from numbers of its own: those of the same seed in another of 2^64 sequences. It begins in number 0.
-    pub(super) fn in_sequence(mut self, number: u64) -> Self {
+    pub(crate) fn in_sequence(mut self, number: u64) -> Self {
         self.rng.set_stream(number);
         self
     }

@@ -4,8 +4,8 @@ use std::io::{self, Write};
 
 use sharnn_mixing::Mixer;
 
-use super::scorer::BatchScorer;
-use super::{Sampler, Sampling, SamplingError, StateError, StreamError, StreamState, Streams};
+use crate::scorer::BatchScorer;
+use crate::{Sampler, Sampling, SamplingError, StateError, StreamError, StreamState, Streams};
 
 /// Why no byte could be generated.
 #[derive(Debug, thiserror::Error)]
@@ -25,12 +25,11 @@ pub enum GenerateError {
 /// Generates bytes from a model: feed it a prompt, then ask for bytes. It also is an endless iterator.
 ///
 /// ```
-/// # #[cfg(feature = "flex")] {
-/// use burn::backend::Flex;
-/// use sharnn_core::{DecodeEngine, Generator, Sampling, ShaRnnConfig, WeightFormat};
+/// # #[cfg(feature = "engine")] {
+/// use sharnn_stream::{DecodeEngine, Generator, Sampling, WeightFormat};
 ///
-/// let model = ShaRnnConfig::xs().with_mem_len(64).init_seeded::<Flex>(1, &Default::default());
-/// let engine = DecodeEngine::new(&model, WeightFormat::F32);
+/// let weights = std::fs::read("tests/tiny.safetensors").unwrap();
+/// let engine = DecodeEngine::from_weights(&weights, WeightFormat::F32, None).unwrap();
 /// let mut generator = Generator::new(engine.streams(1), Sampling::default()).unwrap();
 /// generator.feed(b"Once upon a time").unwrap();
 /// let mut text = Vec::new();
@@ -43,15 +42,14 @@ pub struct Generator<S>(BatchGenerator<S>);
 
 /// [`Generator`] for streams side by side, each with options and random numbers of its own.
 ///
-/// Streams join and leave in the places that there are, as in a [`BatchScorer`](super::BatchScorer).
+/// Streams join and leave in the places that there are, as in a [`BatchScorer`](crate::BatchScorer).
 ///
 /// ```
-/// # #[cfg(feature = "flex")] {
-/// use burn::backend::Flex;
-/// use sharnn_core::{BatchGenerator, DecodeEngine, Sampling, ShaRnnConfig, WeightFormat};
+/// # #[cfg(feature = "engine")] {
+/// use sharnn_stream::{BatchGenerator, DecodeEngine, Sampling, WeightFormat};
 ///
-/// let model = ShaRnnConfig::xs().with_mem_len(64).init_seeded::<Flex>(1, &Default::default());
-/// let engine = DecodeEngine::new(&model, WeightFormat::Bf16);
+/// let weights = std::fs::read("tests/tiny.safetensors").unwrap();
+/// let engine = DecodeEngine::from_weights(&weights, WeightFormat::Bf16, None).unwrap();
 /// let mut generator = BatchGenerator::new(engine.streams(3), Sampling::default()).unwrap();
 /// generator.feed(&["one prompt", "another", ""]).unwrap();
 /// let bytes = generator.next_bytes(&[0, 1]).unwrap();
@@ -84,7 +82,7 @@ impl<S: Streams> Generator<S> {
     }
 
     /// A generator that draws from the model's predictions mixed with what was read, what it wrote itself too: see
-    /// [`Scorer::adaptive`](super::Scorer::adaptive).
+    /// [`Scorer::adaptive`](crate::Scorer::adaptive).
     ///
     /// # Errors
     /// As [`new`](Self::new).

@@ -1,9 +1,5 @@
 //! What streams of a model carry, as sizes alone.
 
-use burn::tensor::backend::Backend;
-
-use crate::{NGrams, ShaRnn};
-
 /// The sizes of what a stream carries: its model's architecture, and the segments that its tokens are read in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StreamShape {
@@ -11,7 +7,7 @@ pub struct StreamShape {
     pub vocab_size: usize,
     /// Width of the model.
     pub d_model: usize,
-    /// Rows of memory kept; see [`ShaRnnConfig::mem_len`](crate::ShaRnnConfig::mem_len).
+    /// Rows of memory kept: what the newest token sees, itself among them.
     pub mem_len: usize,
     /// For each block, whether it attends.
     pub attends: Vec<bool>,
@@ -22,14 +18,6 @@ pub struct StreamShape {
 }
 
 impl StreamShape {
-    /// That of a model whose streams are read in segments of `segment_len` tokens.
-    pub fn of<B: Backend>(model: &ShaRnn<B>, segment_len: usize) -> Self {
-        let [vocab_size, d_model] = model.encoder.weight.dims();
-        let attends = model.blocks.iter().map(|block| block.attending.is_some()).collect();
-        let context = model.ngrams.as_ref().map_or(0, NGrams::context);
-        Self { vocab_size, d_model, mem_len: model.mem_len, attends, context, segment_len }
-    }
-
     /// Number of blocks.
     pub fn n_layers(&self) -> usize {
         self.attends.len()
@@ -47,7 +35,7 @@ impl StreamShape {
     }
 
     /// Bytes of the largest header: a line for each tensor, and one for the shape.
-    pub(super) fn most_header(&self) -> usize {
+    pub(crate) fn most_header(&self) -> usize {
         1024 + 256 * (3 * self.n_layers() + 2)
     }
 }
