@@ -6,6 +6,7 @@ use std::fs;
 
 use libfuzzer_sys::fuzz_target;
 use sharnn::burn::backend::Flex;
+use sharnn::core::DecodeEngine;
 use sharnn::train::{ImportOptions, Vocabulary, load_metadata, load_tensors, read_config};
 use sharnn::{WeightFormat, import_weights, load_weights};
 use sharnn_fuzz::{bounded, config, harmless, model, place, seed, weights_files};
@@ -16,6 +17,9 @@ fuzz_target!(init: seed(weights_files()), |bytes: &[u8]| {
     let len = bytes.len();
     bounded(len, "load_tensors", || harmless(load_tensors(&path)));
     bounded(len, "load_metadata", || harmless(load_metadata(&path)));
+    for (format, _) in WeightFormat::ALL {
+        bounded(len, "from_weights", || harmless(DecodeEngine::from_weights(bytes, format, Some(8))));
+    }
     let model = model(&config());
     bounded(len, "load_weights", || harmless(load_weights(model, &path)));
     for vocabulary in [None, Some(Vocabulary::Custom((0..20).collect()))] {
