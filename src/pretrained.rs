@@ -9,7 +9,7 @@ use sharnn_train::{ImportOptions, import_weights_from_bytes, read_config_from_by
 pub const LARGE: Pretrained =
     Pretrained { name: "the bundled model", weights: include_bytes!("../models/enwik8.safetensors") };
 
-/// A million parameters, half a million multiply-adds a byte.
+/// 0.9 million parameters, half a million multiply-adds a byte.
 pub const SMALL: Pretrained =
     Pretrained { name: "the small bundled model", weights: include_bytes!("../models/enwik8-small.safetensors") };
 
