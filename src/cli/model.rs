@@ -98,6 +98,7 @@ impl ModelArgs {
     }
 
     /// The same, but for another model where none was named.
+    #[cfg(feature = "codec")]
     pub fn or(&self, model: &str) -> Self {
         let model = self.model.clone().unwrap_or_else(|| model.into());
         Self { mem_len: self.mem_len, ..Self::of(model) }
