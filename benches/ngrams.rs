@@ -1,4 +1,4 @@
-//! The memory of n-grams: a training step of size XS by the recipe `budget`, 64 lanes of 32 bytes of English, with it and without;
+//! The memory of n-grams: a training step of size XS with the optimizer of recipe `budget`, 64 lanes of 32 bytes of English, with it and without;
 //! and Adagrad on the rows of such a step, as the backend does it and in plain Burn operations.
 
 mod support;

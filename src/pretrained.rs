@@ -6,11 +6,11 @@ use sharnn_core::{Backend, ShaRnn, ShaRnnConfig};
 use sharnn_train::{ImportOptions, import_weights_from_bytes, read_config_from_bytes};
 
 /// 4.4 million parameters, two million multiply-adds a byte.
-pub const LARGE: Pretrained =
+pub static LARGE: Pretrained =
     Pretrained { name: "the bundled model", weights: include_bytes!("../models/enwik8.safetensors") };
 
 /// 0.9 million parameters, half a million multiply-adds a byte.
-pub const SMALL: Pretrained =
+pub static SMALL: Pretrained =
     Pretrained { name: "the small bundled model", weights: include_bytes!("../models/enwik8-small.safetensors") };
 
 /// A model that comes with the crate.
@@ -29,7 +29,7 @@ pub const SMALL: Pretrained =
 /// assert!(english < noise);
 /// # }
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Pretrained {
     /// What errors call it.
     pub(crate) name: &'static str,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """sharnn's codec beside other compressors, on one file, and on records of it.
 
-    scripts/codec/compare.py PROGRAM file FILE [--before FILE] [--model MODEL] [--repeat N] [OPTIONS of compress ...]
+    scripts/codec/compare.py PROGRAM file [--before FILE] [--model MODEL] [--repeat N] FILE [OPTIONS of compress ...]
     scripts/codec/compare.py PROGRAM records WEEK BEFORE --messages target/release/examples/messages --model WEIGHTS [--lines 1000]
 
 `file` compresses FILE with the options that follow, each set of them in quotes (as "--best" "--fast"), restores it, and prints sizes and
@@ -103,7 +103,7 @@ def main():
     jobs = parser.add_subparsers(required=True)
     job = jobs.add_parser("file")
     job.add_argument("file", type=pathlib.Path)
-    job.add_argument("options", nargs="*")
+    job.add_argument("options", nargs=argparse.REMAINDER)
     job.add_argument("--before", type=pathlib.Path)
     job.add_argument("--model")
     job.add_argument("--repeat", type=int, default=1)

@@ -571,7 +571,7 @@ def train_sharnn(runner, bundle, size, seconds, spare):
 
 def train_peer(runner, bundle, size, seconds, spare):
     """The same lanes, segments and memory, with the paper's optimizer, which is what the statement has."""
-    options = ["--size", size.upper(), "--batch", "64", "--seq-len", "32", "--mem-len", "512", "--dropout", "0", "--warmup-steps", "50", "--log-every", "10" if bundle.cuda else "1"]
+    options = ["--size", size.upper(), "--batch", "64", "--seq-len", "64", "--mem-len", "128", "--dropout", "0", "--warmup-steps", "50", "--log-every", "10" if bundle.cuda else "1"]
     dtype = ["--dtype", "bf16", "--sdpa"] if bundle.cuda else []
     data = ["--data", bundle.data, "--train-bytes", bundle.train_bytes, "--valid-bytes", "200000" if bundle.cuda else "4000"]
     argv = [bundle.python, bundle.statement, "train", "--device", bundle.device, *options, *dtype, *data, "--steps", "1000000"]

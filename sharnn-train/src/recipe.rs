@@ -155,14 +155,14 @@ impl Recipe {
         }
     }
 
-    /// What scored best when training was limited to ten megabytes or to half an hour of two cores: many lanes, short segments,
+    /// What scored best when training was limited to some megabytes or to half an hour of two cores: 64 lanes, segments of 64 bytes,
     /// Muon for the matrices inside blocks, a rate that falls at the end of so many steps, or stays where `None` says of no end. The model should drop nothing,
-    /// keep a memory of 512 bytes and have one of n-grams (`NGramConfig::default()`). How it was found, and how far: `docs/recipes.md` of the repository.
+    /// keep a memory of 128 bytes and have one of n-grams (`NGramConfig::default()`). How it was found, and how far: `docs/recipes.md` of the repository.
     pub fn budget(steps: Option<u64>) -> Self {
-        let eval = EvalConfig { lanes: 8, seq_len: 32, ..EvalConfig::default() };
+        let eval = EvalConfig { lanes: 8, seq_len: 64, ..EvalConfig::default() };
         Self {
             batch_size: 64,
-            segments: SegmentLengths::Fixed { len: 32 },
+            segments: SegmentLengths::Fixed { len: 64 },
             phases: vec![Phase { lr: 2e-3, warmup_steps: 50, schedule: Schedule::Late, epochs: u64::MAX, steps }],
             muon: Some(MuonConfig::default()),
             valid: eval.clone(),
@@ -191,6 +191,11 @@ impl Recipe {
         self.segments = SegmentLengths::around(base);
         (self.valid.seq_len, self.test.seq_len) = (base, base);
         self
+    }
+
+    /// Sets the segments, those that are scored too, to this length, all of them.
+    pub fn with_fixed_segments(self, len: usize) -> Self {
+        Self { segments: SegmentLengths::Fixed { len }, ..self.with_segments_around(len) }
     }
 
     /// Replaces the phases by one of so many steps.

@@ -1,7 +1,7 @@
 //! `bench`: what this machine does, as a table or as lines of JSON.
 //!
 //! Options, defaults, work and keys of the JSON are those of a PyTorch statement of the same model, so that the two can be run
-//! in turn and their medians divided. `device` is the backend's name here, `peak_gpu_mb` is always null, and `enqueue_s` is added: of
+//! in turn and their medians divided. `--model` is added; `device` is the backend's name here, `peak_gpu_mb` is always null, and `enqueue_s` is added: of
 //! `median_s`, the part until all work had been handed to the device's driver.
 //!
 //! The device has finished all work before the clock is read.
@@ -13,6 +13,7 @@ mod lstm;
 mod ops;
 
 use std::hint::black_box;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -26,12 +27,13 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use super::machine::{MachineArgs, check_settings, dispatch};
+use super::model::ModelArgs;
 use super::options::refused;
 use super::printable::json;
-use crate::core::{BlockState, LstmState};
+use crate::core::{BlockState, LstmState, SegmentLoss};
 #[cfg(feature = "flex")]
 use crate::core::{Streams, WeightFormat};
-use crate::train::{LambConfig, Optimizer};
+use crate::train::{Alone, LambConfig, Optimizer, RowGrads};
 use crate::{
     Attend, AutodiffBackend, Backend, BackendJob, BackendKind, ConfigError, DropoutStream, Pass, Precision, ShaRnn,
     ShaRnnConfig, ShaRnnState,
@@ -52,6 +54,10 @@ pub struct Args {
     /// d_model / d_ff of four blocks: XS 128/512, S 256/1024, M 512/2048, L 1024/4096 (the paper) [default: S]
     #[arg(long, value_enum, ignore_case = true)]
     size: Option<Size>,
+    /// Measure the sizes of a model in their place: whatever --model takes elsewhere, a run's directory, `latest`, a weights file, `bundled` or
+    /// `bundled-small`
+    #[arg(long, short, value_name = "MODEL", conflicts_with = "size")]
+    model: Option<PathBuf>,
     /// What to time [default: train, forward and decode]
     #[arg(long, value_enum)]
     mode: Option<Mode>,
@@ -61,16 +67,16 @@ pub struct Args {
     /// Lanes side by side [default: 16; decoding: 1]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     batch: Option<usize>,
-    /// Bytes of a segment; decoding goes byte by byte [default: 256]
+    /// Bytes of a segment; decoding goes byte by byte [default: 256, or a model's memory where that is shorter]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     seq_len: Option<usize>,
     /// Bytes read before the clock starts, which fill the memory, in whole segments [default: 1024]
     #[arg(long, value_name = "N")]
     memory: Option<usize>,
-    /// Rows of memory kept at most; 0 keeps none [default: 5000]
+    /// Rows of memory kept at most; 0 keeps none [default: 5000, or the model's]
     #[arg(long, value_name = "N")]
     mem_len: Option<usize>,
-    /// All three dropouts; they act in training only [default: 0.1]
+    /// All three dropouts; they act in training only [default: 0.1, or the model's]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     dropout: Option<f64>,
     /// Compute activations again in the backward pass, in place of keeping them
@@ -82,7 +88,7 @@ pub struct Args {
     /// Runs that count [default: 7]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     runs: Option<usize>,
-    /// Blocks that attend: none, the second-last, or all [default: one]
+    /// Blocks that attend: none, the second-last, or all [default: one, or the model's]
     #[arg(long, value_enum)]
     attend: Option<Which>,
     /// Seed of weights, bytes and dropout [default: 1]
@@ -95,10 +101,9 @@ pub struct Args {
     machine: MachineArgs,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum Size {
     #[value(name = "XS")]
-    #[serde(rename = "XS")]
     Xs,
     #[value(name = "S")]
     S,
@@ -165,7 +170,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         enqueued.sort_by(f64::total_cmp);
         let median_s = median(&seconds);
         let line = Line {
-            size: args.size(),
+            size: args.name(),
             mode: plan.mode,
             dtype: plan.dtype,
             device: plan.backend.name(),
@@ -221,7 +226,7 @@ fn print(line: &impl Serialize) -> Result<()> {
 /// The result, in the order in which it is printed.
 #[derive(Serialize)]
 struct Line {
-    size: Size,
+    size: String,
     mode: Mode,
     dtype: Dtype,
     device: &'static str,
@@ -247,7 +252,7 @@ impl Line {
         if first {
             let threads =
                 self.threads.map_or(String::new(), |n| format!(", {n} thread{}", if n == 1 { "" } else { "s" }));
-            say!("size {size:?}, {params} parameters, memory filled with {} bytes; {device}{threads}", self.memory);
+            say!("size {size}: {params} parameters, memory filled with {} bytes; {device}{threads}", self.memory);
             say!("");
             say!("{:<10}{:<8}{:>6} x {:<8}{:>14}{:>14}", "", "", "lanes", "bytes", "bytes/s", "ms");
         }
@@ -295,6 +300,42 @@ impl Args {
         self.size.unwrap_or(Size::S)
     }
 
+    /// What is measured, as it was typed.
+    fn name(&self) -> String {
+        let size = || match self.size() {
+            Size::Xs => "XS",
+            Size::S => "S",
+            Size::M => "M",
+            Size::L => "L",
+        };
+        self.model.as_ref().map_or_else(|| size().into(), |model| model.display().to_string())
+    }
+
+    /// The model to measure: of one that is there what no option changes is its own.
+    fn config(&self) -> Result<ShaRnnConfig> {
+        let mut config = match (&self.model, self.size()) {
+            (Some(model), _) => ModelArgs::of(model.clone()).trained()?.config,
+            (None, Size::Xs) => ShaRnnConfig::xs(),
+            (None, Size::S) => ShaRnnConfig::s(),
+            (None, Size::M) => ShaRnnConfig::m(),
+            (None, Size::L) => ShaRnnConfig::enwik8(),
+        };
+        if let Some(which) = self.attend {
+            config.attend = match which {
+                Which::None => Attend::None,
+                Which::One => Attend::SecondLast,
+                Which::All => Attend::All,
+            };
+        }
+        config.mem_len = self.mem_len.unwrap_or(config.mem_len);
+        if self.dropout.is_some() || self.model.is_none() {
+            config = config.with_dropout(self.dropout.unwrap_or(0.1));
+        }
+        let named = |error: ConfigError| refused(&format!("model.{}", error.field), &error.value, &error.hint, &[]);
+        config.validate().map_err(named)?;
+        Ok(config)
+    }
+
     fn warmup(&self) -> usize {
         self.warmup.unwrap_or(2)
     }
@@ -308,15 +349,17 @@ impl Args {
         let dtype = self.dtype.unwrap_or(Dtype::F32);
         if let Some(mode) = self.mode {
             self.refuse_idle_options(mode)?;
-            return Ok(vec![self.plan(mode, dtype)?]);
+            return Ok(vec![self.plan(&self.config()?, mode, dtype)?]);
         }
+        let config = self.config()?;
         let formats = match self.dtype {
             Some(dtype) => vec![dtype],
             None if self.machine.backend.name() == "flex" => vec![Dtype::F32, Dtype::Bf16, Dtype::Int8, Dtype::Exact],
             None => vec![Dtype::F32],
         };
-        let computed = [Mode::Train, Mode::Forward].map(|mode| self.plan(mode, dtype));
-        computed.into_iter().chain(formats.into_iter().map(|dtype| self.plan(Mode::Decode, dtype))).collect()
+        let computed = [Mode::Train, Mode::Forward].map(|mode| self.plan(&config, mode, dtype));
+        let decoded = formats.into_iter().map(|dtype| self.plan(&config, Mode::Decode, dtype));
+        computed.into_iter().chain(decoded).collect()
     }
 
     /// The LSTM alone.
@@ -358,6 +401,7 @@ impl Args {
         let named = format!("{mode:?}").to_lowercase();
         for (option, is_given, is_idle) in [
             ("--size", self.size.is_some(), without_model),
+            ("--model", self.model.is_some(), without_model),
             ("--memory", self.memory.is_some(), without_model),
             ("--mem-len", self.mem_len.is_some(), without_model),
             ("--attend", self.attend.is_some(), without_model),
@@ -375,28 +419,17 @@ impl Args {
     }
 
     /// Puts the options together.
-    fn plan(&self, mode: Mode, dtype: Dtype) -> Result<Plan> {
+    fn plan(&self, config: &ShaRnnConfig, mode: Mode, dtype: Dtype) -> Result<Plan> {
+        let mem_len = config.mem_len;
+        let is_bounded = mem_len > 0 && config.n_attending() > 0;
+        // What nobody typed fits a model's memory.
+        let segment = if self.model.is_some() && is_bounded { mem_len.min(256) } else { 256 };
         let (batch, seq_len) = match mode {
             Mode::Decode => (self.batch.unwrap_or(1), 1),
-            _ => (self.batch.unwrap_or(16), self.seq_len.unwrap_or(256)),
+            _ => (self.batch.unwrap_or(16), self.seq_len.unwrap_or(segment)),
         };
-        let attend = match self.attend {
-            Some(Which::None) => Attend::None,
-            None | Some(Which::One) => Attend::SecondLast,
-            Some(Which::All) => Attend::All,
-        };
-        let mem_len = self.mem_len.unwrap_or(5000);
-        let config = match self.size() {
-            Size::Xs => ShaRnnConfig::xs(),
-            Size::S => ShaRnnConfig::s(),
-            Size::M => ShaRnnConfig::m(),
-            Size::L => ShaRnnConfig::enwik8(),
-        };
-        let config = config.with_attend(attend.clone()).with_mem_len(mem_len).with_dropout(self.dropout.unwrap_or(0.1));
-        let named = |error: ConfigError| refused(&format!("model.{}", error.field), &error.value, &error.hint, &[]);
-        config.validate().map_err(named)?;
         ensure!(
-            seq_len <= mem_len || mem_len == 0 || attend == Attend::None,
+            seq_len <= mem_len || !is_bounded,
             "--seq-len {seq_len} is more than --mem-len {mem_len}: use shorter segments, a longer memory, or --mem-len 0"
         );
         // Of all that is computed with: what is read and what is predicted.
@@ -413,6 +446,7 @@ impl Args {
             "--dtype int8 and exact cannot be used: they are for --mode decode of backend flex; use f32 or bf16"
         );
         let precision = if dtype == Dtype::Bf16 { Precision::Bf16 } else { Precision::F32 };
+        let config = config.clone();
         Ok(Plan { backend, config, dtype, precision, mode, batch, seq_len, memory, recompute, warmup, runs, seed })
     }
 }
@@ -497,9 +531,10 @@ impl Plan {
         };
         let job = |(tokens, targets, state, pass)| {
             let old: ShaRnn<B> = model.take().expect("a model between two steps");
-            let (loss, state) = old.loss(tokens, targets, state, &pass);
-            let grads = loss.backward();
-            let (new, report) = optimizer.step(old, loss.inner(), grads, LEARNING_RATE);
+            let SegmentLoss { loss, state, rows } = old.segment_loss(tokens, targets, state, &pass);
+            let mut grads = loss.backward();
+            let rows = rows.and_then(|rows| RowGrads::take(rows, &mut grads));
+            let (new, report) = optimizer.step_in(&Alone, &mut [], old, loss.inner(), (grads, rows), LEARNING_RATE);
             model = Some(new);
             finite = Some(report.finite);
             black_box(state.detach());
@@ -627,17 +662,20 @@ impl Plan {
 struct Bytes<B: Backend> {
     rng: ChaCha8Rng,
     batch: usize,
+    vocab_size: usize,
     device: B::Device,
 }
 
 impl<B: Backend> Bytes<B> {
     fn new(plan: &Plan, device: &B::Device) -> Self {
-        Self { rng: ChaCha8Rng::seed_from_u64(plan.seed), batch: plan.batch, device: device.clone() }
+        let (batch, vocab_size) = (plan.batch, plan.config.vocab_size);
+        Self { rng: ChaCha8Rng::seed_from_u64(plan.seed), batch, vocab_size, device: device.clone() }
     }
 
     /// A segment, `[batch_size, len]`.
     fn segment(&mut self, len: usize) -> Tensor<B, 2, Int> {
-        let tokens: Vec<i32> = (0..self.batch * len).map(|_| self.rng.random::<u8>().into()).collect();
+        let mut token = || (usize::from(self.rng.random::<u8>()) % self.vocab_size) as i32;
+        let tokens: Vec<i32> = (0..self.batch * len).map(|_| token()).collect();
         Tensor::from_data(TensorData::new(tokens, [self.batch, len]), &self.device)
     }
 }

@@ -19,7 +19,7 @@ use crate::{Backend, Recipe, ShaRnn, ShaRnnConfig, Streams};
 use crate::{BackendKind, DecodeEngine, WeightFormat};
 
 /// The models that come with the program; the first one is used where none is named.
-pub const BUNDLED: [(&str, Pretrained); 2] = [("bundled", pretrained::LARGE), ("bundled-small", pretrained::SMALL)];
+pub static BUNDLED: [(&str, &Pretrained); 2] = [("bundled", &pretrained::LARGE), ("bundled-small", &pretrained::SMALL)];
 
 /// Options that name a model.
 #[derive(clap::Args, Debug)]
@@ -132,7 +132,7 @@ impl ModelArgs {
     }
 
     /// The one that comes with the program, where it is one.
-    pub fn bundled(&self) -> Option<Pretrained> {
+    pub fn bundled(&self) -> Option<&'static Pretrained> {
         let path = self.path();
         let (_, bundled) = BUNDLED.into_iter().find(|(name, _)| path == Path::new(name))?;
         (!path.is_dir()).then_some(bundled)

@@ -5,6 +5,7 @@ mod ends;
 mod origin;
 mod out;
 mod page;
+mod plan;
 mod refusal;
 
 use std::path::Path;
@@ -14,9 +15,9 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 
 pub use args::Args;
-use args::Plan;
 use origin::Origin;
 use page::Outcome;
+use plan::Plan;
 
 use super::data::DataChoice;
 use super::printable::json;

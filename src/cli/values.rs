@@ -29,7 +29,7 @@ pub fn recipe(name: &str, preset: Option<&str>, config: ShaRnnConfig) -> Result<
     Ok(match (name, preset) {
         // It falls where there is an end.
         ("budget", _) => {
-            let config = config.with_mem_len(512).with_dropout(0.0).with_ngrams(NGramConfig::default());
+            let config = config.with_mem_len(128).with_dropout(0.0).with_ngrams(NGramConfig::default());
             (config, Recipe::budget(None))
         }
         ("paper", Some("paper")) => (config, Recipe::paper()),

@@ -1,6 +1,8 @@
 //! `compress` and `decompress`: what comes back, and what is never lost.
 
 use std::fs;
+#[cfg(unix)]
+use std::io::Write;
 
 use crate::program::Workplace;
 
@@ -70,4 +72,41 @@ fn a_file_says_which_bundled_model_reads_it() {
     }
     let error = at.error(&["decompress", "text.sharn", "--model", "bundled-small", "--to", "back", "--force"]);
     assert!(error.contains("was compressed with model "), "{error}");
+}
+
+/// What is killed before its output is whole leaves what was there, and nothing under a name that was not.
+#[cfg(unix)]
+#[test]
+fn a_killed_program_leaves_no_half_of_a_file() {
+    let at = place();
+    at.stdout(&["compress", "text", "--model", "run"]);
+    let small = fs::read(at.path("text.sharn")).unwrap();
+    let half = &small[..small.len() / 2];
+    for (args, half) in [
+        (["compress", "-", "--model", "run", "--to", "text.sharn", "--force"], &b"half of a text"[..]),
+        (["decompress", "-", "--model", "run", "--to", "back", "--force"], half),
+    ] {
+        let mut program = at.start_with_stdin(&args);
+        // It waits for the other half, with its output begun.
+        program.stdin.as_mut().unwrap().write_all(half).unwrap();
+        let begun = || fs::read_dir(at.path(".")).unwrap().any(|file| is_begun(&file.unwrap().file_name()));
+        let start = std::time::Instant::now();
+        while !begun() {
+            assert!(start.elapsed().as_secs() < 60, "{args:?} writes nothing");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        program.kill().unwrap();
+        program.wait().unwrap();
+        assert!(fs::read(at.path("text.sharn")).unwrap() == small && !at.path("back").exists(), "{args:?}");
+        fs::read_dir(at.path("."))
+            .unwrap()
+            .map(Result::unwrap)
+            .filter(|file| is_begun(&file.file_name()))
+            .for_each(|file| fs::remove_file(file.path()).unwrap());
+    }
+}
+
+#[cfg(unix)]
+fn is_begun(name: &std::ffi::OsStr) -> bool {
+    name.to_string_lossy().starts_with(".tmp-")
 }

@@ -551,6 +551,9 @@ fn what_cannot_be_done_is_told_in_one_line() {
         (&["bench", "--mode", "lstm", "--dtype", "int8"], 1, "--dtype int8 and exact cannot be used"),
         (&["bench", "--mode", "lstm", "--dropout", "0.1"], 1, "--dropout 0.1 cannot be used"),
         (&["bench", "--mode", "lstm", "--size", "L"], 1, "--size cannot be used"),
+        (&["bench", "--mode", "lstm", "--model", "bundled"], 1, "--model cannot be used"),
+        (&["bench", "--model", "bundled", "--size", "S"], 2, "--size"),
+        (&["bench", "--model", "nowhere"], 1, "nowhere"),
         (&["bench", "--mode", "ops", "--runs", "3"], 1, "--runs cannot be used"),
         (&["bench", "--mode", "ceilings", "--dtype", "f32"], 1, "--dtype cannot be used"),
         (&["score", "nowhere", "--model", "torn.safetensors"], 1, "nowhere"),
@@ -614,6 +617,15 @@ fn speed_is_measured_as_a_table_or_as_json() {
     let line: Value = at.json(&[&["bench", "--json", "--mode", "train"], &small[..]].concat());
     assert_eq!((line["mode"].as_str(), line["batch"].as_u64()), (Some("train"), Some(1)));
     assert!(line["tokens_per_s"].as_f64().unwrap() > 0.0);
+
+    // The sizes of a model that is there, its n-grams too.
+    let of_model = ["bench", "--json", "--model", "bundled-small", "--batch", "2", "--memory", "8", "--runs", "1"];
+    let lines = at.stdout(&[&of_model[..], &["--warmup", "0"]].concat());
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let modes: Vec<_> = lines.iter().map(|line| line["mode"].as_str().unwrap()).collect();
+    assert_eq!(modes, ["train", "forward", "decode", "decode", "decode", "decode"]);
+    assert!(lines.iter().all(|line| line["size"] == "bundled-small" && line["params"] == 880_896), "{lines:?}");
+    assert_eq!((&lines[0]["seq_len"], &lines[1]["seq_len"]), (&128.into(), &128.into()));
 
     let lstm = ["bench", "--mode", "lstm", "--batch", "3", "--seq-len", "2", "--runs", "1", "--warmup", "0"];
     let lines = at.stdout(&[&lstm[..], &["--json"]].concat());
