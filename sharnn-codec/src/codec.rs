@@ -33,8 +33,6 @@ const BLOCK: RangeInclusive<usize> = 1 << 10..=64 << 20;
 const MEMORY: RangeInclusive<usize> = 1 << 20..=64 << 20;
 /// Bytes of a lane, at the least, where there is more than one.
 const LANE: usize = 2048;
-/// Bytes between two looks at whoever watches.
-const STRETCH: usize = 1 << 14;
 
 impl Options {
     fn check(&self) -> Result<(), CodecError> {
@@ -201,8 +199,7 @@ impl Codec {
     ) -> Result<(Vec<u8>, f64), CodecError> {
         let layout = Layout::new(text.len(), lanes);
         let mut predictor = Predictor::new(&self.engine, lanes, memory);
-        predictor.begin();
-        predictor.encode(text, layout, stretches(before, watch)).ok_or(CodecError::Stopped)
+        predictor.encode(text, layout, watched(before, watch)).ok_or(CodecError::Stopped)
     }
 
     /// Decompresses a file to its end. What comes before a damaged block has been written when that is told.
@@ -354,22 +351,13 @@ impl Codec {
     ) -> Result<(Vec<u8>, f64), CodecError> {
         let layout = Layout::new(bytes, lanes);
         let mut predictor = Predictor::new(&self.engine, lanes, memory);
-        predictor.begin();
-        predictor.decode(code, layout, stretches(before, watch)).ok_or(CodecError::Stopped)
+        predictor.decode(code, layout, watched(before, watch)).ok_or(CodecError::Stopped)
     }
 }
 
-/// Looks at whoever watches after every so many bytes.
-fn stretches(before: Progress, watch: Watch<'_>) -> impl FnMut(usize) -> bool + '_ {
-    let (mut done, mut told) = (0, 0);
-    move |bytes| {
-        done += bytes;
-        if done < told + STRETCH {
-            return true;
-        }
-        told = done;
-        watch(Progress { text: before.text + done as u64, ..before })
-    }
+/// Tells whoever watches how many bytes of a block are done.
+fn watched(before: Progress, watch: Watch<'_>) -> impl FnMut(usize) -> bool + '_ {
+    move |done| watch(Progress { text: before.text + done as u64, ..before })
 }
 
 fn write_zeros(to: &mut impl Write, mut bytes: u64) -> Result<u64, CodecError> {

@@ -19,7 +19,7 @@ mod math;
 mod orthogonal;
 mod rows;
 mod simd;
-mod team;
+pub mod team;
 #[cfg(test)]
 mod testing;
 
@@ -43,4 +43,3 @@ pub use linear::{affine, affine_backward, column_sums};
 pub use lstm::{Lstm, LstmGrads, LstmTrace};
 pub use orthogonal::{NewtonSchulz, orthogonalize};
 pub use rows::{Rows, RowsMut};
-pub use team::{MAX_THREADS, default_threads, set_threads, threads};

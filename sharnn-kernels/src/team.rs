@@ -97,10 +97,30 @@ impl Member<'_> {
         self.barrier.wait(self.count);
     }
 
+    /// Does part `number` of a sequence when parts `0..number` are done, whoever does those, and sees what they wrote. Each part must be
+    /// some member's, and a member must come to its own in their order.
+    ///
+    /// # Panics
+    /// If another member panicked.
+    pub fn in_turn<R>(&self, turns: &Turns, number: usize, part: impl FnOnce() -> R) -> R {
+        let is_next = || turns.next.0.load(Acquire) == number;
+        wait_until(|| is_next() || self.barrier.failed.load(Relaxed), self.count);
+        assert!(is_next(), "another member of the team panicked");
+        let result = part();
+        turns.next.0.store(number + 1, Release);
+        result
+    }
+
     /// This member's share of `0..n`: contiguous, and as equal as can be.
     pub fn share(&self, n: usize) -> std::ops::Range<usize> {
         n * self.index / self.count..n * (self.index + 1) / self.count
     }
+}
+
+/// How far a sequence has come, of which the members do parts: see [`Member::in_turn`].
+#[derive(Default)]
+pub struct Turns {
+    next: Padded,
 }
 
 type Work<'a> = &'a (dyn Fn(&Member) + Sync);
@@ -370,6 +390,27 @@ mod tests {
             };
             assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
             assert_eq!(rounds(&team, 4), 12);
+        }
+    }
+
+    #[test]
+    fn parts_are_done_in_turn_and_a_panic_ends_the_waiting() {
+        const ROUNDS: usize = if cfg!(miri) { 3 } else { 300 };
+        for threads in SIZES {
+            let team = Team::new(threads);
+            let parts = |panicking: usize| {
+                let (turns, done) = (Turns::default(), Mutex::new(Vec::new()));
+                team.run(usize::MAX, &|member: &Member| {
+                    for number in (0..ROUNDS).map(|round| round * member.count + member.index) {
+                        assert!(number != panicking, "number {number} has had enough");
+                        member.in_turn(&turns, number, || done.lock().unwrap().push(number));
+                    }
+                });
+                done.into_inner().unwrap()
+            };
+            assert_eq!(parts(usize::MAX), (0..ROUNDS * threads).collect::<Vec<_>>());
+            assert!(catch_unwind(AssertUnwindSafe(|| parts(2 * threads - 1))).is_err());
+            assert_eq!(rounds(&team, 4), 4 * threads as u64);
         }
     }
 

@@ -165,7 +165,7 @@ impl BackendKind {
     pub fn start_threads(self) {
         if matches!(self, Self::Flex | Self::NdArray) {
             #[cfg(feature = "flex")]
-            let threads = sharnn_core::kernels::default_threads();
+            let threads = sharnn_core::kernels::team::default_threads();
             #[cfg(not(feature = "flex"))]
             let threads = std::thread::available_parallelism().map_or(1, usize::from);
             // Started already is as good.
@@ -263,7 +263,7 @@ fn start(threads: usize) -> Result<usize, String> {
     let most = if had < wanted { (had / 4).max(1) } else { threads };
     let threads = threads.min(most);
     #[cfg(feature = "flex")]
-    if let Err(holds) = sharnn_core::kernels::set_threads(threads) {
+    if let Err(holds) = sharnn_core::kernels::team::set_threads(threads) {
         return Err(format!("the kernels have {holds} already: set it before anything is computed"));
     }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);

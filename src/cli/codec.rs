@@ -25,7 +25,7 @@ const SUFFIX: &str = "sharn";
 /// Lanes of `--fast`, and its model where none is named.
 const FAST: (usize, &str) = (64, "bundled-small");
 /// Lanes of `--best`.
-const BEST: usize = 4;
+const BEST: usize = 2;
 
 /// Make a file smaller by what a model expects
 ///
@@ -39,7 +39,7 @@ pub struct CompressArgs {
     file: PathBuf,
     #[command(flatten)]
     to: OutputArgs,
-    /// 4 lanes in place of 16: slower, and somewhat smaller
+    /// 2 lanes in place of 16: slower, and somewhat smaller
     #[arg(long, conflicts_with_all = ["fast", "lanes"])]
     best: bool,
     /// 64 lanes in place of 16, and the model `bundled-small` where none is named: faster, and larger
