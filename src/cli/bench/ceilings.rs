@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use crate::core::kernels::{Isa, Mat, Operands, Packed, gemm, threads};
+use crate::core::kernels::{Isa, Mat, Operands, Packed, gemm, team::threads};
 use serde::Serialize;
 
 /// The result, in the order in which it is printed. Each figure is the best of about half a second, on all threads.

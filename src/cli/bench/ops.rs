@@ -4,7 +4,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use crate::core::kernels::{Isa, threads};
+use crate::core::kernels::{Isa, team::threads};
 use crate::core::ops::{
     AttentionInputs, BoomInputs, DecoderLossInputs, Dropout, DropoutSite, LambOptions, LambParam, LambRatios, LambStep,
     LambUpdate, LstmInputs, LstmWanted, ResidualInputs, ResidualSaved, generic,
