@@ -6,7 +6,8 @@ use sharnn_codec::{Codec, Options};
 use sharnn_core::{ShaRnnConfig, WeightFormat};
 
 fn codec(c: &mut Criterion) {
-    let model = ShaRnnConfig { d_model: 192, d_ff: 384, ..ShaRnnConfig::xs() }.init_seeded::<Flex>(1, &Default::default());
+    let model =
+        ShaRnnConfig { d_model: 192, d_ff: 384, ..ShaRnnConfig::xs() }.init_seeded::<Flex>(1, &Default::default());
     let codec = Codec::new(model.engine(WeightFormat::Exact)).expect("a codec's model");
     let text = include_str!("../README.md").repeat(220).into_bytes();
 

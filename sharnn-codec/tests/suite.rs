@@ -6,6 +6,7 @@ use burn::backend::Flex;
 use proptest::prelude::*;
 use sharnn_codec::{Codec, CodecError, Options, Records, Totals};
 use sharnn_core::{DecodeEngine, NGramConfig, NGramSite, ShaRnnConfig, Streams, WeightFormat};
+use sharnn_kernels::team;
 use sharnn_train::{ImportOptions, SaveOptions, WeightType, import_weights, save_weights_as};
 
 fn config() -> ShaRnnConfig {
@@ -42,6 +43,21 @@ fn small() -> Options {
 fn text(bytes: usize) -> Vec<u8> {
     let line = |i: usize| format!("{} line {} of {}\n", ["a", "another", "no"][i % 3], i * i % 97, i % 11);
     (0..).flat_map(|i| line(i).into_bytes()).take(bytes).collect()
+}
+
+#[test]
+fn lanes_are_shared_out_among_threads_without_a_trace() {
+    for (lanes, bytes) in [(1, 3000), (2, 9000), (7, 20_000)] {
+        let (text, options) = (text(bytes), Options { lanes, ..Options::default() });
+        let (file, totals) = compressed(&text, &options);
+        // The team is at work here, so that one thread does everything.
+        team::run(2, |member| {
+            if member.index == 0 {
+                assert_eq!(compressed(&text, &options), (file.clone(), totals));
+                assert_eq!(decompressed(&file).unwrap(), text);
+            }
+        });
+    }
 }
 
 #[test]

@@ -22,10 +22,12 @@ use crate::{AutodiffBackend, BackendJob, WeightFormat};
 /// What a compressed file's name ends in.
 const SUFFIX: &str = "sharn";
 
-/// Lanes of `--fast`, and its model where none is named.
-const FAST: (usize, &str) = (64, "bundled-small");
-/// Lanes of `--best`.
-const BEST: usize = 2;
+/// The model of `--fast` where none is named.
+const FAST_MODEL: &str = "bundled-small";
+/// Lanes, and MiB of memory for what was read: as a rule, with `--fast` and with `--best`.
+const PLAIN: (usize, usize) = (16, 16);
+const FAST: (usize, usize) = (8, 32);
+const BEST: (usize, usize) = (2, 64);
 
 /// Make a file smaller by what a model expects
 ///
@@ -39,10 +41,10 @@ pub struct CompressArgs {
     file: PathBuf,
     #[command(flatten)]
     to: OutputArgs,
-    /// 2 lanes in place of 16: slower, and somewhat smaller
+    /// 2 lanes in place of 16, and 64 MiB of memory: slower, and somewhat smaller
     #[arg(long, conflicts_with_all = ["fast", "lanes"])]
     best: bool,
-    /// 64 lanes in place of 16, and the model `bundled-small` where none is named: faster, and larger
+    /// The model `bundled-small` where none is named, 8 lanes and 32 MiB of memory: faster, and larger
     #[arg(long, conflicts_with = "lanes")]
     fast: bool,
     /// Parts of a block that are read side by side, 1 to 256
@@ -51,9 +53,9 @@ pub struct CompressArgs {
     /// MiB of text in a block, 1 to 64: what a damaged byte loses
     #[arg(long, value_name = "MIB", default_value_t = 8)]
     block: usize,
-    /// MiB of memory for what was read, 0 to 64; 0 lets the model predict alone
-    #[arg(long, value_name = "MIB", default_value_t = 16)]
-    adapt_memory: usize,
+    /// MiB of memory for what was read, 0 to 64; 0 lets the model predict alone [default: 16]
+    #[arg(long, value_name = "MIB")]
+    adapt_memory: Option<usize>,
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
@@ -127,16 +129,15 @@ impl BackendJob for CompressArgs {
 
     fn run<B: AutodiffBackend>(self, device: B::Device) -> Result<ExitCode> {
         let with_suffix = |file: &Path| Ok(file.with_added_extension(SUFFIX));
-        let (fast_lanes, fast_model) = FAST;
-        let model = if self.fast { self.model.or(fast_model) } else { self.model };
+        let model = if self.fast { self.model.or(FAST_MODEL) } else { self.model };
         let output = self.to.output(&self.file, &model, with_suffix)?;
-        let lanes = self.lanes.unwrap_or(match (self.fast, self.best) {
-            (true, _) => fast_lanes,
+        let (lanes, memory) = match (self.fast, self.best) {
+            (true, _) => FAST,
             (_, true) => BEST,
-            _ => Options::default().lanes,
-        });
-        let memory = (self.adapt_memory > 0).then_some(self.adapt_memory << 20);
-        let options = Options { lanes, block: self.block << 20, memory };
+            _ => PLAIN,
+        };
+        let (lanes, memory) = (self.lanes.unwrap_or(lanes), self.adapt_memory.unwrap_or(memory));
+        let options = Options { lanes, block: self.block << 20, memory: (memory > 0).then_some(memory << 20) };
         let input = Waiting(Input::open(&self.file)?, life::heed(1));
         let codec = codec::<B>(&model, &device)?;
         let work = Work { input: &self.file, output, verb: "compressed" };
