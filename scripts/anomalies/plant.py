@@ -17,9 +17,9 @@ the log: what is odd is where they stand.
     broken  a line that lost a part, has one twice, was cut short or mixed with another
 """
 
+import argparse
 import json
 import random
-import sys
 from pathlib import Path
 
 PAST, TODAY, OF_EACH = 4000, 2000, 8
@@ -219,7 +219,9 @@ FORMATS = {"syslog": Syslog, "nginx": Nginx, "jsonl": JsonLines, "csv": Csv}
 
 
 def main():
-    out = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT")
+    out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for name, kind_of_log in FORMATS.items():
         for seed in (1, 2, 3):

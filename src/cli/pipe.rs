@@ -4,9 +4,12 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::OnceLock;
+#[cfg(unix)]
 use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(unix)]
 use std::time::{Duration, Instant};
 
+#[cfg(unix)]
 use super::life;
 
 /// How long a full pipe is waited for once a signal came.
@@ -29,6 +32,7 @@ struct Stream {
     /// `None` where there is none: nothing is written then.
     file: Option<File>,
     /// Nobody has read for too long.
+    #[cfg(unix)]
     is_given_up: AtomicBool,
 }
 
@@ -53,8 +57,7 @@ impl Stream {
 
     #[cfg(windows)]
     fn of(stream: impl std::os::windows::io::AsHandle) -> Self {
-        let file = stream.as_handle().try_clone_to_owned().ok().map(File::from);
-        Self { file, is_given_up: AtomicBool::new(false) }
+        Self { file: stream.as_handle().try_clone_to_owned().ok().map(File::from) }
     }
 
     /// Waits until a write of `PIPE_BUF` bytes returns at once.
