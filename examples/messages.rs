@@ -21,8 +21,9 @@ struct Store {
 }
 
 impl Store {
-    fn put(&mut self, id: u64, message: &[u8]) {
-        self.kept.insert(id, self.records.compress(message));
+    fn put(&mut self, id: u64, message: &[u8]) -> Result<(), CodecError> {
+        self.kept.insert(id, self.records.compress(message)?);
+        Ok(())
     }
 
     fn get(&self, id: u64) -> Option<Result<Vec<u8>, CodecError>> {
@@ -51,7 +52,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut store = Store { records, kept: BTreeMap::new() };
     for (id, line) in (0..).zip(new) {
-        store.put(id, line.as_bytes());
+        store.put(id, line.as_bytes())?;
         assert_eq!(store.get(id).expect("it was put there")?, line.as_bytes());
     }
     let [bytes, kept] = [new.iter().map(String::len).sum::<usize>(), store.kept.values().map(Vec::len).sum()];

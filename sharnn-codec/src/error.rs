@@ -86,6 +86,15 @@ pub enum CodecError {
         /// The block that comes next.
         index: u32,
     },
+    /// A message is too long for a record.
+    #[error(
+        "a message of {bytes} bytes is no record, which has at most {}: compress it as a file",
+        crate::Records::LONGEST
+    )]
+    Long {
+        /// Its size.
+        bytes: usize,
+    },
     /// A record is damaged, or of another model or state.
     #[error("a record of {bytes} bytes is damaged, or was compressed with another model or state")]
     Record {

@@ -27,7 +27,7 @@ use crate::lanes::{Layout, Predictor};
 /// }
 /// let records = Records::new(engine, Some(&scorer.state()), Some(1 << 20))?;
 /// let message = br#"{"hour":21,"event":"login","user":"anna"}"#;
-/// let small = records.compress(message);
+/// let small = records.compress(message)?;
 /// assert!(small.len() < message.len() / 2);
 /// assert_eq!(records.decompress(&small)?, message);
 /// # Ok(())
@@ -39,10 +39,10 @@ pub struct Records {
     mixer: Option<Mixer>,
 }
 
-/// A longer text is no record.
-const LONGEST: usize = 1 << 24;
-
 impl Records {
+    /// Bytes of the longest message. What a compressed one says of its length costs whoever decompresses it time, whoever made it.
+    pub const LONGEST: usize = 1 << 16;
+
     /// Of a model, and of a stream that has read something. Without `memory` the model predicts alone.
     ///
     /// # Errors
@@ -74,10 +74,12 @@ impl Records {
 
     /// Compresses a message.
     ///
-    /// # Panics
-    /// If it has more than 16 MiB, or the state has read nothing.
-    pub fn compress(&self, text: &[u8]) -> Vec<u8> {
-        assert!(text.len() <= LONGEST, "a record of {} bytes, expected at most {LONGEST}", text.len());
+    /// # Errors
+    /// [`CodecError::Long`] if it has more than [`LONGEST`](Self::LONGEST) bytes.
+    pub fn compress(&self, text: &[u8]) -> Result<Vec<u8>, CodecError> {
+        if text.len() > Self::LONGEST {
+            return Err(CodecError::Long { bytes: text.len() });
+        }
         let coded = self.predictor().encode(text, Layout::new(text.len(), 1), |_| true);
         let (code, _) = coded.expect("nothing stops it");
         let is_stored = code.len() >= text.len();
@@ -90,7 +92,7 @@ impl Records {
         record.push(number as u8);
         record.push(crc32fast::hash(text) as u8);
         record.extend(if is_stored { text } else { &code[..] });
-        record
+        Ok(record)
     }
 
     /// Decompresses a message.
@@ -109,7 +111,7 @@ impl Records {
         }
         let sum = *rest.split_off_first().ok_or_else(damaged)?;
         let len = number >> 1;
-        if len > LONGEST || (number & 1 == 1 && rest.len() != len) || rest.len() > len {
+        if len > Self::LONGEST || (number & 1 == 1 && rest.len() != len) || rest.len() > len {
             return Err(damaged());
         }
         let text = if number & 1 == 1 {

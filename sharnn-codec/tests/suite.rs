@@ -131,7 +131,7 @@ proptest! {
 
     #[test]
     fn records_come_back(text in proptest::collection::vec(any::<u8>(), 0..400)) {
-        let record = RECORDS.compress(&text);
+        let record = RECORDS.compress(&text).unwrap();
         prop_assert!(record.len() <= text.len() + 4);
         prop_assert_eq!(RECORDS.decompress(&record).unwrap(), text);
     }
@@ -146,6 +146,19 @@ proptest! {
 }
 
 static RECORDS: LazyLock<Records> = LazyLock::new(|| Records::new(engine(1), None, Some(1 << 20)).unwrap());
+
+/// Whoever made it, a record costs no more time than a message of the longest kind does.
+#[test]
+fn a_record_of_a_longer_message_is_refused() {
+    let message = vec![b'a'; Records::LONGEST];
+    let record = RECORDS.compress(&message).unwrap();
+    assert_eq!(RECORDS.decompress(&record).unwrap(), message);
+    let error = RECORDS.compress(&[&message[..], b"a"].concat()).unwrap_err();
+    assert!(matches!(error, CodecError::Long { bytes } if bytes == Records::LONGEST + 1), "{error}");
+    // The length of 639,542 bytes, a sum, and a code of few.
+    let claimed = [&[0xEC, 0x88, 0x4E, 0xEC][..], &[0xEC; 70]].concat();
+    assert!(matches!(RECORDS.decompress(&claimed).unwrap_err(), CodecError::Record { bytes: 74 }));
+}
 
 #[test]
 fn a_lost_block_loses_no_other() {
