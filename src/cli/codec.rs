@@ -24,10 +24,6 @@ const SUFFIX: &str = "sharn";
 
 /// The model of `--fast` where none is named.
 const FAST_MODEL: &str = "bundled-small";
-/// Lanes, and MiB of memory for what was read: as a rule, with `--fast` and with `--best`.
-const PLAIN: (usize, usize) = (16, 16);
-const FAST: (usize, usize) = (8, 32);
-const BEST: (usize, usize) = (2, 64);
 
 /// Make a file smaller by what a model expects
 ///
@@ -131,13 +127,17 @@ impl BackendJob for CompressArgs {
         let with_suffix = |file: &Path| Ok(file.with_added_extension(SUFFIX));
         let model = if self.fast { self.model.or(FAST_MODEL) } else { self.model };
         let output = self.to.output(&self.file, &model, with_suffix)?;
-        let (lanes, memory) = match (self.fast, self.best) {
-            (true, _) => FAST,
-            (_, true) => BEST,
-            _ => PLAIN,
+        let plain = Options::default();
+        let chosen = match (self.fast, self.best) {
+            (true, _) => Options { lanes: 8, memory: Some(32 << 20), ..plain },
+            (_, true) => Options { lanes: 2, memory: Some(64 << 20), ..plain },
+            _ => plain,
         };
-        let (lanes, memory) = (self.lanes.unwrap_or(lanes), self.adapt_memory.unwrap_or(memory));
-        let options = Options { lanes, block: self.block << 20, memory: (memory > 0).then_some(memory << 20) };
+        let options = Options {
+            lanes: self.lanes.unwrap_or(chosen.lanes),
+            block: self.block << 20,
+            memory: self.adapt_memory.map_or(chosen.memory, |mib| (mib > 0).then_some(mib << 20)),
+        };
         let input = Waiting(Input::open(&self.file)?, life::heed(1));
         let codec = codec::<B>(&model, &device)?;
         let work = Work { input: &self.file, output, verb: "compressed" };
