@@ -27,8 +27,8 @@ use super::machine::{MachineArgs, check_settings, dispatch};
 use super::model::ModelArgs;
 use super::options::refused;
 use super::printable::json;
-use super::values::preset;
-use crate::{Attend, BackendKind, ConfigError, Precision, ShaRnnConfig};
+use super::values::{attend, preset};
+use crate::{BackendKind, ConfigError, Precision, ShaRnnConfig};
 
 /// Measure training, scoring and decoding on this machine, in bytes a second
 ///
@@ -73,9 +73,9 @@ pub struct Args {
     /// Runs that count [default: 7]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     runs: Option<usize>,
-    /// Blocks that attend: none, the second-last, or all [default: one, or the model's]
-    #[arg(long, value_enum)]
-    attend: Option<Which>,
+    /// Blocks that attend: none, one (the second-last), all, or a list as 0,2 [default: one, or the model's]
+    #[arg(long)]
+    attend: Option<String>,
     /// Seed of weights, bytes and dropout [default: 1]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -121,13 +121,6 @@ enum Dtype {
     Int8,
     /// The same, computed so that every CPU gives the same bits (backend flex, --mode decode)
     Exact,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
-enum Which {
-    None,
-    One,
-    All,
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -294,12 +287,8 @@ impl Args {
             Some(model) => ModelArgs::of(model.clone()).trained()?.config,
             None => preset(Some(&self.name().to_lowercase()))?,
         };
-        if let Some(which) = self.attend {
-            config.attend = match which {
-                Which::None => Attend::None,
-                Which::One => Attend::SecondLast,
-                Which::All => Attend::All,
-            };
+        if let Some(which) = &self.attend {
+            config.attend = attend(which)?;
         }
         config.mem_len = self.mem_len.unwrap_or(config.mem_len);
         if self.dropout.is_some() || self.model.is_none() {
