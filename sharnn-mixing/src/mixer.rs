@@ -333,6 +333,9 @@ impl Mixer {
             inputs[4 + 2 * i] = tables.stretch(probability) as i16;
             inputs[5 + 2 * i] = ((probability as i32 - ONE as i32 / 2) >> 6) as i16;
         }
+        let pair = (u32::from(contexts.before) << 8 | node as u32).wrapping_mul(0x9E37_79B1) >> 8;
+        let pair = pair as usize & (PAIRS - 1);
+        self.refinements[1].fetch(pair);
         let depth = node.ilog2();
         let mut matched = 0;
         let expected = contexts.expected.and_then(|(byte, slot)| {
@@ -349,8 +352,6 @@ impl Mixer {
         let sets = [node, 8 * matched + known, (contexts.doubt * 8 + depth as usize) * 8 + known];
         let mixed: [i16; 3] = std::array::from_fn(|i| self.weights[i].mix(sets[i], inputs) as i16);
         let mixed_last = self.last.mix(node, &mixed);
-        let pair = (u32::from(contexts.before) << 8 | node as u32).wrapping_mul(0x9E37_79B1) >> 8;
-        let pair = pair as usize & (PAIRS - 1);
         let refined = [node, pair];
         let [alone, pair] = std::array::from_fn(|i| self.refinements[i].refine(refined[i], mixed_last));
         let probability = (2 * tables.squash(mixed_last) + alone + pair) / 4;

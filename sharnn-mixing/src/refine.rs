@@ -1,5 +1,7 @@
 //! The last step: what came true of predictions like this one, in this context (an adaptive probability map, as in PAQ).
 
+use std::hint::black_box;
+
 use crate::logistic::{FURTHEST, LEAST, LOGISTIC, ONE};
 
 /// Distance of two knots in the logistic domain.
@@ -23,6 +25,13 @@ impl Refinement {
     fn knot(mixed: i32) -> (usize, u32) {
         let x = (mixed + FURTHEST) as u32;
         ((x / STEP as u32) as usize, x % STEP as u32)
+    }
+
+    /// Has the ends of a curve fetched, one of which is asked for where a prediction is sure, as most are.
+    #[inline]
+    pub fn fetch(&self, context: usize) {
+        let curve = &self.curves[context];
+        black_box((curve[1], curve[KNOTS - 2]));
     }
 
     /// What a mixture comes to, in 65536ths.
