@@ -59,6 +59,9 @@ pub(crate) enum Integers {
     #[cfg(target_arch = "x86_64")]
     Avx512,
     Neon,
+    /// NEON, and its dot products of 8 bits.
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
     Simd128,
 }
 
@@ -156,6 +159,8 @@ impl Isa {
                 Integers::Avx512
             }
             Vectors::Avx512 => Integers::Avx2,
+            #[cfg(target_arch = "aarch64")]
+            Vectors::Neon if std::arch::is_aarch64_feature_detected!("dotprod") => Integers::NeonDot,
             Vectors::Neon => Integers::Neon,
             Vectors::Simd128 => Integers::Simd128,
         }

@@ -69,6 +69,8 @@ pub struct PackedRows {
     weights: Vec<Line>,
     /// `[parts, packed rows]`; empty where the format has none.
     scales: Vec<f32>,
+    /// The sums of whole numbers, `[parts, packed rows]`: what products with digits of activations lack.
+    sums: Vec<i32>,
     /// One a packed row.
     bias: Vec<f32>,
     rows: usize,
@@ -131,6 +133,7 @@ impl PackedRows {
         let bytes = rows * stored_cols(cols, parts, format) * format.bytes();
         let mut weights = vec![Line([0; 64]); bytes.div_ceil(64)];
         let mut scales = vec![0.0; if format.is_whole() { parts * rows } else { 0 }];
+        let mut sums = vec![0; scales.len()];
         let mut bias = vec![0.0; rows];
         let mut values = vec![0.0; cols];
         let base = weights.as_mut_ptr().cast::<u8>();
@@ -146,8 +149,10 @@ impl PackedRows {
                     for (col, &w) in values.iter().enumerate() {
                         let pair = (place / GROUP * parts + part) * places / 2 + col / 2;
                         let at = (pair * GROUP + place % GROUP) * 2 + col % 2;
+                        let whole = int8::whole(w, scale);
+                        sums[part * rows + place] += i32::from(whole);
                         // SAFETY: that is below the number of bytes.
-                        unsafe { base.cast::<i8>().add(at).write(int8::whole(w, scale)) };
+                        unsafe { base.cast::<i8>().add(at).write(whole) };
                     }
                 }
                 continue;
@@ -167,7 +172,7 @@ impl PackedRows {
                 }
             }
         }
-        Self { weights, scales, bias, rows, cols, parts, format }
+        Self { weights, scales, sums, bias, rows, cols, parts, format }
     }
 
     /// Number of rows.
@@ -282,6 +287,7 @@ impl PackedRows {
             pairs,
             scales: self.scales.as_ptr().wrapping_add(row),
             scale_stride: self.bias.len(),
+            sums: self.sums.as_ptr().wrapping_add(row),
             parts: self.parts,
             bias: &self.bias[row..row + GROUP],
         }

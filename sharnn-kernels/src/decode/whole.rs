@@ -7,6 +7,8 @@
 //! ```
 
 #[cfg(target_arch = "aarch64")]
+mod dot;
+#[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "wasm32")]
 mod wasm;
@@ -92,7 +94,26 @@ kernel!(
     unsafe fn round_part(x: &[f32], limit: f32, to: &mut [i16]) -> f32 => round_part_body
 );
 
-/// Sums of products of pairs, one a row.
+/// Sums of products, one a row.
+trait Sums: Copy {
+    /// Rows.
+    const ROWS: usize;
+    /// How many of them stay in registers with those of three more activations, where eight rows are one.
+    const VECTORS_OF_FOUR: usize;
+
+    unsafe fn zeros() -> Self;
+    /// Adds the products of some pairs of columns with as many pairs of each activation.
+    unsafe fn add_part<const VECTORS: usize, const S: usize>(
+        sums: &mut [[Self; VECTORS]; S],
+        weights: *const i8,
+        values: [*const i16; S],
+        pairs: usize,
+    );
+    /// The sums as f32. `of_weights` are the sums of each row's weights.
+    unsafe fn write(self, of_weights: *const i32, to: *mut f32);
+}
+
+/// Sums of products of pairs of 16 bits, one a row.
 trait Pairs: Copy {
     /// Rows.
     const ROWS: usize;
@@ -107,6 +128,48 @@ trait Pairs: Copy {
     /// The sums as f32.
     unsafe fn sums(self, to: *mut f32);
     unsafe fn prefetch(at: *const i8);
+}
+
+impl<P: Pairs> Sums for P {
+    const ROWS: usize = <P as Pairs>::ROWS;
+    const VECTORS_OF_FOUR: usize = 2;
+
+    #[inline(always)]
+    unsafe fn zeros() -> Self {
+        // SAFETY: the caller's.
+        unsafe { <P as Pairs>::zeros() }
+    }
+    /// Loops are written out: what a closure holds is not compiled for the instructions.
+    #[inline(always)]
+    unsafe fn add_part<const VECTORS: usize, const S: usize>(
+        sums: &mut [[Self; VECTORS]; S],
+        mut weights: *const i8,
+        values: [*const i16; S],
+        pairs: usize,
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            for pair in 0..pairs {
+                P::prefetch(weights.wrapping_add(AHEAD));
+                let mut x = [<P as Pairs>::zeros(); S];
+                for (x, values) in x.iter_mut().zip(values) {
+                    *x = P::values(values.add(2 * pair));
+                }
+                for v in 0..VECTORS {
+                    let weights = P::weights(weights.add(v * <P as Pairs>::ROWS * 2));
+                    for (sums, x) in sums.iter_mut().zip(x) {
+                        sums[v] = sums[v].add_products(weights, x);
+                    }
+                }
+                weights = weights.add(2 * GROUP);
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn write(self, _of_weights: *const i32, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe { self.sums(to) }
+    }
 }
 
 /// Pairs of 16 bits, and sums, in plain Rust.
@@ -160,14 +223,15 @@ pub(super) struct Rows<'a> {
     /// What a weight of each part and row is worth: `GROUP` from `part * scale_stride` on.
     pub(super) scales: *const f32,
     pub(super) scale_stride: usize,
+    /// The sums of the weights of each part and row, as the scales lie.
+    pub(super) sums: *const i32,
     pub(super) parts: usize,
     pub(super) bias: &'a [f32],
 }
 
-/// Products of rows of a group, from the vector `first` on, with `S` activations. Loops are written out: what a closure holds is not
-/// compiled for the instructions.
+/// Products of rows of a group, from the vector `first` on, with `S` activations.
 #[inline(always)]
-unsafe fn several<P: Pairs, const VECTORS: usize, const S: usize>(
+unsafe fn several<T: Sums, const VECTORS: usize, const S: usize>(
     rows: Rows,
     first: usize,
     x: &[Whole],
@@ -175,34 +239,23 @@ unsafe fn several<P: Pairs, const VECTORS: usize, const S: usize>(
 ) {
     // SAFETY: the caller's.
     unsafe {
-        let row = first * P::ROWS;
-        let n = VECTORS * P::ROWS;
+        let row = first * T::ROWS;
+        let n = VECTORS * T::ROWS;
         for part in 0..rows.parts {
-            let mut sums = [[P::zeros(); VECTORS]; S];
-            let mut at = rows.weights.add(part * rows.pairs * 2 * GROUP + 2 * row);
+            let mut sums = [[T::zeros(); VECTORS]; S];
             let mut values = [std::ptr::null(); S];
             for (values, x) in values.iter_mut().zip(x) {
                 *values = x.values.as_ptr().add(part * 2 * rows.pairs);
             }
-            for pair in 0..rows.pairs {
-                P::prefetch(at.wrapping_add(AHEAD));
-                let mut x = [P::zeros(); S];
-                for (x, values) in x.iter_mut().zip(values) {
-                    *x = P::values(values.add(2 * pair));
-                }
-                for v in 0..VECTORS {
-                    let weights = P::weights(at.add(v * P::ROWS * 2));
-                    for (sums, x) in sums.iter_mut().zip(x) {
-                        sums[v] = sums[v].add_products(weights, x);
-                    }
-                }
-                at = at.add(2 * GROUP);
-            }
-            let scales = std::slice::from_raw_parts(rows.scales.add(part * rows.scale_stride + row), n);
+            let weights = rows.weights.add(part * rows.pairs * 2 * GROUP + 2 * row);
+            T::add_part(&mut sums, weights, values, rows.pairs);
+            let of_part = part * rows.scale_stride + row;
+            let scales = std::slice::from_raw_parts(rows.scales.add(of_part), n);
             for ((sums, x), y) in sums.into_iter().zip(x).zip(y.iter_mut()) {
                 let mut products = [0.0; GROUP];
                 for (v, sums) in sums.into_iter().enumerate() {
-                    sums.sums(products.as_mut_ptr().add(v * P::ROWS));
+                    let row = v * T::ROWS;
+                    sums.write(rows.sums.add(of_part + row), products.as_mut_ptr().add(row));
                 }
                 let (own, y) = (x.scales[part], &mut y[row..row + n]);
                 for i in 0..n {
@@ -222,28 +275,32 @@ unsafe fn several<P: Pairs, const VECTORS: usize, const S: usize>(
 
 /// As many activations at once as there are registers for.
 #[inline(always)]
-unsafe fn products_body<P: Pairs>(rows: Rows, mut x: &[Whole], mut y: &mut [[f32; GROUP]]) {
+unsafe fn products_body<T: Sums>(rows: Rows, mut x: &[Whole], mut y: &mut [[f32; GROUP]]) {
     macro_rules! while_there_are {
         ($n:literal, $vectors:literal from $($first:literal),*) => {
             while x.len() >= $n {
                 // SAFETY: the caller's.
-                unsafe { $(several::<P, $vectors, $n>(rows, $first, x, y);)* }
+                unsafe { $(several::<T, $vectors, $n>(rows, $first, x, y);)* }
                 x = &x[$n..];
                 y = &mut std::mem::take(&mut y)[$n..];
             }
         };
     }
-    match P::ROWS {
-        8 => {
+    match (T::ROWS, T::VECTORS_OF_FOUR) {
+        (8, 2) => {
             while_there_are!(4, 2 from 0, 2);
             while_there_are!(1, 4 from 0);
         }
-        16 => {
+        (8, 1) => {
+            while_there_are!(4, 1 from 0, 1, 2, 3);
+            while_there_are!(1, 4 from 0);
+        }
+        (16, _) => {
             while_there_are!(8, 2 from 0);
             while_there_are!(4, 2 from 0);
             while_there_are!(1, 2 from 0);
         }
-        _ => unreachable!("pairs of 8 or 16 rows"),
+        _ => unreachable!("sums of 8 or 16 rows"),
     }
 }
 
@@ -270,6 +327,12 @@ pub(super) unsafe fn products(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
         // SAFETY: the caller's.
         unsafe { products_body::<neon::Neon>(rows, x, y) }
     }
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn dot(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
+        // SAFETY: the caller's.
+        unsafe { products_body::<dot::Dot>(rows, x, y) }
+    }
     #[cfg(target_arch = "wasm32")]
     #[target_feature(enable = "simd128")]
     unsafe fn simd128(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
@@ -285,9 +348,64 @@ pub(super) unsafe fn products(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
             Integers::Avx512 => avx512(rows, x, y),
             #[cfg(target_arch = "aarch64")]
             Integers::Neon => neon(rows, x, y),
+            #[cfg(target_arch = "aarch64")]
+            Integers::NeonDot => dot(rows, x, y),
             #[cfg(target_arch = "wasm32")]
             Integers::Simd128 => simd128(rows, x, y),
             _ => products_body::<Portable>(rows, x, y),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{random, skip};
+
+    /// Some whole numbers up to `largest`, of which every fifth is one of the largest.
+    fn numbers(n: usize, seed: u64, largest: f32) -> Vec<i16> {
+        let number = |(i, x): (usize, &f32)| match i % 5 {
+            0 => largest.copysign(*x) as i16,
+            _ => (x * largest) as i16,
+        };
+        random(n, seed).iter().enumerate().map(number).collect()
+    }
+
+    #[test]
+    fn sums_are_those_of_plain_rust() {
+        for pairs in [1, 2, 3, 7, 8, 9, 14, 15, 16, 23, 64, 258] {
+            for (parts, n) in [(1, 1), (1, 8), (2, 3), (2, 7)] {
+                let (terms, seed) = (2 * pairs, (pairs * 10 + n) as u64);
+                if skip(parts * terms * GROUP * n) {
+                    continue;
+                }
+                let weights = numbers(parts * terms * GROUP, seed, 127.0);
+                let weights: Vec<_> = weights.iter().map(|&w| w as i8).collect();
+                let mut sums = vec![0; parts * GROUP];
+                for (i, &w) in weights.iter().enumerate() {
+                    sums[i / (terms * GROUP) * GROUP + i / 2 % GROUP] += i32::from(w);
+                }
+                let (scales, bias) = (random(parts * GROUP, 1), random(GROUP, 2));
+                let rows = Rows {
+                    weights: weights.as_ptr(),
+                    pairs,
+                    scales: scales.as_ptr(),
+                    scale_stride: GROUP,
+                    sums: sums.as_ptr(),
+                    parts,
+                    bias: &bias,
+                };
+                let values: Vec<_> = (0..n).map(|i| numbers(parts * terms, i as u64, largest(terms))).collect();
+                let of_parts = random(parts, 3);
+                let x: Vec<_> = values.iter().map(|values| Whole { values, scales: &of_parts }).collect();
+                let (mut got, mut want) = (vec![[f32::NAN; GROUP]; n], vec![[f32::NAN; GROUP]; n]);
+                // SAFETY: all is as long as `rows` says.
+                unsafe {
+                    products(rows, &x, &mut got);
+                    products_body::<Portable>(rows, &x, &mut want);
+                }
+                assert_eq!(got, want, "{pairs} pairs in {parts} parts, {n} activations");
+            }
         }
     }
 }
