@@ -14,6 +14,8 @@
 mod few;
 mod left;
 mod near;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod panels;
 mod tiles;
 mod vectors;
@@ -124,7 +126,7 @@ impl Operands {
     pub fn fastest() -> Self {
         match Isa::current().bf16_unit() {
             Bf16Unit::Vectors | Bf16Unit::Software => Self::F32,
-            Bf16Unit::Avx512 | Bf16Unit::Amx => Self::Bf16,
+            Bf16Unit::Avx512 | Bf16Unit::Amx | Bf16Unit::Neon => Self::Bf16,
         }
     }
 

@@ -23,7 +23,9 @@ pub enum Isa {
     Amx,
     /// NEON of 64-bit ARM: 8 lanes of f32 in two registers.
     Neon,
-    /// WebAssembly's simd128: the same.
+    /// NEON, and its matrix products of bfloat16.
+    NeonBf16,
+    /// WebAssembly's simd128: the same as NEON.
     Simd128,
 }
 
@@ -48,6 +50,8 @@ pub(crate) enum Bf16Unit {
     Avx512,
     /// Tiles.
     Amx,
+    /// Products of two rows and two columns.
+    Neon,
 }
 
 /// What multiplies whole numbers of 16 bits.
@@ -67,7 +71,7 @@ pub(crate) enum Integers {
 
 impl Isa {
     /// Every set, and its name for [`ISA_VARIABLE`].
-    pub const ALL: [(Self, &'static str); 8] = [
+    pub const ALL: [(Self, &'static str); 9] = [
         (Self::Portable, "portable"),
         (Self::Avx2, "avx2"),
         (Self::Tiles, "tiles"),
@@ -75,6 +79,7 @@ impl Isa {
         (Self::Avx512Bf16, "avx512-bf16"),
         (Self::Amx, "amx"),
         (Self::Neon, "neon"),
+        (Self::NeonBf16, "neon-bf16"),
         (Self::Simd128, "simd128"),
     ];
 
@@ -97,6 +102,8 @@ impl Isa {
             Self::Amx => Self::Avx512.is_available() && crate::gemm::amx_is_granted(),
             #[cfg(target_arch = "aarch64")]
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonBf16 => Self::Neon.is_available() && std::arch::is_aarch64_feature_detected!("bf16"),
             // Code with other instructions would not have been loaded.
             #[cfg(target_arch = "wasm32")]
             Self::Simd128 => true,
@@ -119,7 +126,7 @@ impl Isa {
     /// The best set that this CPU has. On Intel's the dot products of bfloat16 are slower than those of f32, so they are not
     /// chosen there.
     pub fn detected() -> Self {
-        let best = [Self::Amx, Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Neon, Self::Simd128];
+        let best = [Self::Amx, Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::NeonBf16, Self::Neon, Self::Simd128];
         let is_worse = |isa| isa == Self::Avx512Bf16 && is_intel();
         best.into_iter().find(|&isa| isa.is_available() && !is_worse(isa)).unwrap_or(Self::Portable)
     }
@@ -134,7 +141,7 @@ impl Isa {
                 vectors => vectors,
             },
             Self::Avx512 | Self::Avx512Bf16 | Self::Amx => Vectors::Avx512,
-            Self::Neon => Vectors::Neon,
+            Self::Neon | Self::NeonBf16 => Vectors::Neon,
             Self::Simd128 => Vectors::Simd128,
         }
     }
@@ -146,6 +153,7 @@ impl Isa {
             Self::Tiles => Bf16Unit::Software,
             Self::Avx512Bf16 => Bf16Unit::Avx512,
             Self::Amx => Bf16Unit::Amx,
+            Self::NeonBf16 => Bf16Unit::Neon,
         }
     }
 
@@ -199,10 +207,11 @@ mod tests {
     fn the_best_set_is_detected() {
         let detected = Isa::detected();
         assert!(detected.is_available() && detected != Isa::Tiles, "{detected:?}");
-        let ranking = match is_intel() {
-            true => [Isa::Portable, Isa::Avx2, Isa::Avx512Bf16, Isa::Avx512, Isa::Amx, Isa::Neon, Isa::Simd128],
-            false => [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx, Isa::Neon, Isa::Simd128],
+        let [worse, better] = match is_intel() {
+            true => [Isa::Avx512Bf16, Isa::Avx512],
+            false => [Isa::Avx512, Isa::Avx512Bf16],
         };
+        let ranking = [Isa::Portable, Isa::Avx2, worse, better, Isa::Amx, Isa::Neon, Isa::NeonBf16, Isa::Simd128];
         let rank = |isa| ranking.iter().position(|&known| known == isa);
         for isa in ranking {
             assert!(!isa.is_available() || rank(isa) <= rank(detected), "{isa:?} is better than {detected:?}");
@@ -216,7 +225,9 @@ mod tests {
             assert_eq!(Isa::named(name).is_ok(), isa.is_available());
         }
         assert!(
-            Isa::named("sse9").unwrap_err().contains("portable, avx2, tiles, avx512, avx512-bf16, amx, neon, simd128")
+            Isa::named("sse9")
+                .unwrap_err()
+                .contains("portable, avx2, tiles, avx512, avx512-bf16, amx, neon, neon-bf16, simd128")
         );
     }
 }

@@ -6,7 +6,7 @@
 use super::left::{high_half, lines};
 use super::{Format, Left, Product, ROW_BLOCK, Start};
 use crate::Isa;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::isa::Bf16Unit;
 use crate::math::round_bf16;
 use crate::simd::{Vector, kernel};
@@ -104,6 +104,8 @@ pub(super) unsafe fn product(product: &Product, scratch: &mut [f32]) {
             Bf16Unit::Avx512 => super::x86::product_by_pairs(product, scratch),
             #[cfg(target_arch = "x86_64")]
             Bf16Unit::Amx => super::x86::product_by_amx(product, scratch),
+            #[cfg(target_arch = "aarch64")]
+            Bf16Unit::Neon => super::neon::product_by_squares(product, scratch),
             _ => software(product, scratch),
         }
     }
