@@ -2,8 +2,10 @@
 //
 //     npm install playwright-core        # anywhere: NODE_PATH or the directory above
 //     node sharnn-web/tests/browser.mjs target/sharnn.html [--browser /usr/bin/chromium] [--program target/release/sharnn] [--model FILE] [--shots DIR] [--keys 60000]
+//     node sharnn-web/tests/browser.mjs target/sharnn.html --speed [--program target/release/sharnn]
 //
-// With --program a text that the page compresses is compared with what the program makes of it, with the model in --model.
+// With --program a text that the page compresses is compared with what the program makes of it, with the model in --model. With --speed bytes a
+// second are measured, of both bundled models, in place of the tests, and with --program compared with what the program does on one thread.
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
@@ -17,7 +19,7 @@ import { createRequire } from "node:module";
 const { chromium } = createRequire(path.resolve("package.json"))("playwright-core");
 const { values: options, positionals: [page_file] } = parseArgs({
   allowPositionals: true,
-  options: { browser: { type: "string", default: "/usr/bin/chromium" }, program: { type: "string" }, model: { type: "string" }, shots: { type: "string" }, keys: { type: "string", default: "60000" } },
+  options: { browser: { type: "string", default: "/usr/bin/chromium" }, program: { type: "string" }, model: { type: "string" }, shots: { type: "string" }, keys: { type: "string", default: "60000" }, speed: { type: "boolean", default: false } },
 });
 
 const scratch = fs.mkdtempSync(path.join(os.tmpdir(), "sharnn-web-"));
@@ -54,6 +56,29 @@ await check("it is painted, and a model is there", async () => {
   assert.match(await text_of("model"), /blocks/);
   console.log(`    first paint after ${paint.toFixed(0)} ms`);
 });
+
+if (options.speed) {
+  for (const [model, file] of [["bundled-small", "enwik8-small"], ["bundled", "enwik8"]]) {
+    const weights = fs.readFileSync(new URL(`../../models/${file}.safetensors`, import.meta.url), "base64");
+    for (const [format, index] of [["f32", 0], ["int8", 2], ["exact", 3]]) {
+      const rate = await page.evaluate(async ({ weights, format }) => {
+        await ask("load", { weights: Uint8Array.from(atob(weights), (c) => c.charCodeAt(0)), format });
+        // Random bytes, which is what the program measures itself with.
+        return (await ask("bench", { bytes: crypto.getRandomValues(new Uint8Array(1000)), passes: 9 })).rate;
+      }, { weights, format: index });
+      let compared = "";
+      if (options.program) {
+        const args = ["bench", "--model", model, "--mode", "decode", "--memory", "128", "--dtype", format, "--threads", "1", "--json"];
+        const own = JSON.parse(execFileSync(options.program, args, { encoding: "utf8" })).tokens_per_s;
+        compared = `, the program ${own.toFixed(0)}: ${(rate / own).toFixed(2)} of it`;
+      }
+      console.log(`${model} ${format}: ${rate.toFixed(0)} bytes/s${compared}`);
+    }
+  }
+  await browser.close();
+  fs.rmSync(scratch, { recursive: true });
+  process.exit();
+}
 
 await check("what is typed is coloured", async () => {
   await page.fill("#text", "The city of Paris is the capital of France.");
