@@ -242,16 +242,32 @@ impl PackedRows {
         group: usize,
         n: usize,
         input: impl Fn(usize) -> Input<'a>,
+        each: impl FnMut(usize, &[f32; GROUP]),
+    ) {
+        match n {
+            // Room for more would take a while to be filled with zeros.
+            1 => self.products_by::<1>(group, n, input, each),
+            _ => self.products_by::<TOGETHER>(group, n, input, each),
+        }
+    }
+
+    /// [`products`](Self::products), `N` activations at once.
+    #[inline]
+    fn products_by<'a, const N: usize>(
+        &self,
+        group: usize,
+        n: usize,
+        input: impl Fn(usize) -> Input<'a>,
         mut each: impl FnMut(usize, &[f32; GROUP]),
     ) {
         assert!(group < self.groups());
-        let mut y = [[0.0; GROUP]; TOGETHER];
-        for first in (0..n).step_by(TOGETHER) {
-            let n = TOGETHER.min(n - first);
+        let mut y = [[0.0; GROUP]; N];
+        for first in (0..n).step_by(N) {
+            let n = N.min(n - first);
             let y = &mut y[..n];
             if self.format.is_whole() {
                 let none = Whole { values: &[], scales: &[] };
-                let mut x = [none; TOGETHER];
+                let mut x = [none; N];
                 for (k, x) in x[..n].iter_mut().enumerate() {
                     let Input::Whole(whole) = input(first + k) else { unreachable!("it was rounded") };
                     let terms = self.cols / self.parts;
@@ -261,7 +277,7 @@ impl PackedRows {
                 // SAFETY: lengths were checked, and the group is there.
                 unsafe { whole::products(self.whole_rows(group), &x[..n], y) };
             } else {
-                let mut x: [&[f32]; TOGETHER] = [&[]; TOGETHER];
+                let mut x: [&[f32]; N] = [&[]; N];
                 for (k, x) in x[..n].iter_mut().enumerate() {
                     let Input::Floats(floats) = input(first + k) else { unreachable!("it was not rounded") };
                     assert_eq!(floats.len(), self.cols, "{} values times {} columns", floats.len(), self.cols);
@@ -372,10 +388,17 @@ unsafe fn add_column<V: Vector, C: Columns, const VECTORS: usize, const HALVES: 
     }
 }
 
-/// Products of `HALVES` halves of a group with `S` activations: sums of even and of odd columns, which need not wait for each other, and
-/// then of both. Loops are written out: what a closure holds is not compiled for the instructions.
+/// Products of `HALVES` halves of a group with `S` activations: `CHAINS` sums of columns in turn, which need not wait for each other, and
+/// then of all. Loops are written out: what a closure holds is not compiled for the instructions.
 #[inline(always)]
-unsafe fn several<V: Vector, C: Columns, const VECTORS: usize, const HALVES: usize, const S: usize>(
+unsafe fn several<
+    V: Vector,
+    C: Columns,
+    const CHAINS: usize,
+    const VECTORS: usize,
+    const HALVES: usize,
+    const S: usize,
+>(
     weights: *const u8,
     first_half: usize,
     x: &[&[f32]],
@@ -390,25 +413,31 @@ unsafe fn several<V: Vector, C: Columns, const VECTORS: usize, const HALVES: usi
         for (values, x) in values.iter_mut().zip(x) {
             *values = x.as_ptr();
         }
-        let mut even: Sums<V, VECTORS, HALVES, S> = [[[V::splat(0.0); VECTORS]; HALVES]; S];
-        let mut odd = even;
+        let mut chains: [Sums<V, VECTORS, HALVES, S>; CHAINS] = [[[[V::splat(0.0); VECTORS]; HALVES]; S]; CHAINS];
         let mut at = weights;
-        for col in (0..cols / 2 * 2).step_by(2) {
-            for line in 0..2 * column / 64 {
+        let in_turn = cols / CHAINS * CHAINS;
+        for col in (0..in_turn).step_by(CHAINS) {
+            for line in 0..CHAINS * column / 64 {
                 V::prefetch(at.wrapping_add(AHEAD + line * 64).cast());
             }
-            add_column::<V, C, VECTORS, HALVES, S>(&mut even, at, first_half, values, col);
-            add_column::<V, C, VECTORS, HALVES, S>(&mut odd, at.add(column), first_half, values, col + 1);
-            at = at.add(2 * column);
+            for (k, sums) in chains.iter_mut().enumerate() {
+                add_column::<V, C, VECTORS, HALVES, S>(sums, at, first_half, values, col + k);
+                at = at.add(column);
+            }
         }
-        if !cols.is_multiple_of(2) {
-            add_column::<V, C, VECTORS, HALVES, S>(&mut even, at, first_half, values, cols - 1);
+        for (sums, col) in chains.iter_mut().zip(in_turn..cols) {
+            add_column::<V, C, VECTORS, HALVES, S>(sums, at, first_half, values, col);
+            at = at.add(column);
         }
-        for (y, (even, odd)) in y.iter_mut().zip(even.into_iter().zip(odd)) {
-            for (half, (even, odd)) in even.into_iter().zip(odd).enumerate() {
-                for (i, (even, odd)) in even.into_iter().zip(odd).enumerate() {
+        for (s, y) in y.iter_mut().enumerate().take(S) {
+            for half in 0..HALVES {
+                for i in 0..VECTORS {
+                    let mut sum = chains[0][s][half][i];
+                    for sums in &chains[1..] {
+                        sum = sum.add(sums[s][half][i]);
+                    }
                     let at = (first_half + half) * GROUP / 2 + i * V::LANES;
-                    even.add(odd).add(V::load(bias.as_ptr().add(at))).store(y.as_mut_ptr().add(at));
+                    sum.add(V::load(bias.as_ptr().add(at))).store(y.as_mut_ptr().add(at));
                 }
             }
         }
@@ -424,15 +453,15 @@ unsafe fn product_of<V: Vector, C: Columns>(
     mut y: &mut [[f32; GROUP]],
 ) {
     macro_rules! while_there_are {
-        ($vectors:literal, $n:literal) => {
+        ($chains:literal, $vectors:literal, $n:literal) => {
             while x.len() >= $n {
                 // SAFETY: the caller's.
                 unsafe {
                     if $n == 1 {
-                        several::<V, C, $vectors, 2, 1>(weights, 0, x, bias, y);
+                        several::<V, C, $chains, $vectors, 2, 1>(weights, 0, x, bias, y);
                     } else {
-                        several::<V, C, $vectors, 1, $n>(weights, 0, x, bias, y);
-                        several::<V, C, $vectors, 1, $n>(weights, 1, x, bias, y);
+                        several::<V, C, $chains, $vectors, 1, $n>(weights, 0, x, bias, y);
+                        several::<V, C, $chains, $vectors, 1, $n>(weights, 1, x, bias, y);
                     }
                 }
                 x = &x[$n..];
@@ -441,14 +470,19 @@ unsafe fn product_of<V: Vector, C: Columns>(
         };
     }
     match V::LANES {
+        // A tile's sums are held in registers: where they are fewer than eight vectors, so are one chain's alone.
+        8 if 2 * V::TILE_ROWS < 8 => {
+            while_there_are!(1, 2, 2);
+            while_there_are!(1, 2, 1);
+        }
         8 => {
-            while_there_are!(2, 2);
-            while_there_are!(2, 1);
+            while_there_are!(2, 2, 2);
+            while_there_are!(2, 2, 1);
         }
         16 => {
-            while_there_are!(1, 8);
-            while_there_are!(1, 4);
-            while_there_are!(1, 1);
+            while_there_are!(2, 1, 8);
+            while_there_are!(2, 1, 4);
+            while_there_are!(2, 1, 1);
         }
         _ => unreachable!("vectors have 8 or 16 lanes"),
     }

@@ -98,8 +98,8 @@ kernel!(
 trait Sums: Copy {
     /// Rows.
     const ROWS: usize;
-    /// How many of them stay in registers with those of three more activations, where eight rows are one.
-    const VECTORS_OF_FOUR: usize;
+    /// So many activations, and vectors of sums of each, are in registers together.
+    const TOGETHER: (usize, usize);
 
     unsafe fn zeros() -> Self;
     /// Adds the products of some pairs of columns with as many pairs of each activation.
@@ -117,6 +117,8 @@ trait Sums: Copy {
 trait Pairs: Copy {
     /// Rows.
     const ROWS: usize;
+    /// As of [`Sums`].
+    const TOGETHER: (usize, usize);
 
     unsafe fn zeros() -> Self;
     /// Two weights of each row.
@@ -132,7 +134,7 @@ trait Pairs: Copy {
 
 impl<P: Pairs> Sums for P {
     const ROWS: usize = <P as Pairs>::ROWS;
-    const VECTORS_OF_FOUR: usize = 2;
+    const TOGETHER: (usize, usize) = <P as Pairs>::TOGETHER;
 
     #[inline(always)]
     unsafe fn zeros() -> Self {
@@ -179,6 +181,7 @@ struct Portable([i32; 8]);
 #[allow(clippy::undocumented_unsafe_blocks, reason = "the callers': pointers are valid for as many values")]
 impl Pairs for Portable {
     const ROWS: usize = 8;
+    const TOGETHER: (usize, usize) = (4, 2);
 
     #[inline(always)]
     unsafe fn zeros() -> Self {
@@ -286,21 +289,25 @@ unsafe fn products_body<T: Sums>(rows: Rows, mut x: &[Whole], mut y: &mut [[f32;
             }
         };
     }
-    match (T::ROWS, T::VECTORS_OF_FOUR) {
-        (8, 2) => {
+    match (T::ROWS, T::TOGETHER) {
+        (8, (4, 2)) => {
             while_there_are!(4, 2 from 0, 2);
             while_there_are!(1, 4 from 0);
         }
-        (8, 1) => {
+        (8, (2, 2)) => {
+            while_there_are!(2, 2 from 0, 2);
+            while_there_are!(1, 4 from 0);
+        }
+        (8, (4, 1)) => {
             while_there_are!(4, 1 from 0, 1, 2, 3);
             while_there_are!(1, 4 from 0);
         }
-        (16, _) => {
+        (16, (8, 2)) => {
             while_there_are!(8, 2 from 0);
             while_there_are!(4, 2 from 0);
             while_there_are!(1, 2 from 0);
         }
-        _ => unreachable!("sums of 8 or 16 rows"),
+        _ => unreachable!("sums of another kind"),
     }
 }
 

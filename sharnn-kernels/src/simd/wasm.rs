@@ -50,6 +50,35 @@ unsafe fn power_of_two(x: v128) -> v128 {
     unsafe { i32x4_shl(i32x4_add(i32x4_trunc_sat_f32x4(x), i32x4_splat(127)), 23) }
 }
 
+/// The first `n` values, zeros after them. Nothing is called, as a copy of some bytes may be: around a call every register is put into memory.
+#[inline(always)]
+unsafe fn load_below_four(from: *const f32, n: usize) -> v128 {
+    unsafe {
+        match n {
+            0 => f32x4_splat(0.0),
+            1 => v128_load32_zero(from.cast()),
+            2 => v128_load64_zero(from.cast()),
+            _ => v128_load32_lane::<2>(v128_load64_zero(from.cast()), from.add(2).cast()),
+        }
+    }
+}
+
+/// Stores the first `n` values.
+#[inline(always)]
+unsafe fn store_below_four(x: v128, to: *mut f32, n: usize) {
+    unsafe {
+        match n {
+            0 => {}
+            1 => v128_store32_lane::<0>(x, to.cast()),
+            2 => v128_store64_lane::<0>(x, to.cast()),
+            _ => {
+                v128_store64_lane::<0>(x, to.cast());
+                v128_store32_lane::<2>(x, to.add(2).cast());
+            }
+        }
+    }
+}
+
 impl Vector for Simd128 {
     const LANES: usize = 8;
     // What engines make of it has sixteen registers on x86.
@@ -87,18 +116,25 @@ impl Vector for Simd128 {
     unsafe fn load_part(from: *const f32, n: usize) -> Self {
         debug_assert!(n <= 8);
         unsafe {
-            let mut values = [0.0f32; 8];
-            std::ptr::copy_nonoverlapping(from, values.as_mut_ptr(), n);
-            Self::load(values.as_ptr())
+            match n {
+                0..4 => Self(load_below_four(from, n), f32x4_splat(0.0)),
+                4..8 => Self(v128_load(from.cast()), load_below_four(from.add(4), n - 4)),
+                _ => Self::load(from),
+            }
         }
     }
     #[inline(always)]
     unsafe fn store_part(self, to: *mut f32, n: usize) {
         debug_assert!(n <= 8);
         unsafe {
-            let mut values = [0.0f32; 8];
-            self.store(values.as_mut_ptr());
-            std::ptr::copy_nonoverlapping(values.as_ptr(), to, n);
+            match n {
+                0..4 => store_below_four(self.0, to, n),
+                4..8 => {
+                    v128_store(to.cast(), self.0);
+                    store_below_four(self.1, to.add(4), n - 4);
+                }
+                _ => self.store(to),
+            }
         }
     }
     #[inline(always)]

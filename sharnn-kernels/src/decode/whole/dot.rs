@@ -108,7 +108,7 @@ unsafe fn add_block<const VECTORS: usize, const S: usize>(
 
 impl Sums for Dot {
     const ROWS: usize = 8;
-    const VECTORS_OF_FOUR: usize = 1;
+    const TOGETHER: (usize, usize) = (4, 1);
 
     #[inline(always)]
     unsafe fn zeros() -> Self {

@@ -25,6 +25,7 @@ impl Neon {
 
 impl Pairs for Neon {
     const ROWS: usize = 8;
+    const TOGETHER: (usize, usize) = (4, 2);
 
     #[inline(always)]
     unsafe fn zeros() -> Self {

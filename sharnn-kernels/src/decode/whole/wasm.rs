@@ -12,6 +12,8 @@ pub(super) struct Simd128(v128, v128);
 
 impl Pairs for Simd128 {
     const ROWS: usize = 8;
+    // A vector is two of the sixteen registers that engines have on x86.
+    const TOGETHER: (usize, usize) = (2, 2);
 
     #[inline(always)]
     unsafe fn zeros() -> Self {

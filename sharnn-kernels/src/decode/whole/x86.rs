@@ -11,6 +11,7 @@ pub(super) struct Avx2(__m256i);
 
 impl Pairs for Avx2 {
     const ROWS: usize = 8;
+    const TOGETHER: (usize, usize) = (4, 2);
 
     #[inline(always)]
     unsafe fn zeros() -> Self {
@@ -43,6 +44,7 @@ pub(super) struct Avx512(__m512i);
 
 impl Pairs for Avx512 {
     const ROWS: usize = 16;
+    const TOGETHER: (usize, usize) = (8, 2);
 
     #[inline(always)]
     unsafe fn zeros() -> Self {
