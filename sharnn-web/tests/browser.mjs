@@ -64,18 +64,19 @@ if (options.speed) {
   for (const [model, file] of [["bundled-small", "enwik8-small"], ["bundled", "enwik8"]]) {
     const weights = fs.readFileSync(new URL(`../../models/${file}.safetensors`, import.meta.url), "base64");
     for (const [format, index] of [["f32", 0], ["int8", 2], ["exact", 3]]) {
-      const rate = await page.evaluate(async ({ weights, format }) => {
-        await ask("load", { weights: Uint8Array.from(atob(weights), (c) => c.charCodeAt(0)), format });
+      await page.evaluate(({ weights, format }) => ask("load", { weights: Uint8Array.from(atob(weights), (c) => c.charCodeAt(0)), format }), { weights, format: index });
+      // In turn, and the best of each: what else the machine does slows down either.
+      const best = { page: 0, program: 0 };
+      for (let round = 0; round < 3; round++) {
         // Random bytes, which is what the program measures itself with.
-        return (await ask("bench", { bytes: crypto.getRandomValues(new Uint8Array(1000)), passes: 9 })).rate;
-      }, { weights, format: index });
-      let compared = "";
-      if (options.program) {
+        const { rate } = await page.evaluate(() => ask("bench", { bytes: crypto.getRandomValues(new Uint8Array(400)), passes: 5 }));
+        best.page = Math.max(best.page, rate);
+        if (!options.program) continue;
         const args = ["bench", "--model", model, "--mode", "decode", "--memory", "128", "--dtype", format, "--threads", "1", "--json"];
-        const own = JSON.parse(execFileSync(options.program, args, { encoding: "utf8" })).tokens_per_s;
-        compared = `, the program ${own.toFixed(0)}: ${(rate / own).toFixed(2)} of it`;
+        best.program = Math.max(best.program, JSON.parse(execFileSync(options.program, args, { encoding: "utf8" })).tokens_per_s);
       }
-      console.log(`${model} ${format}: ${rate.toFixed(0)} bytes/s${compared}`);
+      const compared = options.program ? `, the program ${best.program.toFixed(0)}: ${(best.page / best.program).toFixed(2)} of it` : "";
+      console.log(`${model} ${format}: ${best.page.toFixed(0)} bytes/s${compared}`);
     }
   }
   await browser.close();
