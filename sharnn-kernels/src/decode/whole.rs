@@ -94,12 +94,21 @@ kernel!(
     unsafe fn round_part(x: &[f32], limit: f32, to: &mut [i16]) -> f32 => round_part_body
 );
 
+/// How many activations, and how many vectors of rows of each, are summed at the same time: as many as there are registers for.
+#[derive(Clone, Copy)]
+#[allow(dead_code, reason = "each target has some of them")]
+enum Together {
+    EightByTwo,
+    FourByTwo,
+    FourByOne,
+    TwoByTwo,
+}
+
 /// Sums of products, one a row.
 trait Sums: Copy {
     /// Rows.
     const ROWS: usize;
-    /// So many activations, and vectors of sums of each, are in registers together.
-    const TOGETHER: (usize, usize);
+    const TOGETHER: Together;
 
     unsafe fn zeros() -> Self;
     /// Adds the products of some pairs of columns with as many pairs of each activation.
@@ -117,8 +126,7 @@ trait Sums: Copy {
 trait Pairs: Copy {
     /// Rows.
     const ROWS: usize;
-    /// As of [`Sums`].
-    const TOGETHER: (usize, usize);
+    const TOGETHER: Together;
 
     unsafe fn zeros() -> Self;
     /// Two weights of each row.
@@ -134,7 +142,7 @@ trait Pairs: Copy {
 
 impl<P: Pairs> Sums for P {
     const ROWS: usize = <P as Pairs>::ROWS;
-    const TOGETHER: (usize, usize) = <P as Pairs>::TOGETHER;
+    const TOGETHER: Together = <P as Pairs>::TOGETHER;
 
     #[inline(always)]
     unsafe fn zeros() -> Self {
@@ -181,7 +189,7 @@ struct Portable([i32; 8]);
 #[allow(clippy::undocumented_unsafe_blocks, reason = "the callers': pointers are valid for as many values")]
 impl Pairs for Portable {
     const ROWS: usize = 8;
-    const TOGETHER: (usize, usize) = (4, 2);
+    const TOGETHER: Together = Together::FourByTwo;
 
     #[inline(always)]
     unsafe fn zeros() -> Self {
@@ -227,7 +235,7 @@ pub(super) struct Rows<'a> {
     pub(super) scales: *const f32,
     pub(super) scale_stride: usize,
     /// The sums of the weights of each part and row, as the scales lie.
-    pub(super) sums: *const i32,
+    pub(super) weight_sums: *const i32,
     pub(super) parts: usize,
     pub(super) bias: &'a [f32],
 }
@@ -258,7 +266,7 @@ unsafe fn several<T: Sums, const VECTORS: usize, const S: usize>(
                 let mut products = [0.0; GROUP];
                 for (v, sums) in sums.into_iter().enumerate() {
                     let row = v * T::ROWS;
-                    sums.write(rows.sums.add(of_part + row), products.as_mut_ptr().add(row));
+                    sums.write(rows.weight_sums.add(of_part + row), products.as_mut_ptr().add(row));
                 }
                 let (own, y) = (x.scales[part], &mut y[row..row + n]);
                 for i in 0..n {
@@ -289,25 +297,24 @@ unsafe fn products_body<T: Sums>(rows: Rows, mut x: &[Whole], mut y: &mut [[f32;
             }
         };
     }
-    match (T::ROWS, T::TOGETHER) {
-        (8, (4, 2)) => {
+    match T::TOGETHER {
+        Together::FourByTwo => {
             while_there_are!(4, 2 from 0, 2);
             while_there_are!(1, 4 from 0);
         }
-        (8, (2, 2)) => {
+        Together::TwoByTwo => {
             while_there_are!(2, 2 from 0, 2);
             while_there_are!(1, 4 from 0);
         }
-        (8, (4, 1)) => {
+        Together::FourByOne => {
             while_there_are!(4, 1 from 0, 1, 2, 3);
             while_there_are!(1, 4 from 0);
         }
-        (16, (8, 2)) => {
+        Together::EightByTwo => {
             while_there_are!(8, 2 from 0);
             while_there_are!(4, 2 from 0);
             while_there_are!(1, 2 from 0);
         }
-        _ => unreachable!("sums of another kind"),
     }
 }
 
@@ -398,7 +405,7 @@ mod tests {
                     pairs,
                     scales: scales.as_ptr(),
                     scale_stride: GROUP,
-                    sums: sums.as_ptr(),
+                    weight_sums: sums.as_ptr(),
                     parts,
                     bias: &bias,
                 };

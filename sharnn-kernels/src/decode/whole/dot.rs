@@ -6,7 +6,7 @@
 //! ```
 //!
 //! All of this is computed modulo 2³². The whole sum is less than 2³¹ in size, see [`super`], so what is left modulo 2³² is the sum
-//! itself, whatever its parts are; and up to 132,104 terms (2³¹ / (127 · 128)) no part leaves 32 bits either.
+//! itself, whatever its parts are.
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "the callers': the instructions are there, pointers are valid")]
 #![allow(unused_unsafe, reason = "which intrinsics are safe differs between compilers")]
@@ -14,7 +14,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::{AHEAD, GROUP, Sums};
+use super::{AHEAD, GROUP, Sums, Together};
 
 /// Sums of eight rows, four to a register: those of the upper digits, and those of the lower ones.
 #[derive(Clone, Copy)]
@@ -108,7 +108,7 @@ unsafe fn add_block<const VECTORS: usize, const S: usize>(
 
 impl Sums for Dot {
     const ROWS: usize = 8;
-    const TOGETHER: (usize, usize) = (4, 1);
+    const TOGETHER: Together = Together::FourByOne;
 
     #[inline(always)]
     unsafe fn zeros() -> Self {

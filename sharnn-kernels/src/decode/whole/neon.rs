@@ -5,7 +5,7 @@
 
 use std::arch::aarch64::*;
 
-use super::Pairs;
+use super::{Pairs, Together};
 
 /// Sums of eight rows; of weights and values eight of 16 bits each.
 #[derive(Clone, Copy)]
@@ -25,7 +25,7 @@ impl Neon {
 
 impl Pairs for Neon {
     const ROWS: usize = 8;
-    const TOGETHER: (usize, usize) = (4, 2);
+    const TOGETHER: Together = Together::FourByTwo;
 
     #[inline(always)]
     unsafe fn zeros() -> Self {

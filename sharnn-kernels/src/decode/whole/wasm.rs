@@ -5,7 +5,7 @@
 
 use std::arch::wasm32::*;
 
-use super::Pairs;
+use super::{Pairs, Together};
 
 #[derive(Clone, Copy)]
 pub(super) struct Simd128(v128, v128);
@@ -13,7 +13,7 @@ pub(super) struct Simd128(v128, v128);
 impl Pairs for Simd128 {
     const ROWS: usize = 8;
     // A vector is two of the sixteen registers that engines have on x86.
-    const TOGETHER: (usize, usize) = (2, 2);
+    const TOGETHER: Together = Together::TwoByTwo;
 
     #[inline(always)]
     unsafe fn zeros() -> Self {

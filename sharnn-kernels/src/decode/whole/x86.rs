@@ -4,14 +4,14 @@
 
 use std::arch::x86_64::*;
 
-use super::Pairs;
+use super::{Pairs, Together};
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(__m256i);
 
 impl Pairs for Avx2 {
     const ROWS: usize = 8;
-    const TOGETHER: (usize, usize) = (4, 2);
+    const TOGETHER: Together = Together::FourByTwo;
 
     #[inline(always)]
     unsafe fn zeros() -> Self {
@@ -44,7 +44,7 @@ pub(super) struct Avx512(__m512i);
 
 impl Pairs for Avx512 {
     const ROWS: usize = 16;
-    const TOGETHER: (usize, usize) = (8, 2);
+    const TOGETHER: Together = Together::EightByTwo;
 
     #[inline(always)]
     unsafe fn zeros() -> Self {
