@@ -186,12 +186,20 @@ impl Isa {
     }
 }
 
+/// What the CPU says of itself in a leaf, or in its first part.
 #[cfg(target_arch = "x86_64")]
-fn is_intel() -> bool {
+pub(crate) fn cpuid(leaf: u32) -> std::arch::x86_64::CpuidResult {
     #[allow(unused_unsafe, reason = "it is a safe function in newer compilers than the oldest that will do")]
     // SAFETY: every CPU of 64 bits has the instruction.
-    let leaf = unsafe { std::arch::x86_64::__cpuid(0) };
-    [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
+    unsafe {
+        std::arch::x86_64::__cpuid_count(leaf, 0)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn is_intel() -> bool {
+    let maker = cpuid(0);
+    [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).concat() == b"GenuineIntel"
 }
 
 #[cfg(not(target_arch = "x86_64"))]

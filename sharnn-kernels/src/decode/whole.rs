@@ -395,9 +395,9 @@ mod tests {
                 }
                 let weights = numbers(parts * terms * GROUP, seed, 127.0);
                 let weights: Vec<_> = weights.iter().map(|&w| w as i8).collect();
-                let mut sums = vec![0; parts * GROUP];
+                let mut weight_sums = vec![0; parts * GROUP];
                 for (i, &w) in weights.iter().enumerate() {
-                    sums[i / (terms * GROUP) * GROUP + i / 2 % GROUP] += i32::from(w);
+                    weight_sums[i / (terms * GROUP) * GROUP + i / 2 % GROUP] += i32::from(w);
                 }
                 let (scales, bias) = (random(parts * GROUP, 1), random(GROUP, 2));
                 let rows = Rows {
@@ -405,7 +405,7 @@ mod tests {
                     pairs,
                     scales: scales.as_ptr(),
                     scale_stride: GROUP,
-                    weight_sums: sums.as_ptr(),
+                    weight_sums: weight_sums.as_ptr(),
                     parts,
                     bias: &bias,
                 };

@@ -2,13 +2,14 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{
-    __cpuid_count, __m512, __m512bh, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps,
-    _mm512_storeu_ps, _xgetbv,
+    __m512, __m512bh, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
+    _xgetbv,
 };
 use std::sync::OnceLock;
 
 use super::Product;
 use super::tiles::{TILE, TileUnit, on_tiles};
+use crate::isa::cpuid;
 use crate::simd::Avx512;
 
 /// Tiles of sums in rows of vectors, and AVX-512's dot products of pairs, which read operands where they lie.
@@ -180,10 +181,7 @@ fn cpu_has_amx() -> bool {
         // SAFETY: register 0 is there where the instruction is.
         unsafe { _xgetbv(0) }
     }
-    #[allow(unused_unsafe, reason = "it is a safe function in newer compilers than the oldest that will do")]
-    // SAFETY: every CPU of 64 bits has the instruction.
-    let leaf = |number: u32| unsafe { __cpuid_count(number, 0) };
-    if leaf(0).eax < 7 || leaf(1).ecx & OSXSAVE == 0 || leaf(7).edx & AMX != AMX {
+    if cpuid(0).eax < 7 || cpuid(1).ecx & OSXSAVE == 0 || cpuid(7).edx & AMX != AMX {
         return false;
     }
     // SAFETY: the system uses XSAVE, so the CPU has it.
