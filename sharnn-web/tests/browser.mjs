@@ -43,6 +43,11 @@ async function score(size) {
   await page.waitForFunction((size) => document.getElementById("score").textContent.endsWith(size), size, { timeout: 120000 });
   return parseFloat(await text_of("score"));
 }
+const finish = async () => {
+  await browser.close();
+  fs.rmSync(scratch, { recursive: true });
+  assert.deepEqual(failures, [], "nothing failed unseen");
+};
 const open = async (id, name, content) => {
   const file = path.join(scratch, name);
   fs.writeFileSync(file, content);
@@ -79,8 +84,7 @@ if (options.speed) {
       console.log(`${model} ${format}: ${best.page.toFixed(0)} bytes/s${compared}`);
     }
   }
-  await browser.close();
-  fs.rmSync(scratch, { recursive: true });
+  await finish();
   process.exit();
 }
 
@@ -235,7 +239,5 @@ await check("it fits a phone, light and dark", async () => {
   }
 });
 
-assert.deepEqual(failures, [], "nothing failed unseen");
-await browser.close();
-fs.rmSync(scratch, { recursive: true });
+await finish();
 console.log("all is as it should be");
