@@ -617,6 +617,13 @@ fn speed_is_measured_as_a_table_or_as_json() {
     let line: Value = at.json(&[&["bench", "--json", "--mode", "train"], &small[..]].concat());
     assert_eq!((line["mode"].as_str(), line["batch"].as_u64()), (Some("train"), Some(1)));
     assert!(line["tokens_per_s"].as_f64().unwrap() > 0.0);
+    // A head in each block of a list.
+    let params = |attend| {
+        let line: Value = at.json(&[&["bench", "--json", "--mode", "train", "--attend", attend], &small[..]].concat());
+        line["params"].as_u64().unwrap()
+    };
+    let [none, one, two] = ["none", "1", "0,1"].map(params);
+    assert!(none < one && two - one == one - none, "{none}, {one}, {two}");
 
     // The sizes of a model that is there, its n-grams too.
     let of_model = ["bench", "--json", "--model", "bundled-small", "--batch", "2", "--memory", "8", "--runs", "1"];
