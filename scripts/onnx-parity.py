@@ -8,7 +8,7 @@
 FILES is a directory that the project's tests wrote already (its variable is SHARNN_ONNX_FILES); else they are run. With
 SHARNN_ONNX_RUN and SHARNN_ENWIK8 they also write the best weights of a run and what these make of real text. `openvino` and `onnx` may
 be missing: then that runtime, or onnx's checker and onnxruntime's dynamic quantisation, are not run. The exit code is 1 if any value
-differs by more than 1e-5 of the largest of its tensor (or of 10, where all are smaller), if quantised weights cost more than 0.02 bits
+differs by more than 2e-6 of the largest of its tensor (or of 50, where all are smaller), if quantised weights cost more than 0.02 bits
 per byte, or if a file is not as ONNX wants it.
 """
 
@@ -20,8 +20,8 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# Of the largest value of a tensor, or of 10.
-TOLERANCE = 1e-5
+# Of the largest value of a tensor, or of 50: 1e-4 but for memories, which hold larger ones.
+TOLERANCE = 2e-6
 # Of an f32 graph with its matrices in 8 bits, in bits per byte.
 QUANTISED_TOLERANCE = 0.02
 # The bundled model, and one whose table of n-grams is quantised too.
@@ -110,7 +110,7 @@ def outputs(graph, segments):
 
 
 def largest_difference(graph, segments):
-    """Of any value of any segment, and the largest as a part of the largest value of its tensor, or of 10."""
+    """Of any value of any segment, and the largest as a part of the largest value of its tensor, or of 50."""
     largest = part = 0.0
     for segment, got in zip(segments, outputs(graph, segments)):
         expected = segment.keys() - {"tokens"}
@@ -120,7 +120,7 @@ def largest_difference(graph, segments):
             assert got[name].shape == want.shape, f"{name} has shape {got[name].shape}, {want.shape} is expected"
             if want.size:
                 difference = float(np.abs(got[name] - want).max())
-                largest, part = max(largest, difference), max(part, difference / max(10.0, float(np.abs(want).max())))
+                largest, part = max(largest, difference), max(part, difference / max(50.0, float(np.abs(want).max())))
                 assert np.isfinite(got[name]).all(), f"{name} is not finite"
     return largest, part
 
