@@ -7,10 +7,11 @@ use half::bf16;
 
 use crate::buffer::Shared;
 use crate::int8;
+use crate::isa::{Integers, Isa};
 use crate::simd::{Vector, kernel};
 use crate::team;
 
-use super::whole::{self, SLACK, Whole, padded};
+use super::whole::{self, SLACK, Whole};
 
 /// Rows of a group.
 pub(super) const GROUP: usize = 32;
@@ -65,7 +66,7 @@ struct Line([u8; 64]);
 
 /// A matrix `[rows, cols]` and a bias, packed for `y = W x + b`.
 pub struct PackedRows {
-    /// `[groups, cols, GROUP]`; of whole numbers `[groups, parts, pairs of columns, GROUP, 2]`.
+    /// `[groups, cols, GROUP]`; of whole numbers `[groups, parts, places / columns, GROUP, columns]`, see [`Integers`].
     weights: Vec<Line>,
     /// `[parts, packed rows]`; empty where the format has none.
     scales: Vec<f32>,
@@ -79,6 +80,8 @@ pub struct PackedRows {
     /// Columns lie side by side in so many parts, each of which has scales of its own.
     parts: usize,
     format: WeightFormat,
+    /// What multiplies whole numbers.
+    integers: Integers,
 }
 
 /// What a matrix is multiplied with, in the form that its format wants.
@@ -130,8 +133,9 @@ impl PackedRows {
         row: impl Fn(usize, &mut [f32]) -> f32,
     ) -> Self {
         assert!(rows.is_multiple_of(GROUP) && cols.is_multiple_of(PARTS));
-        let parts = PARTS;
-        let bytes = rows * stored_cols(cols, parts, format) * format.bytes();
+        let (parts, integers) = (PARTS, Isa::current().integers());
+        let (terms, places) = (cols / parts, integers.padded(cols / parts));
+        let bytes = rows * if format.is_whole() { parts * places } else { cols * format.bytes() };
         let mut weights = vec![Line([0; 64]); bytes.div_ceil(64)];
         let mut scales = vec![0.0; if format.is_whole() { parts * rows } else { 0 }];
         let mut weight_sums = vec![0; scales.len()];
@@ -142,14 +146,13 @@ impl PackedRows {
             let Some(source) = row_of(place) else { continue };
             *bias = row(source, &mut values);
             if format.is_whole() {
-                let (terms, places) = (cols / parts, padded(cols / parts));
                 for part in 0..parts {
                     let values = &values[part * terms..][..terms];
                     let scale = of_rows[part][source];
                     scales[part * rows + place] = scale;
                     for (col, &w) in values.iter().enumerate() {
-                        let pair = (place / GROUP * parts + part) * places / 2 + col / 2;
-                        let at = (pair * GROUP + place % GROUP) * 2 + col % 2;
+                        let of_part = (place / GROUP * parts + part) * places * GROUP;
+                        let at = of_part + integers.place(place % GROUP, col);
                         let whole = int8::whole(w, scale);
                         weight_sums[part * rows + place] += i32::from(whole);
                         // SAFETY: that is below the number of bytes.
@@ -173,7 +176,7 @@ impl PackedRows {
                 }
             }
         }
-        Self { weights, scales, weight_sums, bias, rows, cols, parts, format }
+        Self { weights, scales, weight_sums, bias, rows, cols, parts, format, integers }
     }
 
     /// Number of rows.
@@ -202,7 +205,7 @@ impl PackedRows {
     pub fn multiply(&self, x: &[f32], y: &mut [f32]) {
         assert_eq!(x.len(), self.cols, "{} values times {} columns", x.len(), self.cols);
         assert_eq!(y.len(), self.rows, "{} values of {} rows", y.len(), self.rows);
-        let (mut values, mut scales) = (vec![0; x.len() + 2 * self.parts + SLACK], vec![0.0; self.parts]);
+        let (mut values, mut scales) = (vec![0; self.parts * self.places() + SLACK], vec![0.0; self.parts]);
         if self.format.is_whole() {
             whole::round(x, &mut values, &mut scales);
         }
@@ -224,9 +227,25 @@ impl PackedRows {
         self.bias.len() / GROUP
     }
 
-    /// Everything that decides what its products are.
+    /// Places that the columns of a part take, of whole numbers.
+    fn places(&self) -> usize {
+        self.integers.padded(self.cols / self.parts)
+    }
+
+    /// Everything that decides what its products are. Whole numbers are fed in pairs of columns, however they lie.
     pub(super) fn digest(&self, feed: &mut dyn FnMut(&[u8])) {
-        self.weights.iter().for_each(|line| feed(&line.0));
+        if self.format.is_whole() {
+            for part in 0..self.groups() * self.parts {
+                for col in (0..self.cols / self.parts).step_by(2) {
+                    feed(&std::array::from_fn::<_, { 2 * GROUP }, _>(|i| {
+                        let at = part * self.places() * GROUP + self.integers.place(i / 2, col + i % 2);
+                        self.weights[at / 64].0[at % 64]
+                    }));
+                }
+            }
+        } else {
+            self.weights.iter().for_each(|line| feed(&line.0));
+        }
         super::feed_floats(&self.scales, feed);
         super::feed_floats(&self.bias, feed);
     }
@@ -269,10 +288,10 @@ impl PackedRows {
             if self.format.is_whole() {
                 let none = Whole { values: &[], scales: &[] };
                 let mut x = [none; N];
+                let places = self.parts * self.places();
                 for (k, x) in x[..n].iter_mut().enumerate() {
                     let Input::Whole(whole) = input(first + k) else { unreachable!("it was rounded") };
-                    let terms = self.cols / self.parts;
-                    assert!(whole.values.len() >= self.parts * padded(terms) && whole.scales.len() == self.parts);
+                    assert!(whole.values.len() >= places && whole.scales.len() == self.parts);
                     *x = whole;
                 }
                 // SAFETY: lengths were checked, and the group is there.
@@ -297,9 +316,10 @@ impl PackedRows {
 
     /// A group of whole numbers.
     fn whole_rows(&self, group: usize) -> whole::Rows<'_> {
-        let pairs = padded(self.cols / self.parts) / 2;
+        let pairs = self.places() / 2;
         let row = group * GROUP;
         whole::Rows {
+            integers: self.integers,
             weights: self.weights.as_ptr().cast::<i8>().wrapping_add(row * self.parts * 2 * pairs),
             pairs,
             scales: self.scales.as_ptr().wrapping_add(row),
@@ -309,11 +329,6 @@ impl PackedRows {
             bias: &self.bias[row..row + GROUP],
         }
     }
-}
-
-/// Columns that are stored.
-fn stored_cols(cols: usize, parts: usize, format: WeightFormat) -> usize {
-    if format.is_whole() { parts * padded(cols / parts) } else { cols }
 }
 
 /// How the weights of a column become vectors.

@@ -3,7 +3,7 @@
 use super::kernels::{MEMORY_BLOCK, Partial};
 use super::ngrams::NGrams;
 use super::packed::{GROUP, Input};
-use super::whole::{self, SLACK, padded};
+use super::whole::{self, SLACK, room};
 use super::{Attention, DecodeModel, WeightFormat};
 use crate::team;
 
@@ -81,7 +81,7 @@ pub(super) fn own_stride(d: usize) -> usize {
 
 /// The distance of a member's whole numbers: the two parts of an LSTM's input.
 pub(super) fn whole_stride(d: usize) -> usize {
-    (2 * padded(d) + SLACK).next_multiple_of(2 * GROUP)
+    (2 * room(d) + SLACK).next_multiple_of(2 * GROUP)
 }
 
 /// The distance of their scales: a cache line.
@@ -135,7 +135,7 @@ impl Streams {
                 whole: vec![0; product(&[members, n, whole_stride(d)])],
                 scales: vec![0.0; product(&[members, n, SCALES])],
                 rows: vec![0.0; rows],
-                whole_rows: vec![0; if whole { padded(rows) + SLACK } else { 0 }],
+                whole_rows: vec![0; if whole { room(rows) + SLACK } else { 0 }],
                 added: vec![0.0; if adds { n * d } else { 0 }],
                 logits: vec![0.0; product(&[n, model.vocab_size()])],
             },

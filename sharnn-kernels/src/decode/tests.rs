@@ -102,6 +102,30 @@ fn exact_logits_have_these_bits() {
     assert_eq!(got, pinned, "{got:#x?} with {:?}", crate::Isa::current());
 }
 
+/// What a model's digest is made of is the same bytes with all instructions, however they want weights to lie.
+#[test]
+fn whole_numbers_are_fed_in_pairs_of_columns() {
+    for [rows, cols] in [[1, 1], [33, 7], [3, 20]] {
+        let weight = random(rows * cols, 1);
+        let scales = crate::int8::scales(&weight, [rows, cols]);
+        let packed = PackedRows::new(&weight, None, [rows, cols], WeightFormat::Exact);
+        let mut got = Vec::new();
+        packed.digest(&mut |bytes| got.extend_from_slice(bytes));
+        let mut want = Vec::new();
+        for group in 0..rows.div_ceil(GROUP) {
+            for pair in 0..cols.div_ceil(2) {
+                for (row, col) in (0..2 * GROUP).map(|i| (group * GROUP + i / 2, 2 * pair + i % 2)) {
+                    let inside = row < rows && col < cols;
+                    want.push(if inside { crate::int8::whole(weight[row * cols + col], scales[row]) as u8 } else { 0 });
+                }
+            }
+        }
+        assert_eq!(got[..want.len()], want, "{rows} x {cols}");
+        // A scale and a bias of each row follow.
+        assert_eq!(got.len(), want.len() + 2 * rows.next_multiple_of(GROUP) * 4, "{rows} x {cols}");
+    }
+}
+
 #[test]
 fn a_column_of_the_identity_shows_each_stored_weight_within_half_a_step() {
     let (rows, cols) = (19, 11);

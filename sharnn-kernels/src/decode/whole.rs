@@ -31,15 +31,56 @@ fn largest(terms: usize) -> f32 {
     (i32::MAX as usize / (127 * terms.max(1))).min(i16::MAX as usize) as f32
 }
 
-/// Places that `terms` whole numbers take: pairs.
-pub(super) fn padded(terms: usize) -> usize {
-    terms.next_multiple_of(2)
+/// Places that `terms` whole numbers take at most, whatever multiplies them.
+pub(super) fn room(terms: usize) -> usize {
+    terms.next_multiple_of(8)
+}
+
+/// How weights and activations lie depends on what multiplies them.
+impl Integers {
+    /// Columns whose weights lie side by side, row after row: those that are multiplied at once.
+    pub(super) fn columns(self) -> usize {
+        match self {
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDot => <dot::Dot as Sums>::COLUMNS,
+            _ => 2,
+        }
+    }
+
+    /// Where the weight of a row and a column lies in a part of a group.
+    pub(super) fn place(self, row: usize, col: usize) -> usize {
+        let columns = self.columns();
+        (col / columns * GROUP + row) * columns + col % columns
+    }
+
+    /// Places that `terms` whole numbers take: pairs, or eights where they are split into digits.
+    pub(super) fn padded(self, terms: usize) -> usize {
+        if self.columns() == 2 { terms.next_multiple_of(2) } else { room(terms) }
+    }
+
+    /// Makes of rounded activations what is multiplied: pairs as they are, or of each eight their digits, which `dot` explains.
+    fn prepare(self, values: &mut [i16]) {
+        if self.columns() > 2 {
+            values.as_chunks_mut().0.iter_mut().for_each(|eight| *eight = digits(*eight));
+        }
+    }
+}
+
+/// The upper digits of eight values, then the lower ones.
+fn digits(values: [i16; 8]) -> [i16; 8] {
+    let mut digits = [0; 16];
+    for (i, value) in values.into_iter().enumerate() {
+        let [lower, upper] = value.to_le_bytes();
+        // To flip the highest bit of a byte is to subtract 128, as what is left has a sign.
+        (digits[i], digits[8 + i]) = (upper, lower ^ 0x80);
+    }
+    std::array::from_fn(|i| i16::from_le_bytes([digits[2 * i], digits[2 * i + 1]]))
 }
 
 /// An activation as whole numbers, in parts of one length that have a scale each.
 #[derive(Clone, Copy)]
 pub(super) struct Whole<'a> {
-    /// `[parts, padded(terms)]`
+    /// `[parts, padded(terms)]`, [prepared](Integers::prepare)
     pub(super) values: &'a [i16],
     /// `[parts]`
     pub(super) scales: &'a [f32],
@@ -51,11 +92,13 @@ pub(super) struct Whole<'a> {
 /// If there is no room for them, and [`SLACK`] after them.
 pub(super) fn round<'a>(x: &[f32], values: &'a mut [i16], scales: &'a mut [f32]) -> Whole<'a> {
     let terms = x.len() / scales.len();
-    let places = padded(terms);
+    let integers = Isa::current().integers();
+    let places = integers.padded(terms);
     assert!(values.len() >= scales.len() * places + SLACK, "no room for {} whole numbers", x.len());
     for (part, scale) in scales.iter_mut().enumerate() {
         // SAFETY: there is room for whole vectors from each part on; the next part is written after what hangs over.
         *scale = unsafe { round_part(&x[part * terms..][..terms], largest(terms), &mut values[part * places..]) };
+        integers.prepare(&mut values[part * places..][..places]);
     }
     Whole { values, scales }
 }
@@ -108,6 +151,8 @@ enum Together {
 trait Sums: Copy {
     /// Rows.
     const ROWS: usize;
+    /// Columns that lie side by side.
+    const COLUMNS: usize;
     const TOGETHER: Together;
 
     unsafe fn zeros() -> Self;
@@ -142,6 +187,7 @@ trait Pairs: Copy {
 
 impl<P: Pairs> Sums for P {
     const ROWS: usize = <P as Pairs>::ROWS;
+    const COLUMNS: usize = 2;
     const TOGETHER: Together = <P as Pairs>::TOGETHER;
 
     #[inline(always)]
@@ -227,7 +273,9 @@ fn pair(first: i16, second: i16) -> i32 {
 /// A group of rows.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
-    /// `[parts, pairs, GROUP, 2]`
+    /// What multiplies them.
+    pub(super) integers: Integers,
+    /// `[parts, padded(terms) / columns, GROUP, columns]`
     pub(super) weights: *const i8,
     /// Pairs of a part.
     pub(super) pairs: usize,
@@ -258,7 +306,7 @@ unsafe fn several<T: Sums, const VECTORS: usize, const S: usize>(
             for (values, x) in values.iter_mut().zip(x) {
                 *values = x.values.as_ptr().add(part * 2 * rows.pairs);
             }
-            let weights = rows.weights.add(part * rows.pairs * 2 * GROUP + 2 * row);
+            let weights = rows.weights.add(part * rows.pairs * 2 * GROUP + T::COLUMNS * row);
             T::add_part(&mut sums, weights, values, rows.pairs);
             let of_part = part * rows.scale_stride + row;
             let scales = std::slice::from_raw_parts(rows.scales.add(of_part), n);
@@ -308,6 +356,7 @@ unsafe fn products_body<T: Sums>(rows: Rows, mut x: &[Whole], mut y: &mut [[f32;
         }
         Together::FourByOne => {
             while_there_are!(4, 1 from 0, 1, 2, 3);
+            while_there_are!(2, 2 from 0, 2);
             while_there_are!(1, 4 from 0);
         }
         Together::EightByTwo => {
@@ -355,7 +404,7 @@ pub(super) unsafe fn products(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
     }
     // SAFETY: the instructions were detected; the rest is the caller's.
     unsafe {
-        match Isa::current().integers() {
+        match rows.integers {
             #[cfg(target_arch = "x86_64")]
             Integers::Avx2 => avx2(rows, x, y),
             #[cfg(target_arch = "x86_64")]
@@ -385,6 +434,15 @@ mod tests {
         random(n, seed).iter().enumerate().map(number).collect()
     }
 
+    /// What multiplies whole numbers on this CPU, and what it has of the same kind.
+    fn all_integers() -> Vec<Integers> {
+        match Isa::current().integers() {
+            #[cfg(target_arch = "aarch64")]
+            integers @ Integers::NeonDot => vec![Integers::Neon, integers],
+            integers => vec![integers],
+        }
+    }
+
     #[test]
     fn sums_are_those_of_plain_rust() {
         for pairs in [1, 2, 3, 7, 8, 9, 14, 15, 16, 23, 64, 258] {
@@ -393,32 +451,55 @@ mod tests {
                 if skip(parts * terms * GROUP * n) {
                     continue;
                 }
-                let weights = numbers(parts * terms * GROUP, seed, 127.0);
-                let weights: Vec<_> = weights.iter().map(|&w| w as i8).collect();
-                let mut weight_sums = vec![0; parts * GROUP];
-                for (i, &w) in weights.iter().enumerate() {
-                    weight_sums[i / (terms * GROUP) * GROUP + i / 2 % GROUP] += i32::from(w);
-                }
+                // -128 is no weight, but there would be room for it.
+                let weights = numbers(parts * GROUP * terms, seed, 127.0);
+                let weights: Vec<_> = weights.into_iter().map(|w| if w == -127 { i8::MIN } else { w as i8 }).collect();
+                let weight_sums: Vec<_> =
+                    weights.chunks(terms).map(|row| row.iter().map(|&w| i32::from(w)).sum()).collect();
                 let (scales, bias) = (random(parts * GROUP, 1), random(GROUP, 2));
-                let rows = Rows {
-                    weights: weights.as_ptr(),
-                    pairs,
-                    scales: scales.as_ptr(),
-                    scale_stride: GROUP,
-                    weight_sums: weight_sums.as_ptr(),
-                    parts,
-                    bias: &bias,
-                };
-                let values: Vec<_> = (0..n).map(|i| numbers(parts * terms, i as u64, largest(terms))).collect();
                 let of_parts = random(parts, 3);
-                let x: Vec<_> = values.iter().map(|values| Whole { values, scales: &of_parts }).collect();
-                let (mut got, mut want) = (vec![[f32::NAN; GROUP]; n], vec![[f32::NAN; GROUP]; n]);
-                // SAFETY: all is as long as `rows` says.
-                unsafe {
-                    products(rows, &x, &mut got);
-                    products_body::<Portable>(rows, &x, &mut want);
+                // The largest that there are, and those of which f32 holds all sums to the last unit.
+                for largest in [largest(terms), (f32::from(u16::MAX) / terms as f32).min(largest(terms))] {
+                    let values: Vec<_> = (0..n).map(|i| numbers(parts * terms, i as u64, largest)).collect();
+                    let products = |integers: Integers| {
+                        let places = integers.padded(terms);
+                        let mut packed = vec![0; parts * places * GROUP];
+                        for (i, &w) in weights.iter().enumerate() {
+                            let (row, col) = (i / terms, i % terms);
+                            packed[row / GROUP * places * GROUP + integers.place(row % GROUP, col)] = w;
+                        }
+                        let prepared = |values: &Vec<i16>| {
+                            // What lies behind the last one is anything.
+                            let mut prepared = vec![i16::MAX; parts * places];
+                            for (to, values) in prepared.chunks_mut(places).zip(values.chunks(terms)) {
+                                to[..terms].copy_from_slice(values);
+                                integers.prepare(to);
+                            }
+                            prepared
+                        };
+                        let values: Vec<_> = values.iter().map(prepared).collect();
+                        let rows = Rows {
+                            integers,
+                            weights: packed.as_ptr(),
+                            pairs: places / 2,
+                            scales: scales.as_ptr(),
+                            scale_stride: GROUP,
+                            weight_sums: weight_sums.as_ptr(),
+                            parts,
+                            bias: &bias,
+                        };
+                        let x: Vec<_> = values.iter().map(|values| Whole { values, scales: &of_parts }).collect();
+                        let mut y = vec![[f32::NAN; GROUP]; n];
+                        // SAFETY: all is as long as `rows` says.
+                        unsafe { super::products(rows, &x, &mut y) };
+                        y
+                    };
+                    let want = products(Integers::Portable);
+                    for integers in all_integers() {
+                        let what = format!("{pairs} pairs in {parts} parts, {n} activations up to {largest}");
+                        assert_eq!(products(integers), want, "{integers:?}: {what}");
+                    }
                 }
-                assert_eq!(got, want, "{pairs} pairs in {parts} parts, {n} activations");
             }
         }
     }

@@ -23,30 +23,6 @@ pub(super) struct Dot {
     lower: [int32x4_t; 2],
 }
 
-/// Bytes of a pair of columns.
-const PAIR: usize = 2 * GROUP;
-
-/// Pairs of columns that are split into digits at once.
-const BLOCK: usize = 8;
-
-/// The digits of 16 values: four of them are a lane of a dot product.
-#[derive(Clone, Copy)]
-struct Digits {
-    upper: int8x16_t,
-    lower: int8x16_t,
-}
-
-impl Digits {
-    #[inline(always)]
-    unsafe fn of(values: *const i16) -> Self {
-        unsafe {
-            let (a, b) = (vld1q_s8(values.cast()), vld1q_s8(values.add(8).cast()));
-            // To flip the highest bit of a byte is to subtract 128, as what is left has a sign.
-            Self { upper: vuzp2q_s8(a, b), lower: veorq_s8(vuzp1q_s8(a, b), vdupq_n_s8(i8::MIN)) }
-        }
-    }
-}
-
 /// Adds to each sum the products of its four weights with the four digits of a lane. The intrinsic is not stable.
 #[inline(always)]
 unsafe fn dot<const LANE: usize>(mut sums: int32x4_t, weights: int8x16_t, digits: int8x16_t) -> int32x4_t {
@@ -61,53 +37,41 @@ unsafe fn dot<const LANE: usize>(mut sums: int32x4_t, weights: int8x16_t, digits
     sums
 }
 
-/// Adds the products of two pairs of columns, which are a lane of the digits.
+/// Adds the products of four columns, whose digits are these lanes.
 #[inline(always)]
-unsafe fn add_lane<const LANE: usize, const VECTORS: usize, const S: usize>(
+unsafe fn add_lane<const UPPER: usize, const LOWER: usize, const VECTORS: usize, const S: usize>(
     sums: &mut [[Dot; VECTORS]; S],
     weights: *const i8,
-    digits: &[Digits; S],
+    digits: &[int8x16_t; S],
 ) {
     unsafe {
-        asm!(
-            "prfm pldl1keep, [{0}, {1}]",
-            "prfm pldl1keep, [{0}, {2}]",
-            in(reg) weights, const AHEAD + LANE * 2 * PAIR, const AHEAD + LANE * 2 * PAIR + PAIR,
-            options(nostack, preserves_flags, readonly)
-        );
-        let at = weights.add(LANE * 2 * PAIR);
         for v in 0..VECTORS {
-            let at = at.add(v * Dot::ROWS * 2);
-            let (first, second) = (vld1q_s16(at.cast()), vld1q_s16(at.add(PAIR).cast()));
-            let weights = [vzip1q_s16(first, second), vzip2q_s16(first, second)];
-            for (sums, digits) in sums.iter_mut().zip(digits) {
+            let at = weights.add(v * Dot::ROWS * Dot::COLUMNS);
+            if v % 2 == 0 {
+                prefetch(at);
+            }
+            let weights = [vld1q_s8(at), vld1q_s8(at.add(16))];
+            for (sums, &digits) in sums.iter_mut().zip(digits) {
                 for (i, weights) in weights.into_iter().enumerate() {
-                    let weights = vreinterpretq_s8_s16(weights);
-                    sums[v].upper[i] = dot::<LANE>(sums[v].upper[i], weights, digits.upper);
-                    sums[v].lower[i] = dot::<LANE>(sums[v].lower[i], weights, digits.lower);
+                    sums[v].upper[i] = dot::<UPPER>(sums[v].upper[i], weights, digits);
+                    sums[v].lower[i] = dot::<LOWER>(sums[v].lower[i], weights, digits);
                 }
             }
         }
     }
 }
 
-/// Adds the products of a block of pairs.
+/// Fetches a line of weights ahead.
 #[inline(always)]
-unsafe fn add_block<const VECTORS: usize, const S: usize>(
-    sums: &mut [[Dot; VECTORS]; S],
-    weights: *const i8,
-    digits: &[Digits; S],
-) {
+unsafe fn prefetch(weights: *const i8) {
     unsafe {
-        add_lane::<0, VECTORS, S>(sums, weights, digits);
-        add_lane::<1, VECTORS, S>(sums, weights, digits);
-        add_lane::<2, VECTORS, S>(sums, weights, digits);
-        add_lane::<3, VECTORS, S>(sums, weights, digits);
+        asm!("prfm pldl1keep, [{}, {}]", in(reg) weights, const AHEAD, options(nostack, preserves_flags, readonly))
     }
 }
 
 impl Sums for Dot {
     const ROWS: usize = 8;
+    const COLUMNS: usize = 4;
     const TOGETHER: Together = Together::FourByOne;
 
     #[inline(always)]
@@ -122,29 +86,14 @@ impl Sums for Dot {
         pairs: usize,
     ) {
         unsafe {
-            let mut digits = [Digits { upper: vdupq_n_s8(0), lower: vdupq_n_s8(0) }; S];
-            let whole = pairs / BLOCK * BLOCK;
-            for pair in (0..whole).step_by(BLOCK) {
-                let at = weights.add(pair * PAIR);
+            for eight in 0..pairs / 4 {
+                let mut digits = [vdupq_n_s8(0); S];
                 for (digits, values) in digits.iter_mut().zip(values) {
-                    *digits = Digits::of(values.add(2 * pair));
+                    *digits = vld1q_s8(values.add(8 * eight).cast());
                 }
-                add_block(sums, at, &digits);
-            }
-            let left = pairs - whole;
-            if left > 0 {
-                // Behind the last pair may be anything or nothing: zeros stand there.
-                for (digits, values) in digits.iter_mut().zip(values) {
-                    let mut last = [0; 2 * BLOCK];
-                    std::ptr::copy_nonoverlapping(values.add(2 * whole), last.as_mut_ptr(), 2 * left);
-                    *digits = Digits::of(last.as_ptr());
-                }
-                let mut last = [0; BLOCK * PAIR];
-                for pair in 0..left {
-                    let from = weights.add((whole + pair) * PAIR);
-                    std::ptr::copy_nonoverlapping(from, last.as_mut_ptr().add(pair * PAIR), VECTORS * Self::ROWS * 2);
-                }
-                add_block(sums, last.as_ptr(), &digits);
+                let weights = weights.add(8 * GROUP * eight);
+                add_lane::<0, 2, VECTORS, S>(sums, weights, &digits);
+                add_lane::<1, 3, VECTORS, S>(sums, weights.add(4 * GROUP), &digits);
             }
         }
     }
