@@ -66,6 +66,9 @@ pub(crate) enum Integers {
     /// NEON, and its dot products of 8 bits.
     #[cfg(target_arch = "aarch64")]
     NeonDot,
+    /// NEON, and its matrix products of 8 bits.
+    #[cfg(target_arch = "aarch64")]
+    NeonSquares,
     Simd128,
 }
 
@@ -167,6 +170,8 @@ impl Isa {
                 Integers::Avx512
             }
             Vectors::Avx512 => Integers::Avx2,
+            #[cfg(target_arch = "aarch64")]
+            Vectors::Neon if std::arch::is_aarch64_feature_detected!("i8mm") => Integers::NeonSquares,
             #[cfg(target_arch = "aarch64")]
             Vectors::Neon if std::arch::is_aarch64_feature_detected!("dotprod") => Integers::NeonDot,
             Vectors::Neon => Integers::Neon,

@@ -10,6 +10,8 @@
 mod dot;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "aarch64")]
+mod squares;
 #[cfg(target_arch = "wasm32")]
 mod wasm;
 #[cfg(target_arch = "x86_64")]
@@ -43,6 +45,8 @@ impl Integers {
         match self {
             #[cfg(target_arch = "aarch64")]
             Self::NeonDot => <dot::Dot as Sums>::COLUMNS,
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonSquares => <squares::Squares as Sums>::COLUMNS,
             _ => 2,
         }
     }
@@ -396,6 +400,12 @@ pub(super) unsafe fn products(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
         // SAFETY: the caller's.
         unsafe { products_body::<dot::Dot>(rows, x, y) }
     }
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon,i8mm")]
+    unsafe fn squares(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
+        // SAFETY: the caller's.
+        unsafe { products_body::<squares::Squares>(rows, x, y) }
+    }
     #[cfg(target_arch = "wasm32")]
     #[target_feature(enable = "simd128")]
     unsafe fn simd128(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
@@ -413,6 +423,8 @@ pub(super) unsafe fn products(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
             Integers::Neon => neon(rows, x, y),
             #[cfg(target_arch = "aarch64")]
             Integers::NeonDot => dot(rows, x, y),
+            #[cfg(target_arch = "aarch64")]
+            Integers::NeonSquares => squares(rows, x, y),
             #[cfg(target_arch = "wasm32")]
             Integers::Simd128 => simd128(rows, x, y),
             _ => products_body::<Portable>(rows, x, y),
@@ -439,6 +451,8 @@ mod tests {
         match Isa::current().integers() {
             #[cfg(target_arch = "aarch64")]
             integers @ Integers::NeonDot => vec![Integers::Neon, integers],
+            #[cfg(target_arch = "aarch64")]
+            integers @ Integers::NeonSquares => vec![Integers::Neon, Integers::NeonDot, integers],
             integers => vec![integers],
         }
     }

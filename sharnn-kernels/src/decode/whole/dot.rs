@@ -19,8 +19,8 @@ use super::{AHEAD, GROUP, Sums, Together};
 /// Sums of eight rows, four to a register: those of the upper digits, and those of the lower ones.
 #[derive(Clone, Copy)]
 pub(super) struct Dot {
-    upper: [int32x4_t; 2],
-    lower: [int32x4_t; 2],
+    pub(super) upper: [int32x4_t; 2],
+    pub(super) lower: [int32x4_t; 2],
 }
 
 /// Adds to each sum the products of its four weights with the four digits of a lane. The intrinsic is not stable.
@@ -63,7 +63,7 @@ unsafe fn add_lane<const UPPER: usize, const LOWER: usize, const VECTORS: usize,
 
 /// Fetches a line of weights ahead.
 #[inline(always)]
-unsafe fn prefetch(weights: *const i8) {
+pub(super) unsafe fn prefetch(weights: *const i8) {
     unsafe {
         asm!("prfm pldl1keep, [{}, {}]", in(reg) weights, const AHEAD, options(nostack, preserves_flags, readonly))
     }
