@@ -109,7 +109,7 @@ impl Predictor {
         let mixer = memory.map(|memory| Mixer::new(MixerConfig { memory }, lanes));
         let n = team::threads().min(lanes);
         let group = |index: usize| {
-            let lanes = lanes * index / n..lanes * (index + 1) / n;
+            let lanes = team::share(lanes, index, n);
             let streams = engine.streams(lanes.len());
             let mut group = Group::new(lanes, streams);
             group.read(&vec![START; group.lanes.len()]);

@@ -8,6 +8,7 @@
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::hint::spin_loop;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -111,10 +112,15 @@ impl Member<'_> {
         result
     }
 
-    /// This member's share of `0..n`: contiguous, and as equal as can be.
-    pub fn share(&self, n: usize) -> std::ops::Range<usize> {
-        n * self.index / self.count..n * (self.index + 1) / self.count
+    /// This member's [`share`] of `0..n`.
+    pub fn share(&self, n: usize) -> Range<usize> {
+        share(n, self.index, self.count)
     }
+}
+
+/// The share of `0..n` that the one with this index has of so many: contiguous, and as equal as can be.
+pub fn share(n: usize, index: usize, count: usize) -> Range<usize> {
+    n * index / count..n * (index + 1) / count
 }
 
 /// How far a sequence has come, of which the members do parts: see [`Member::in_turn`].

@@ -223,22 +223,19 @@ impl Work<'_> {
         let done = match &self.output {
             Output::Stdout => {
                 let mut out = BufWriter::with_capacity(1 << 16, pipe::stdout());
-                work(&mut out, &mut watch).map_err(|error| unwritten(error, true))
+                work(&mut out, &mut watch).map_err(unwritten)
             }
             Output::File(path) => {
-                let mut totals = Ok(Totals::default());
-                let written = whole_file::write(path, |out| -> Result<(), Failed> {
-                    totals = work(out, &mut watch);
-                    totals.as_ref().map(|_| ()).map_err(|_| Failed::Work)
+                let mut totals = Totals::default();
+                let written = whole_file::write(path, |out| {
+                    totals = work(out, &mut watch)?;
+                    Ok(())
                 });
-                match (written, totals) {
-                    (Ok(()), totals) => totals.map_err(Error::from),
-                    (Err(Failed::Work), Err(error)) => Err(unwritten(error, false)),
-                    (Err(Failed::Io(error)), _) => {
-                        Err(Error::from(error).context(format!("cannot write {}", path.display())))
-                    }
-                    (Err(Failed::Work), Ok(_)) => unreachable!("work fails with an error"),
-                }
+                // What the work says of reading and writing is a CodecError.
+                written.map(|()| totals).map_err(|error: Error| match error.is::<io::Error>() {
+                    true => error.context(format!("cannot write {}", path.display())),
+                    false => error,
+                })
             }
         };
         bar.finish_and_clear();
@@ -283,24 +280,10 @@ impl Work<'_> {
     }
 }
 
-/// Why nothing was written.
-enum Failed {
-    Work,
-    Io(io::Error),
-}
-
-impl From<io::Error> for Failed {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
 /// An error of a pipe is no error of the file.
-fn unwritten(error: CodecError, to_pipe: bool) -> Error {
+fn unwritten(error: CodecError) -> Error {
     match error {
-        CodecError::Io(error) if to_pipe && error.kind() == io::ErrorKind::BrokenPipe => {
-            Error::from(error).context(Unwritten)
-        }
+        CodecError::Io(error) if error.kind() == io::ErrorKind::BrokenPipe => Error::from(error).context(Unwritten),
         error => error.into(),
     }
 }
