@@ -232,7 +232,9 @@ impl Work<'_> {
                     Ok(())
                 });
                 // What the work says of reading and writing is a CodecError.
-                written.map(|()| totals).map_err(|error: Error| match error.is::<io::Error>() {
+                let is_of_output =
+                    |error: &Error| error.is::<io::Error>() || error.downcast_ref().is_some_and(says_full);
+                written.map(|()| totals).map_err(|error: Error| match is_of_output(&error) {
                     true => error.context(format!("cannot write {}", path.display())),
                     false => error,
                 })
@@ -280,10 +282,16 @@ impl Work<'_> {
     }
 }
 
+/// A disk that is full is the output's.
+fn says_full(error: &CodecError) -> bool {
+    matches!(error, CodecError::Io(error) if error.kind() == io::ErrorKind::StorageFull)
+}
+
 /// An error of a pipe is no error of the file.
 fn unwritten(error: CodecError) -> Error {
     match error {
         CodecError::Io(error) if error.kind() == io::ErrorKind::BrokenPipe => Error::from(error).context(Unwritten),
+        error if says_full(&error) => Error::from(error).context("cannot write to standard output"),
         error => error.into(),
     }
 }

@@ -37,6 +37,10 @@ fn a_file_becomes_smaller_and_comes_back() {
     assert!(error.contains("it is read as FILE, and would be replaced"), "{error}");
     let error = at.error(&["decompress", "text", "--model", "run"]);
     assert!(error.contains("does not end in .sharn"), "{error}");
+    if cfg!(target_os = "linux") {
+        let error = at.error(&["compress", "text", "--model", "run", "--to", "/dev/full"]);
+        assert!(error.contains("cannot write /dev/full: No space left"), "{error}");
+    }
     let error = at.error(&["compress", "text", "--model", "run", "--to", "b", "--lanes", "257"]);
     assert!(error.contains("lanes = 257 cannot be used: use 1 to 256"), "{error}");
     assert!(!at.path("b").exists());
