@@ -41,7 +41,7 @@ pub(super) fn room(terms: usize) -> usize {
 /// How weights and activations lie depends on what multiplies them.
 impl Integers {
     /// Columns whose weights lie side by side, row after row: those that are multiplied at once.
-    pub(super) fn columns(self) -> usize {
+    fn columns(self) -> usize {
         match self {
             #[cfg(target_arch = "aarch64")]
             Self::NeonDot => <dot::Dot as Sums>::COLUMNS,

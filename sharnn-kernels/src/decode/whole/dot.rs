@@ -61,6 +61,18 @@ unsafe fn add_lane<const UPPER: usize, const LOWER: usize, const VECTORS: usize,
     }
 }
 
+/// The digits of the same eight values of each activation.
+#[inline(always)]
+pub(super) unsafe fn digits<const S: usize>(values: [*const i16; S], eight: usize) -> [int8x16_t; S] {
+    unsafe {
+        let mut digits = [vdupq_n_s8(0); S];
+        for (digits, values) in digits.iter_mut().zip(values) {
+            *digits = vld1q_s8(values.add(8 * eight).cast());
+        }
+        digits
+    }
+}
+
 /// Fetches a line of weights ahead.
 #[inline(always)]
 pub(super) unsafe fn prefetch(weights: *const i8) {
@@ -87,10 +99,7 @@ impl Sums for Dot {
     ) {
         unsafe {
             for eight in 0..pairs / 4 {
-                let mut digits = [vdupq_n_s8(0); S];
-                for (digits, values) in digits.iter_mut().zip(values) {
-                    *digits = vld1q_s8(values.add(8 * eight).cast());
-                }
+                let digits = digits(values, eight);
                 let weights = weights.add(8 * GROUP * eight);
                 add_lane::<0, 2, VECTORS, S>(sums, weights, &digits);
                 add_lane::<1, 3, VECTORS, S>(sums, weights.add(4 * GROUP), &digits);

@@ -12,7 +12,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::dot::{Dot, prefetch};
+use super::dot::{Dot, digits, prefetch};
 use super::{GROUP, Sums, Together};
 
 /// Sums of eight rows, two to a register: of each one that of the upper digits, and that of the lower ones.
@@ -50,10 +50,7 @@ impl Sums for Squares {
     ) {
         unsafe {
             for eight in 0..pairs / 4 {
-                let mut digits = [vdupq_n_s8(0); S];
-                for (digits, values) in digits.iter_mut().zip(values) {
-                    *digits = vld1q_s8(values.add(8 * eight).cast());
-                }
+                let digits = digits(values, eight);
                 let weights = weights.add(8 * GROUP * eight);
                 for v in 0..VECTORS {
                     let weights = weights.add(v * Self::ROWS * Self::COLUMNS);
