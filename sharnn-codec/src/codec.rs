@@ -320,20 +320,19 @@ impl Codec {
         if n == 0 || n > options.block || len as usize > n || !LANES.contains(&lanes) {
             return Ok(Err("its sizes are impossible"));
         }
-        let code = marks.code(len as usize)?;
+        // Of a block that is not whole nothing is taken: the next mark may lie in it, where bytes are missing.
+        let code = marks.look(len as usize)?;
         if code.len() < len as usize {
-            marks.give_back(&code);
             return Ok(Err("it is cut short"));
         }
-        if crc32fast::hash(&code) != sums[1] {
-            // The next mark may lie in it, where bytes are missing.
-            marks.give_back(&code);
+        if crc32fast::hash(code) != sums[1] {
             return Ok(Err("its bytes have changed"));
         }
         let (text, bits) = match is_stored {
-            true => (code, 8.0 * n as f64),
-            false => self.decode(&code, n, lanes, options.memory, before, watch)?,
+            true => (code.to_vec(), 8.0 * n as f64),
+            false => self.decode(code, n, lanes, options.memory, before, watch)?,
         };
+        marks.take(len as usize);
         if text.len() != n || crc32fast::hash(&text) != sums[0] {
             return Ok(Err("its text has another checksum"));
         }

@@ -151,30 +151,33 @@ pub(crate) fn read_up_to(from: &mut impl Read, to: &mut [u8]) -> io::Result<usiz
 /// A file that is read mark by mark, and searched for the next one where it is damaged.
 pub(crate) struct Marks<R> {
     from: R,
-    /// Read, and not taken yet.
-    ahead: Vec<u8>,
-    /// Where in the file what is ahead begins.
+    /// What was read last, of which the first bytes are behind.
+    read: Vec<u8>,
+    behind: usize,
+    /// Where in the file the bytes ahead begin.
     pub at: u64,
 }
 
 impl<R: Read> Marks<R> {
     pub fn new(from: R, at: u64) -> Self {
-        Self { from, ahead: Vec::new(), at }
+        Self { from, read: Vec::new(), behind: 0, at }
     }
 
-    /// Makes so many bytes be ahead, or as many as there are.
-    fn look(&mut self, n: usize) -> io::Result<&[u8]> {
-        let there = self.ahead.len();
-        if there < n {
-            self.ahead.resize(n, 0);
-            let read = read_up_to(&mut self.from, &mut self.ahead[there..])?;
-            self.ahead.truncate(there + read);
+    /// So many bytes ahead, or as many as there are. Room is made as they come, whatever number it is.
+    pub fn look(&mut self, n: usize) -> io::Result<&[u8]> {
+        let ahead = self.read.len() - self.behind;
+        if ahead < n {
+            // Less than was asked for is moved, however much is behind.
+            self.read.drain(..std::mem::take(&mut self.behind));
+            (&mut self.from).take((n - ahead) as u64).read_to_end(&mut self.read)?;
         }
-        Ok(&self.ahead[..n.min(self.ahead.len())])
+        let ahead = &self.read[self.behind..];
+        Ok(&ahead[..n.min(ahead.len())])
     }
 
-    fn take(&mut self, n: usize) {
-        self.ahead.drain(..n);
+    /// Goes on behind so many bytes that were looked at.
+    pub fn take(&mut self, n: usize) {
+        self.behind += n;
         self.at += n as u64;
     }
 
@@ -202,23 +205,5 @@ impl<R: Read> Marks<R> {
     /// Whether nothing comes any more.
     pub fn is_at_end(&mut self) -> io::Result<bool> {
         Ok(self.look(1)?.is_empty())
-    }
-
-    /// The bytes after a block's header, as many as there are.
-    pub fn code(&mut self, n: usize) -> io::Result<Vec<u8>> {
-        // Room is made as bytes come, whatever the header says.
-        let mut code = std::mem::take(&mut self.ahead);
-        let rest = code.split_off(n.min(code.len()));
-        self.ahead = rest;
-        let missing = n - code.len();
-        (&mut self.from).take(missing as u64).read_to_end(&mut code)?;
-        self.at += code.len() as u64;
-        Ok(code)
-    }
-
-    /// Gives bytes back that were taken last.
-    pub fn give_back(&mut self, bytes: &[u8]) {
-        self.at -= bytes.len() as u64;
-        self.ahead.splice(..0, bytes.iter().copied());
     }
 }

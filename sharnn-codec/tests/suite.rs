@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use allocation_counter::measure;
 use burn::backend::Flex;
 use proptest::prelude::*;
 use sharnn_codec::{Codec, CodecError, Options, Records, Totals};
@@ -181,6 +182,50 @@ fn a_lost_block_loses_no_other() {
         let mut before = Vec::new();
         CODEC.decompress(&*damaged, &mut before, &mut |_| true).unwrap_err();
         assert_eq!(before, original[..2048], "what comes before the damage is written");
+    }
+}
+
+/// The header of a block that is stored as it is, and says this of its sizes.
+fn stored(index: u32, text: &[u8], sizes: [u32; 2]) -> Vec<u8> {
+    let sum = crc32fast::hash(text);
+    let numbers = [index, 1 << 16 | 1, sizes[0], sizes[1], sum, sum];
+    let mut block = [b"\x93BLK".to_vec(), numbers.map(u32::to_le_bytes).concat()].concat();
+    block.extend(crc32fast::hash(&block).to_le_bytes());
+    block
+}
+
+/// What is searched for the next mark is passed over once, and not moved for each byte that could begin one: that took minutes.
+#[test]
+fn a_large_block_is_lost_and_no_time_with_it() {
+    const BLOCK: usize = 16 << 20;
+    let options = Options { block: BLOCK, ..small() };
+    let (empty, _) = compressed(b"", &options);
+    let (header, end) = empty.split_at(sharnn_codec::HEADER_LEN);
+    let mut number = 1u64;
+    let random = || {
+        number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (number >> 33) as u8
+    };
+    let mut first: Vec<u8> = std::iter::repeat_with(random).take(BLOCK).collect();
+    let (second, n) = (b"and the next one", BLOCK as u32);
+    let headers = [stored(0, &first, [n; 2]), stored(1, second, [second.len() as u32; 2])];
+    first[BLOCK / 2] ^= 1;
+    let damaged = [header, &headers[0], &first, &headers[1], second, end].concat();
+    let (mut saved, mut lost) = (Vec::new(), Vec::new());
+    CODEC.salvage(&*damaged, &mut saved, &mut |_| true, &mut |error| lost.push(error.to_string())).unwrap();
+    assert!(lost[0].contains("its bytes have changed") && lost[0].contains("16777216 bytes at 0"), "{lost:?}");
+    assert!(saved[..BLOCK].iter().all(|&byte| byte == 0) && &saved[BLOCK..] == second);
+}
+
+/// Whatever a file says of its sizes.
+#[test]
+fn memory_is_taken_for_what_there_is() {
+    let (empty, _) = compressed(b"", &Options { block: 64 << 20, memory: None, ..small() });
+    let text = text(1 << 10);
+    for sizes in [[64 << 20; 2], [64 << 20, 1 << 10], [1 << 31; 2], [u32::MAX; 2]] {
+        let file = [&empty[..sharnn_codec::HEADER_LEN], &stored(0, &text, sizes), &text].concat();
+        let used = measure(|| assert!(decompressed(&file).is_err())).bytes_max;
+        assert!(used < 256 << 10, "{used} bytes for a file of {} that speaks of {sizes:?}", file.len());
     }
 }
 
