@@ -20,7 +20,7 @@ mod x86;
 use super::packed::{AHEAD, GROUP};
 use crate::Isa;
 use crate::isa::Integers;
-use crate::simd::{Vector, kernel};
+use crate::simd::{self, Vector, kernel};
 
 /// Values below which all of a vector are taken for zeros: `Q / max |x|` would be infinite soon after.
 const TINY: f32 = f32::from_bits((127 - 100) << 23);
@@ -153,8 +153,10 @@ enum Together {
 
 /// Sums of products, one a row.
 trait Sums: Copy {
+    /// As many f32.
+    type Floats: Vector;
     /// Rows.
-    const ROWS: usize;
+    const ROWS: usize = Self::Floats::LANES;
     /// Columns that lie side by side.
     const COLUMNS: usize;
     const TOGETHER: Together;
@@ -168,13 +170,13 @@ trait Sums: Copy {
         pairs: usize,
     );
     /// The sums as f32. `of_weights` are the sums of each row's weights.
-    unsafe fn write(self, of_weights: *const i32, to: *mut f32);
+    unsafe fn floats(self, of_weights: *const i32) -> Self::Floats;
 }
 
 /// Sums of products of pairs of 16 bits, one a row.
 trait Pairs: Copy {
-    /// Rows.
-    const ROWS: usize;
+    /// As many f32.
+    type Floats: Vector;
     const TOGETHER: Together;
 
     unsafe fn zeros() -> Self;
@@ -185,12 +187,12 @@ trait Pairs: Copy {
     /// Sums with the products of pairs added.
     unsafe fn add_products(self, weights: Self, values: Self) -> Self;
     /// The sums as f32.
-    unsafe fn sums(self, to: *mut f32);
+    unsafe fn floats(self) -> Self::Floats;
     unsafe fn prefetch(at: *const i8);
 }
 
 impl<P: Pairs> Sums for P {
-    const ROWS: usize = <P as Pairs>::ROWS;
+    type Floats = P::Floats;
     const COLUMNS: usize = 2;
     const TOGETHER: Together = <P as Pairs>::TOGETHER;
 
@@ -216,7 +218,7 @@ impl<P: Pairs> Sums for P {
                     *x = P::values(values.add(2 * pair));
                 }
                 for v in 0..VECTORS {
-                    let weights = P::weights(weights.add(v * <P as Pairs>::ROWS * 2));
+                    let weights = P::weights(weights.add(v * Self::ROWS * 2));
                     for (sums, x) in sums.iter_mut().zip(x) {
                         sums[v] = sums[v].add_products(weights, x);
                     }
@@ -226,9 +228,9 @@ impl<P: Pairs> Sums for P {
         }
     }
     #[inline(always)]
-    unsafe fn write(self, _of_weights: *const i32, to: *mut f32) {
+    unsafe fn floats(self, _of_weights: *const i32) -> Self::Floats {
         // SAFETY: the caller's.
-        unsafe { self.sums(to) }
+        unsafe { <P as Pairs>::floats(self) }
     }
 }
 
@@ -238,7 +240,7 @@ struct Portable([i32; 8]);
 
 #[allow(clippy::undocumented_unsafe_blocks, reason = "the callers': pointers are valid for as many values")]
 impl Pairs for Portable {
-    const ROWS: usize = 8;
+    type Floats = simd::Portable;
     const TOGETHER: Together = Together::FourByTwo;
 
     #[inline(always)]
@@ -255,14 +257,16 @@ impl Pairs for Portable {
     }
     #[inline(always)]
     unsafe fn add_products(self, weights: Self, values: Self) -> Self {
-        let low = |x: i32| i32::from(x as i16);
-        let high = |x: i32| x >> 16;
-        let (w, x) = (weights.0, values.0);
-        Self(std::array::from_fn(|i| self.0[i] + low(w[i]) * low(x[i]) + high(w[i]) * high(x[i])))
+        let mut sums = self.0;
+        for ((sum, w), x) in sums.iter_mut().zip(weights.0).zip(values.0) {
+            *sum += i32::from(w as i16) * i32::from(x as i16) + (w >> 16) * (x >> 16);
+        }
+        Self(sums)
     }
-    #[inline(always)]
-    unsafe fn sums(self, to: *mut f32) {
-        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0.map(|sum| sum as f32)) }
+    // Where this is compiled with the loop before it, the loop keeps its sums in single registers.
+    #[inline(never)]
+    unsafe fn floats(self) -> Self::Floats {
+        simd::Portable(self.0.map(|sum| sum as f32))
     }
     #[inline(always)]
     unsafe fn prefetch(_at: *const i8) {}
@@ -303,7 +307,6 @@ unsafe fn several<T: Sums, const VECTORS: usize, const S: usize>(
     // SAFETY: the caller's.
     unsafe {
         let row = first * T::ROWS;
-        let n = VECTORS * T::ROWS;
         for part in 0..rows.parts {
             let mut sums = [[T::zeros(); VECTORS]; S];
             let mut values = [std::ptr::null(); S];
@@ -313,24 +316,21 @@ unsafe fn several<T: Sums, const VECTORS: usize, const S: usize>(
             let weights = rows.weights.add(part * rows.pairs * 2 * GROUP + T::COLUMNS * row);
             T::add_part(&mut sums, weights, values, rows.pairs);
             let of_part = part * rows.scale_stride + row;
-            let scales = std::slice::from_raw_parts(rows.scales.add(of_part), n);
             for ((sums, x), y) in sums.into_iter().zip(x).zip(y.iter_mut()) {
-                let mut products = [0.0; GROUP];
+                let own = T::Floats::splat(x.scales[part]);
                 for (v, sums) in sums.into_iter().enumerate() {
-                    let row = v * T::ROWS;
-                    sums.write(rows.weight_sums.add(of_part + row), products.as_mut_ptr().add(row));
+                    let (of_part, row) = (of_part + v * T::ROWS, row + v * T::ROWS);
+                    let scales = T::Floats::load(rows.scales.add(of_part));
+                    let mut product = sums.floats(rows.weight_sums.add(of_part)).mul(scales).mul(own);
+                    let y = y[row..row + T::ROWS].as_mut_ptr();
+                    if part > 0 {
+                        product = T::Floats::load(y).add(product);
+                    }
+                    if part + 1 == rows.parts {
+                        product = product.add(T::Floats::load(rows.bias[row..row + T::ROWS].as_ptr()));
+                    }
+                    product.store(y);
                 }
-                let (own, y) = (x.scales[part], &mut y[row..row + n]);
-                for i in 0..n {
-                    let product = products[i] * scales[i] * own;
-                    y[i] = if part == 0 { product } else { y[i] + product };
-                }
-            }
-        }
-        let bias = &rows.bias[row..row + n];
-        for y in &mut y[..S] {
-            for (y, bias) in y[row..row + n].iter_mut().zip(bias) {
-                *y += bias;
             }
         }
     }

@@ -11,7 +11,7 @@ use super::Vector;
 
 /// Eight f32 in two registers: the first four, and those after them.
 #[derive(Clone, Copy)]
-pub struct Neon(float32x4_t, float32x4_t);
+pub struct Neon(pub(crate) float32x4_t, pub(crate) float32x4_t);
 
 /// Applies an operation on four lanes to each register.
 macro_rules! both {

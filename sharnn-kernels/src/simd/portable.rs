@@ -4,7 +4,7 @@ use super::Vector;
 
 /// Eight f32 in an array: the reference, for every CPU and for Miri.
 #[derive(Clone, Copy)]
-pub struct Portable([f32; 8]);
+pub struct Portable(pub(crate) [f32; 8]);
 
 impl Portable {
     #[inline(always)]

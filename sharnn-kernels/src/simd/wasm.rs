@@ -10,7 +10,7 @@ use super::Vector;
 
 /// Eight f32 in two registers: the first four, and those after them.
 #[derive(Clone, Copy)]
-pub struct Simd128(v128, v128);
+pub struct Simd128(pub(crate) v128, pub(crate) v128);
 
 /// Applies an operation on four lanes to each register.
 macro_rules! both {

@@ -9,7 +9,7 @@ use super::Vector;
 
 /// Eight f32 in a register.
 #[derive(Clone, Copy)]
-pub struct Avx2(__m256);
+pub struct Avx2(pub(crate) __m256);
 
 /// All ones in the first `n` lanes of eight.
 static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -202,7 +202,7 @@ impl Vector for Avx2 {
 
 /// Sixteen f32 in a register.
 #[derive(Clone, Copy)]
-pub struct Avx512(__m512);
+pub struct Avx512(pub(crate) __m512);
 
 impl Avx512 {
     #[inline(always)]

@@ -15,6 +15,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::{AHEAD, GROUP, Sums, Together};
+use crate::simd;
 
 /// Sums of eight rows, four to a register: those of the upper digits, and those of the lower ones.
 #[derive(Clone, Copy)]
@@ -82,7 +83,7 @@ pub(super) unsafe fn prefetch(weights: *const i8) {
 }
 
 impl Sums for Dot {
-    const ROWS: usize = 8;
+    type Floats = simd::Neon;
     const COLUMNS: usize = 4;
     const TOGETHER: Together = Together::FourByOne;
 
@@ -107,13 +108,14 @@ impl Sums for Dot {
         }
     }
     #[inline(always)]
-    unsafe fn write(self, of_weights: *const i32, to: *mut f32) {
+    unsafe fn floats(self, of_weights: *const i32) -> Self::Floats {
         unsafe {
-            for i in 0..2 {
-                let lower = vaddq_s32(self.lower[i], vshlq_n_s32::<7>(vld1q_s32(of_weights.add(4 * i))));
-                let sums = vaddq_s32(vshlq_n_s32::<8>(self.upper[i]), lower);
-                vst1q_f32(to.add(4 * i), vcvtq_f32_s32(sums));
+            let mut sums = self.lower;
+            for (i, sums) in sums.iter_mut().enumerate() {
+                *sums = vaddq_s32(*sums, vshlq_n_s32::<7>(vld1q_s32(of_weights.add(4 * i))));
+                *sums = vaddq_s32(vshlq_n_s32::<8>(self.upper[i]), *sums);
             }
+            simd::Neon(vcvtq_f32_s32(sums[0]), vcvtq_f32_s32(sums[1]))
         }
     }
 }

@@ -6,6 +6,7 @@
 use std::arch::aarch64::*;
 
 use super::{Pairs, Together};
+use crate::simd;
 
 /// Sums of eight rows; of weights and values eight of 16 bits each.
 #[derive(Clone, Copy)]
@@ -24,7 +25,7 @@ impl Neon {
 }
 
 impl Pairs for Neon {
-    const ROWS: usize = 8;
+    type Floats = simd::Neon;
     const TOGETHER: Together = Together::FourByTwo;
 
     #[inline(always)]
@@ -52,11 +53,8 @@ impl Pairs for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn sums(self, to: *mut f32) {
-        unsafe {
-            vst1q_f32(to, vcvtq_f32_s32(self.0));
-            vst1q_f32(to.add(4), vcvtq_f32_s32(self.1));
-        }
+    unsafe fn floats(self) -> Self::Floats {
+        unsafe { simd::Neon(vcvtq_f32_s32(self.0), vcvtq_f32_s32(self.1)) }
     }
     #[inline(always)]
     unsafe fn prefetch(at: *const i8) {

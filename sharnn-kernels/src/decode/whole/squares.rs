@@ -14,6 +14,7 @@ use std::arch::asm;
 
 use super::dot::{Dot, digits, prefetch};
 use super::{GROUP, Sums, Together};
+use crate::simd;
 
 /// Sums of eight rows, two to a register: of each one that of the upper digits, and that of the lower ones.
 #[derive(Clone, Copy)]
@@ -33,7 +34,7 @@ unsafe fn add_product(sums: &mut int32x4_t, weights: int8x16_t, digits: int8x16_
 }
 
 impl Sums for Squares {
-    const ROWS: usize = 8;
+    type Floats = simd::Neon;
     const COLUMNS: usize = 8;
     const TOGETHER: Together = Together::FourByOne;
 
@@ -66,12 +67,12 @@ impl Sums for Squares {
         }
     }
     #[inline(always)]
-    unsafe fn write(self, of_weights: *const i32, to: *mut f32) {
+    unsafe fn floats(self, of_weights: *const i32) -> Self::Floats {
         unsafe {
             let [a, b, c, d] = self.0;
             let upper = [vuzp1q_s32(a, b), vuzp1q_s32(c, d)];
             let lower = [vuzp2q_s32(a, b), vuzp2q_s32(c, d)];
-            Dot { upper, lower }.write(of_weights, to);
+            Dot { upper, lower }.floats(of_weights)
         }
     }
 }

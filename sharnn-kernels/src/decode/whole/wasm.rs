@@ -6,12 +6,13 @@
 use std::arch::wasm32::*;
 
 use super::{Pairs, Together};
+use crate::simd;
 
 #[derive(Clone, Copy)]
 pub(super) struct Simd128(v128, v128);
 
 impl Pairs for Simd128 {
-    const ROWS: usize = 8;
+    type Floats = simd::Simd128;
     // A vector is two of the sixteen registers that engines have on x86.
     const TOGETHER: Together = Together::TwoByTwo;
 
@@ -40,11 +41,8 @@ impl Pairs for Simd128 {
         }
     }
     #[inline(always)]
-    unsafe fn sums(self, to: *mut f32) {
-        unsafe {
-            v128_store(to.cast(), f32x4_convert_i32x4(self.0));
-            v128_store(to.add(4).cast(), f32x4_convert_i32x4(self.1));
-        }
+    unsafe fn floats(self) -> Self::Floats {
+        simd::Simd128(f32x4_convert_i32x4(self.0), f32x4_convert_i32x4(self.1))
     }
     #[inline(always)]
     unsafe fn prefetch(_at: *const i8) {}

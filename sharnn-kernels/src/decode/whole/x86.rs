@@ -5,12 +5,13 @@
 use std::arch::x86_64::*;
 
 use super::{Pairs, Together};
+use crate::simd;
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(__m256i);
 
 impl Pairs for Avx2 {
-    const ROWS: usize = 8;
+    type Floats = simd::Avx2;
     const TOGETHER: Together = Together::FourByTwo;
 
     #[inline(always)]
@@ -30,8 +31,8 @@ impl Pairs for Avx2 {
         unsafe { Self(_mm256_add_epi32(self.0, _mm256_madd_epi16(weights.0, values.0))) }
     }
     #[inline(always)]
-    unsafe fn sums(self, to: *mut f32) {
-        unsafe { _mm256_storeu_ps(to, _mm256_cvtepi32_ps(self.0)) }
+    unsafe fn floats(self) -> Self::Floats {
+        unsafe { simd::Avx2(_mm256_cvtepi32_ps(self.0)) }
     }
     #[inline(always)]
     unsafe fn prefetch(at: *const i8) {
@@ -43,7 +44,7 @@ impl Pairs for Avx2 {
 pub(super) struct Avx512(__m512i);
 
 impl Pairs for Avx512 {
-    const ROWS: usize = 16;
+    type Floats = simd::Avx512;
     const TOGETHER: Together = Together::EightByTwo;
 
     #[inline(always)]
@@ -63,8 +64,8 @@ impl Pairs for Avx512 {
         unsafe { Self(_mm512_dpwssd_epi32(self.0, weights.0, values.0)) }
     }
     #[inline(always)]
-    unsafe fn sums(self, to: *mut f32) {
-        unsafe { _mm512_storeu_ps(to, _mm512_cvtepi32_ps(self.0)) }
+    unsafe fn floats(self) -> Self::Floats {
+        unsafe { simd::Avx512(_mm512_cvtepi32_ps(self.0)) }
     }
     #[inline(always)]
     unsafe fn prefetch(at: *const i8) {
