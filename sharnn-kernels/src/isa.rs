@@ -59,6 +59,9 @@ pub(crate) enum Bf16Unit {
 pub(crate) enum Integers {
     Portable,
     Avx2,
+    /// AVX2, and AVX-VNNI: a product and its sum in one instruction.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
     /// AVX-512 BW and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -164,12 +167,13 @@ impl Isa {
     pub(crate) fn integers(self) -> Integers {
         match self.vectors() {
             Vectors::Portable => Integers::Portable,
-            Vectors::Avx2 => Integers::Avx2,
             #[cfg(target_arch = "x86_64")]
             Vectors::Avx512 if is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni") => {
                 Integers::Avx512
             }
-            Vectors::Avx512 => Integers::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Vectors::Avx2 | Vectors::Avx512 if is_x86_feature_detected!("avxvnni") => Integers::AvxVnni,
+            Vectors::Avx2 | Vectors::Avx512 => Integers::Avx2,
             #[cfg(target_arch = "aarch64")]
             Vectors::Neon if std::arch::is_aarch64_feature_detected!("i8mm") => Integers::NeonSquares,
             #[cfg(target_arch = "aarch64")]

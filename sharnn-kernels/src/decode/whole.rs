@@ -383,6 +383,12 @@ pub(super) unsafe fn products(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
         unsafe { products_body::<x86::Avx2>(rows, x, y) }
     }
     #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,avxvnni")]
+    unsafe fn avx_vnni(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
+        // SAFETY: the caller's.
+        unsafe { products_body::<x86::AvxVnni>(rows, x, y) }
+    }
+    #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2")]
     unsafe fn avx512(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
         // SAFETY: the caller's.
@@ -418,6 +424,8 @@ pub(super) unsafe fn products(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
             #[cfg(target_arch = "x86_64")]
             Integers::Avx2 => avx2(rows, x, y),
             #[cfg(target_arch = "x86_64")]
+            Integers::AvxVnni => avx_vnni(rows, x, y),
+            #[cfg(target_arch = "x86_64")]
             Integers::Avx512 => avx512(rows, x, y),
             #[cfg(target_arch = "aarch64")]
             Integers::Neon => neon(rows, x, y),
@@ -449,6 +457,8 @@ mod tests {
     /// What multiplies whole numbers on this CPU, and what it has of the same kind.
     fn all_integers() -> Vec<Integers> {
         match Isa::current().integers() {
+            #[cfg(target_arch = "x86_64")]
+            integers @ Integers::AvxVnni => vec![Integers::Avx2, integers],
             #[cfg(target_arch = "aarch64")]
             integers @ Integers::NeonDot => vec![Integers::Neon, integers],
             #[cfg(target_arch = "aarch64")]

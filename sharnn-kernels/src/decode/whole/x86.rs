@@ -40,6 +40,40 @@ impl Pairs for Avx2 {
     }
 }
 
+/// As [`Avx2`], where one instruction multiplies and adds.
+#[derive(Clone, Copy)]
+pub(super) struct AvxVnni(Avx2);
+
+impl Pairs for AvxVnni {
+    type Floats = simd::Avx2;
+    const TOGETHER: Together = Avx2::TOGETHER;
+
+    #[inline(always)]
+    unsafe fn zeros() -> Self {
+        unsafe { Self(Avx2::zeros()) }
+    }
+    #[inline(always)]
+    unsafe fn weights(from: *const i8) -> Self {
+        unsafe { Self(Avx2::weights(from)) }
+    }
+    #[inline(always)]
+    unsafe fn values(from: *const i16) -> Self {
+        unsafe { Self(Avx2::values(from)) }
+    }
+    #[inline(always)]
+    unsafe fn add_products(self, weights: Self, values: Self) -> Self {
+        unsafe { Self(Avx2(_mm256_dpwssd_avx_epi32(self.0.0, weights.0.0, values.0.0))) }
+    }
+    #[inline(always)]
+    unsafe fn floats(self) -> Self::Floats {
+        unsafe { self.0.floats() }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const i8) {
+        unsafe { Avx2::prefetch(at) }
+    }
+}
+
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(__m512i);
 
