@@ -42,7 +42,7 @@ impl Pairs for Simd128 {
     }
     #[inline(always)]
     unsafe fn floats(self) -> Self::Floats {
-        simd::Simd128(f32x4_convert_i32x4(self.0), f32x4_convert_i32x4(self.1))
+        unsafe { simd::Simd128(f32x4_convert_i32x4(self.0), f32x4_convert_i32x4(self.1)) }
     }
     #[inline(always)]
     unsafe fn prefetch(_at: *const i8) {}
