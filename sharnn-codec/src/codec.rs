@@ -285,6 +285,10 @@ impl Codec {
                 }
             };
             let before = Progress { text: totals.text, code: marks.at };
+            // A block that is stored, or damaged, gives no other occasion.
+            if !watch(before) {
+                return Err(CodecError::Stopped);
+            }
             let block_read = self.block(block, &mut marks, &options, before, watch)?;
             is_told = block_read.is_err();
             match block_read {

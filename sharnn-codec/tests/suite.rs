@@ -46,6 +46,16 @@ fn text(bytes: usize) -> Vec<u8> {
     (0..).flat_map(|i| line(i).into_bytes()).take(bytes).collect()
 }
 
+/// So many bytes that nothing is known of.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut x = 1u32;
+    let next = || {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (x >> 24) as u8
+    };
+    std::iter::repeat_with(next).take(bytes).collect()
+}
+
 #[test]
 fn lanes_are_shared_out_among_threads_without_a_trace() {
     for (lanes, bytes) in [(1, 3000), (2, 9000), (7, 20_000)] {
@@ -80,12 +90,7 @@ fn texts_of_all_sizes_come_back() {
 fn what_repeats_becomes_cheap_and_what_is_random_does_not_grow() {
     let (file, _) = compressed(&text(50_000), &Options::default());
     assert!(file.len() < 12_000, "{}", file.len());
-    let mut x = 1u32;
-    let mut next = || {
-        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (x >> 24) as u8
-    };
-    let noise: Vec<u8> = (0..3000).map(|_| next()).collect();
+    let noise = noise(3000);
     let (file, totals) = compressed(&noise, &small());
     assert!(file.len() <= noise.len() + 44 + 20 + 3 * 32 && totals.bits == 8.0 * 3000.0, "{totals:?}");
     assert_eq!(decompressed(&file).unwrap(), noise);
@@ -201,12 +206,7 @@ fn a_large_block_is_lost_and_no_time_with_it() {
     let options = Options { block: BLOCK, ..small() };
     let (empty, _) = compressed(b"", &options);
     let (header, end) = empty.split_at(sharnn_codec::HEADER_LEN);
-    let mut number = 1u64;
-    let random = || {
-        number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (number >> 33) as u8
-    };
-    let mut first: Vec<u8> = std::iter::repeat_with(random).take(BLOCK).collect();
+    let mut first = noise(BLOCK);
     let (second, n) = (b"and the next one", BLOCK as u32);
     let headers = [stored(0, &first, [n; 2]), stored(1, second, [second.len() as u32; 2])];
     first[BLOCK / 2] ^= 1;
@@ -263,6 +263,15 @@ fn whoever_watches_can_stop_it() {
     let stopped = CODEC.compress(&*text, Vec::new(), &Options::default(), &mut watch).unwrap_err();
     assert!(matches!(stopped, CodecError::Stopped));
     assert!(seen.is_sorted() && seen.len() == 3, "{seen:?}");
+    // Blocks that are stored take next to no time each, and there may be many.
+    let (file, totals) = compressed(&noise(5 << 10), &small());
+    let mut seen = Vec::new();
+    let stopped = CODEC.decompress(&*file, Vec::new(), &mut |progress| {
+        seen.push(progress.text);
+        seen.len() < 3
+    });
+    assert!(matches!(stopped.unwrap_err(), CodecError::Stopped) && totals.blocks == 5);
+    assert_eq!(seen, [0, 1 << 10, 2 << 10]);
 }
 
 /// The model of [`the_first_file_is_still_read`].
