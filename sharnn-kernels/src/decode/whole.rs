@@ -380,13 +380,13 @@ pub(super) unsafe fn products(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
     #[target_feature(enable = "avx2")]
     unsafe fn avx2(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
         // SAFETY: the caller's.
-        unsafe { products_body::<x86::Avx2>(rows, x, y) }
+        unsafe { products_body::<x86::Avx2<false>>(rows, x, y) }
     }
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,avxvnni")]
     unsafe fn avx_vnni(rows: Rows, x: &[Whole], y: &mut [[f32; GROUP]]) {
         // SAFETY: the caller's.
-        unsafe { products_body::<x86::AvxVnni>(rows, x, y) }
+        unsafe { products_body::<x86::Avx2<true>>(rows, x, y) }
     }
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2")]

@@ -7,10 +7,11 @@ use std::arch::x86_64::*;
 use super::{Pairs, Together};
 use crate::simd;
 
+/// AVX2; with `VNNI` of AVX-VNNI one instruction multiplies and adds.
 #[derive(Clone, Copy)]
-pub(super) struct Avx2(__m256i);
+pub(super) struct Avx2<const VNNI: bool>(__m256i);
 
-impl Pairs for Avx2 {
+impl<const VNNI: bool> Pairs for Avx2<VNNI> {
     type Floats = simd::Avx2;
     const TOGETHER: Together = Together::FourByTwo;
 
@@ -28,7 +29,12 @@ impl Pairs for Avx2 {
     }
     #[inline(always)]
     unsafe fn add_products(self, weights: Self, values: Self) -> Self {
-        unsafe { Self(_mm256_add_epi32(self.0, _mm256_madd_epi16(weights.0, values.0))) }
+        unsafe {
+            Self(match VNNI {
+                true => _mm256_dpwssd_avx_epi32(self.0, weights.0, values.0),
+                false => _mm256_add_epi32(self.0, _mm256_madd_epi16(weights.0, values.0)),
+            })
+        }
     }
     #[inline(always)]
     unsafe fn floats(self) -> Self::Floats {
@@ -37,40 +43,6 @@ impl Pairs for Avx2 {
     #[inline(always)]
     unsafe fn prefetch(at: *const i8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at) }
-    }
-}
-
-/// As [`Avx2`], where one instruction multiplies and adds.
-#[derive(Clone, Copy)]
-pub(super) struct AvxVnni(Avx2);
-
-impl Pairs for AvxVnni {
-    type Floats = simd::Avx2;
-    const TOGETHER: Together = Avx2::TOGETHER;
-
-    #[inline(always)]
-    unsafe fn zeros() -> Self {
-        unsafe { Self(Avx2::zeros()) }
-    }
-    #[inline(always)]
-    unsafe fn weights(from: *const i8) -> Self {
-        unsafe { Self(Avx2::weights(from)) }
-    }
-    #[inline(always)]
-    unsafe fn values(from: *const i16) -> Self {
-        unsafe { Self(Avx2::values(from)) }
-    }
-    #[inline(always)]
-    unsafe fn add_products(self, weights: Self, values: Self) -> Self {
-        unsafe { Self(Avx2(_mm256_dpwssd_avx_epi32(self.0.0, weights.0.0, values.0.0))) }
-    }
-    #[inline(always)]
-    unsafe fn floats(self) -> Self::Floats {
-        unsafe { self.0.floats() }
-    }
-    #[inline(always)]
-    unsafe fn prefetch(at: *const i8) {
-        unsafe { Avx2::prefetch(at) }
     }
 }
 
