@@ -133,7 +133,7 @@ impl Codec {
 
     /// Whether a file that begins with these [`HEADER_LEN`](crate::HEADER_LEN) bytes was compressed with this model.
     pub fn is_of(&self, beginning: &[u8]) -> bool {
-        Header::read(&mut &*beginning).is_ok_and(|header| header.model == self.model)
+        Header::of(beginning).is_ok_and(|header| header.model == self.model)
     }
 
     /// Compresses all that there is to read. `watch` is called now and then, and says whether to go on. Memory: a block, what it is
@@ -230,12 +230,14 @@ impl Codec {
 
     fn read(
         &self,
-        mut from: impl Read,
+        from: impl Read,
         mut to: impl Write,
         watch: Watch,
         damaged: &mut dyn FnMut(CodecError) -> Result<(), CodecError>,
     ) -> Result<Totals, CodecError> {
-        let header = Header::read(&mut from)?;
+        let mut marks = Marks::new(from);
+        let header = Header::of(marks.look(HEADER_LEN)?)?;
+        marks.take(HEADER_LEN);
         if header.model != self.model {
             return Err(CodecError::OtherModel { found: hex(header.model), own: hex(self.model) });
         }
@@ -243,7 +245,6 @@ impl Codec {
         let options = Options { lanes: 1, block: header.block as usize, memory };
         options.check()?;
         let size = u64::from(header.block);
-        let mut marks = Marks::new(from, HEADER_LEN as u64);
         let mut totals = Totals::default();
         // Whether the block before was damaged: its bytes are passed over then.
         let mut is_told = false;

@@ -79,20 +79,16 @@ impl Header {
         sealed(bytes)
     }
 
-    pub fn read(from: &mut impl Read) -> Result<Self, CodecError> {
-        let mut bytes = [0; HEADER_LEN];
-        let n = read_up_to(from, &mut bytes)?;
-        if !bytes[..n].starts_with(&MAGIC) {
+    /// The header that some bytes begin with.
+    pub fn of(bytes: &[u8]) -> Result<Self, CodecError> {
+        if !bytes.starts_with(&MAGIC) {
             return Err(CodecError::NotCompressed);
         }
-        let mut body = &bytes[MAGIC.len()..];
+        let whole = bytes.get(..HEADER_LEN).and_then(unsealed).ok_or(CodecError::Header)?;
+        let mut body = &whole[MAGIC.len()..];
         let version = u16::from_le_bytes(take(&mut body));
-        let whole = (n == HEADER_LEN).then_some(&bytes[..]).and_then(unsealed);
-        if whole.is_some() && version != VERSION {
+        if version != VERSION {
             return Err(CodecError::Version { found: version, known: VERSION });
-        }
-        if whole.is_none() {
-            return Err(CodecError::Header);
         }
         let _reserved: [u8; 6] = take(&mut body);
         let [block, memory] = [(); 2].map(|()| u32::from_le_bytes(take(&mut body)));
@@ -134,20 +130,6 @@ fn end_of(bytes: &[u8]) -> Option<Next> {
     Some(Next::End { blocks: u32::from_le_bytes(take(&mut body)), text: u64::from_le_bytes(take(&mut body)) })
 }
 
-/// Reads until the buffer is full or nothing is left: how much that is.
-pub(crate) fn read_up_to(from: &mut impl Read, to: &mut [u8]) -> io::Result<usize> {
-    let mut n = 0;
-    while n < to.len() {
-        match from.read(&mut to[n..]) {
-            Ok(0) => break,
-            Ok(read) => n += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(n)
-}
-
 /// A file that is read mark by mark, and searched for the next one where it is damaged.
 pub(crate) struct Marks<R> {
     from: R,
@@ -159,8 +141,8 @@ pub(crate) struct Marks<R> {
 }
 
 impl<R: Read> Marks<R> {
-    pub fn new(from: R, at: u64) -> Self {
-        Self { from, read: Vec::new(), behind: 0, at }
+    pub fn new(from: R) -> Self {
+        Self { from, read: Vec::new(), behind: 0, at: 0 }
     }
 
     /// So many bytes ahead, or as many as there are. Room is made as they come, whatever number it is.

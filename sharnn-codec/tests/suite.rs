@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use allocation_counter::measure;
 use burn::backend::Flex;
 use proptest::prelude::*;
-use sharnn_codec::{Codec, CodecError, Options, Records, Totals};
+use sharnn_codec::{Codec, CodecError, HEADER_LEN, Options, Records, Totals};
 use sharnn_core::{DecodeEngine, NGramConfig, NGramSite, ShaRnnConfig, Streams, WeightFormat};
 use sharnn_kernels::team;
 use sharnn_train::{ImportOptions, SaveOptions, WeightType, import_weights, save_weights_as};
@@ -205,7 +205,7 @@ fn a_large_block_is_lost_and_no_time_with_it() {
     const BLOCK: usize = 16 << 20;
     let options = Options { block: BLOCK, ..small() };
     let (empty, _) = compressed(b"", &options);
-    let (header, end) = empty.split_at(sharnn_codec::HEADER_LEN);
+    let (header, end) = empty.split_at(HEADER_LEN);
     let mut first = noise(BLOCK);
     let (second, n) = (b"and the next one", BLOCK as u32);
     let headers = [stored(0, &first, [n; 2]), stored(1, second, [second.len() as u32; 2])];
@@ -223,7 +223,7 @@ fn memory_is_taken_for_what_there_is() {
     let (empty, _) = compressed(b"", &Options { block: 64 << 20, memory: None, ..small() });
     let text = text(1 << 10);
     for sizes in [[64 << 20; 2], [64 << 20, 1 << 10], [1 << 31; 2], [u32::MAX; 2]] {
-        let file = [&empty[..sharnn_codec::HEADER_LEN], &stored(0, &text, sizes), &text].concat();
+        let file = [&empty[..HEADER_LEN], &stored(0, &text, sizes), &text].concat();
         let used = measure(|| assert!(decompressed(&file).is_err())).bytes_max;
         assert!(used < 256 << 10, "{used} bytes for a file of {} that speaks of {sizes:?}", file.len());
     }
