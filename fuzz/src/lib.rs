@@ -40,9 +40,13 @@ pub fn seed(seeds: impl IntoIterator<Item = Vec<u8>>) {
 
 /// Calls a reader of `len` bytes.
 pub fn bounded<T>(len: usize, what: &str, reader: impl FnOnce() -> T) -> T {
+    within(TIMES_THE_INPUT * len + IN_ANY_CASE, len, what, reader)
+}
+
+/// Calls a reader of `len` bytes that may hold so many at a time.
+pub fn within<T>(most: usize, len: usize, what: &str, reader: impl FnOnce() -> T) -> T {
     let mut result = None;
     let used = measure(|| result = Some(reader())).bytes_max as usize;
-    let most = TIMES_THE_INPUT * len + IN_ANY_CASE;
     assert!(used <= most, "{what} held {used} bytes to read {len}, more than {most}");
     result.expect("the reader returned")
 }

@@ -5,12 +5,11 @@
 use std::io::{self, Write};
 use std::sync::LazyLock;
 
-use allocation_counter::measure;
 use libfuzzer_sys::fuzz_target;
 use sharnn::burn::backend::Flex;
 use sharnn::codec::{Codec, HEADER_LEN, Options, Progress, Records};
 use sharnn::{DecodeEngine, ShaRnnConfig, WeightFormat};
-use sharnn_fuzz::{config, harmless, seed};
+use sharnn_fuzz::{config, harmless, seed, within};
 
 static ENGINE: LazyLock<DecodeEngine> = LazyLock::new(|| {
     let model = ShaRnnConfig { vocab_size: 256, ..config() }.init_seeded::<Flex>(1, &Default::default());
@@ -25,7 +24,7 @@ const END: usize = 20;
 /// No more text is made of an input, where it can be told before: it takes time alone.
 const MOST: u32 = 1 << 8;
 /// A block's text and its code and the mixer's memory are the most that is held, whatever a file says.
-const LARGEST: u64 = 3 * (64 << 20);
+const LARGEST: usize = 3 * (64 << 20);
 
 fuzz_target!(init: seed(seeds()), |bytes: &[u8]| {
     if claimed(bytes).is_none_or(|text| text <= MOST as usize || text > Records::LONGEST) {
@@ -35,14 +34,13 @@ fuzz_target!(init: seed(seeds()), |bytes: &[u8]| {
     for bytes in [Some(bytes.to_vec()), other].into_iter().flatten() {
         let watch = &mut |progress: Progress| progress.text < u64::from(MOST);
         let (mut text, mut saved) = (Beginning::default(), Beginning::default());
-        let used = measure(|| {
+        within(LARGEST, bytes.len(), "a file", || {
             if let Some(totals) = harmless(CODEC.decompress(&*bytes, &mut text, watch)) {
                 assert_eq!(totals.text, text.len);
             }
             let lost = &mut |error| assert!(harmless::<(), _>(Err(error)).is_none());
             harmless(CODEC.salvage(&*bytes, &mut saved, watch, lost));
         });
-        assert!(used.bytes_max <= LARGEST, "{} bytes were held for a file of {}", used.bytes_max, bytes.len());
         assert!(saved.len >= text.len && saved.bytes.starts_with(&text.bytes));
     }
 });
