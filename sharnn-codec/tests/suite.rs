@@ -274,7 +274,7 @@ fn whoever_watches_can_stop_it() {
     assert_eq!(seen, [0, 1 << 10, 2 << 10]);
 }
 
-/// The model of [`the_first_file_is_still_read`].
+/// The model of [`the_first_files_are_still_read`].
 fn first_model() -> DecodeEngine {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/first/model.safetensors");
     let model = import_weights::<Flex>(path.as_ref(), &ImportOptions::default(), &Default::default()).unwrap();
@@ -300,17 +300,21 @@ fn logits_after_ten_thousand_bytes_are_these() {
     assert_eq!(digest(one.logits(0)), 0x4c21_636e_90d0_ba43);
 }
 
-/// A file from when the format was made, and the model that made it: it is read for ever.
+/// A file from when the format was made, one of several lanes, and the model that made them: they are read for ever.
 #[test]
-fn the_first_file_is_still_read() {
+fn the_first_files_are_still_read() {
     let codec = Codec::new(first_model()).unwrap();
-    let file = include_bytes!("first/text.sharn");
-    let mut read = Vec::new();
-    codec.decompress(&file[..], &mut read, &mut |_| true).unwrap();
-    assert_eq!(read, text(3000));
-    let mut written = Vec::new();
-    codec.compress(&*read, &mut written, &small(), &mut |_| true).unwrap();
-    assert!(written == file, "and still written so");
+    let blocks = (include_bytes!("first/text.sharn").as_slice(), text(3000), small());
+    let several = Options { lanes: 3, block: 8 << 20, ..small() };
+    let lanes = (include_bytes!("first/lanes.sharn").as_slice(), [text(8000), noise(1001)].concat(), several);
+    for (file, text, options) in [blocks, lanes] {
+        let mut read = Vec::new();
+        codec.decompress(file, &mut read, &mut |_| true).unwrap();
+        assert_eq!(read, text);
+        let mut written = Vec::new();
+        codec.compress(&*read, &mut written, &options, &mut |_| true).unwrap();
+        assert!(written == file, "and still written so");
+    }
 }
 
 /// Weights of 8 bits in a file are those that the engine has, so the model is the same one.
