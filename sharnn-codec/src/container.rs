@@ -90,7 +90,10 @@ impl Header {
         if version != VERSION {
             return Err(CodecError::Version { found: version, known: VERSION });
         }
-        let _reserved: [u8; 6] = take(&mut body);
+        let reserved: [u8; 6] = take(&mut body);
+        if reserved != [0; 6] {
+            return Err(CodecError::Header);
+        }
         let [block, memory] = [(); 2].map(|()| u32::from_le_bytes(take(&mut body)));
         Ok(Self { block, memory, model: take(&mut body) })
     }
@@ -113,7 +116,7 @@ impl BlockHeader {
         let index = u32::from_le_bytes(take(&mut body));
         let [stored, lanes] = [(); 2].map(|()| u16::from_le_bytes(take(&mut body)));
         let [text, code, a, b] = [(); 4].map(|()| u32::from_le_bytes(take(&mut body)));
-        Some(Self { index, is_stored: stored == 1, lanes, text, code, sums: [a, b] })
+        (stored <= 1).then_some(Self { index, is_stored: stored == 1, lanes, text, code, sums: [a, b] })
     }
 }
 

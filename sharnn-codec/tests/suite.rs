@@ -239,6 +239,16 @@ fn another_model_is_refused_by_name_and_so_is_what_is_no_file() {
         assert!(matches!(refused(&CODEC, start), CodecError::NotCompressed), "{start:?}");
     }
     assert!(matches!(refused(&CODEC, &file[..43]), CodecError::Header));
+    // What no writer says, under the right sum: bytes that are zeros, a block neither coded nor stored.
+    let with = |at: usize, value: u8, part: std::ops::Range<usize>| {
+        let mut file = file.clone();
+        file[at] = value;
+        let (body, sum) = file[part].split_last_chunk_mut().unwrap();
+        *sum = crc32fast::hash(body).to_le_bytes();
+        file
+    };
+    assert!(matches!(refused(&CODEC, &with(12, 1, 0..HEADER_LEN)), CodecError::Header));
+    assert!(matches!(refused(&CODEC, &with(HEADER_LEN + 8, 2, HEADER_LEN..HEADER_LEN + 32)), CodecError::Lost { .. }));
     assert!(matches!(refused(&CODEC, &[&file[..], b"\n"].concat()), CodecError::Lost { .. }));
     assert!(matches!(refused(&CODEC, &file[..60]), CodecError::CutShort { .. }));
     let model = ShaRnnConfig { d_model: 8, d_ff: 8, ..ShaRnnConfig::xs() }.init_seeded::<Flex>(1, &Default::default());
