@@ -547,19 +547,19 @@ def power_of_two_up_to(n):
     return 1 << n.bit_length() - 1
 
 
-DOUBTS = (1482910, 2097152, 2965820, 4194304, 5931641, 8388608, 11863283)
+UNSURE = (1482910, 2097152, 2965820, 4194304, 5931641, 8388608, 11863283)
 
 
 class Mixer:
     def __init__(self, memory, lanes):
-        free = memory - 2**19
-        size = power_of_two_up_to(free // 8 // lanes)
-        array, table = bytearray(lanes * size), [0] * power_of_two_up_to(free // 32)
+        room = memory - 2**19
+        size = power_of_two_up_to(room // 8 // lanes)
+        array, table = bytearray(lanes * size), [0] * power_of_two_up_to(room // 32)
         self.lanes = [Lane(array, table, number, size) for number in range(lanes)]
-        self.buckets = Buckets(3 * (free // 4) // 64)
+        self.buckets = Buckets(3 * (room // 4) // 64)
         self.alone = [0] * 256  # numbers of counts without a context, of nodes
         self.meanings = [Learned(MEANT, 255) for _ in range(9)]  # the first one without a context
-        self.matches = Learned([65536 * (s // 2 + 1) // (s // 2 + 2) for s in range(64)], 1023)
+        self.matches = Learned([65536 * (z // 2 + 1) // (z // 2 + 2) for z in range(64)], 1023)
         self.weights = np.full((256 + 72 + 512, 20), 9825)  # the three sets, one below the other
         self.weights[:, 0], self.weights[:, 1] = 0, 39300
         self.last_weights = np.full((256, 3), 21845)
@@ -569,7 +569,7 @@ class Mixer:
     def begin(self, lane, weights_sum):
         """A byte of a lane."""
         self.lane = self.lanes[lane]
-        self.doubt = bisect.bisect_right(DOUBTS, weights_sum // 4)
+        self.unsure = bisect.bisect_right(UNSURE, weights_sum // 4)
         self.newest = self.lane.back(1)
         self.contexts = self.lane.contexts()
         self.decisions = []
@@ -587,8 +587,8 @@ class Mixer:
         meant = [(0, self.alone[node])]
         match = self.match_of(node)
         if match:
-            s, bit = match
-            numbers[3] = STRETCH[self.matches.p(s)] if bit else -STRETCH[self.matches.p(s)]
+            z, bit = match
+            numbers[3] = STRETCH[self.matches.p(z)] if bit else -STRETCH[self.matches.p(z)]
         contexts, place = self.contexts_of(node)
         for i, h in enumerate(contexts, 1):
             bucket = self.buckets.find(h)[0]
@@ -611,9 +611,9 @@ class Mixer:
     def predict(self, node, model):
         """The probability of a decision."""
         inputs, meant, match, known = self.inputs(node, model)
-        m = 1 + match[0] // 8 if match else 0
+        matched = 1 + match[0] // 8 if match else 0
         depth = node.bit_length() - 1
-        sets = [node, 256 + 8 * m + known, 328 + 8 * (8 * self.doubt + depth) + known]
+        sets = [node, 256 + 8 * matched + known, 328 + 8 * (8 * self.unsure + depth) + known]
         mixtures = [clamped(x) for x in (((self.weights[sets] // 16) @ inputs) // 4096).tolist()]
         mixed = clamped(int((self.last_weights[node] // 16) @ mixtures) // 4096)
         k, a = divmod(mixed + 2839, 128)
@@ -649,8 +649,8 @@ class Mixer:
         for context, counts in made.meant:
             self.meanings[context].learn(counts, bit)
         if made.match:
-            s, expected = made.match
-            self.matches.learn(s, bit == expected)
+            z, expected = made.match
+            self.matches.learn(z, bit == expected)
         self.alone[made.node] = AFTER[self.alone[made.node]][bit]
 
 
