@@ -78,53 +78,53 @@ def tanh(x):
 
 
 def in_whole_numbers(w):
-    """A matrix as whole numbers, its scales, and how many rows have one together."""
+    """A matrix as whole numbers, its scales, and g, how many rows have one together."""
     rows, columns = w.shape
-    together = 1
-    while together * columns < 64 and rows % (2 * together) == 0:
-        together *= 2
-    groups = w.reshape(rows // together, -1)
-    s = np.abs(groups).max(axis=1) / F(127)
-    s = ((s.view(np.uint32) + np.uint32(255)) & ~np.uint32(255)).view(F)
-    q = np.rint(groups / np.where(s == 0, ONE, s)[:, None])
-    return q.reshape(rows, columns).astype(np.int8), s, together
+    g = 1
+    while g * columns < 64 and rows % (2 * g) == 0:
+        g *= 2
+    groups = w.reshape(rows // g, -1)
+    scale = np.abs(groups).max(axis=1) / F(127)
+    scale = ((scale.view(np.uint32) + np.uint32(255)) & ~np.uint32(255)).view(F)
+    whole = np.rint(groups / np.where(scale == 0, ONE, scale)[:, None])
+    return whole.reshape(rows, columns).astype(np.int8), scale, g
 
 
 def rounded(w):
     """A matrix as it is after it was in whole numbers."""
-    q, s, together = in_whole_numbers(w)
-    return q.astype(F) * np.repeat(s, together)[:, None]
+    whole, scale, g = in_whole_numbers(w)
+    return whole.astype(F) * np.repeat(scale, g)[:, None]
 
 
-def product(q, s, x):
-    """(f32(Σ q r) s) t"""
-    most = F(min(32767, (2**31 - 1) // (127 * len(x))))
+def product(whole, scale, x):
+    """(f32(Σ whole u) scale) t"""
+    Q = F(min(32767, (2**31 - 1) // (127 * len(x))))
     m = np.abs(x).max()
     if not np.isfinite(m):
-        return np.full(len(q), np.nan, F)
+        return np.full(len(whole), np.nan, F)
     if m < F(2.0**-100):
-        return np.zeros(len(q), F)
-    r = np.rint(x * (most / m)).astype(np.float64)
-    return ((q @ r).astype(F) * s) * (m / most)  # the sum is exact: 64 bits hold whole numbers up to 2^53
+        return np.zeros(len(whole), F)
+    u = np.rint(x * (Q / m)).astype(np.float64)
+    return ((whole @ u).astype(F) * scale) * (m / Q)  # the sum is exact: f64 holds whole numbers up to 2^53
 
 
 class Matrix:
     """The parts of a product, one for each vector that it is of. `order` is that of the rows in the digest."""
 
     def __init__(self, digest, parts, bias, order):
-        quantised = [in_whole_numbers(w) for w in parts]
-        self.parts = [(q.astype(np.float64), np.repeat(s, together)) for q, s, together in quantised]
+        parts = [in_whole_numbers(w) for w in parts]
+        self.parts = [(whole.astype(np.float64), np.repeat(scale, g)) for whole, scale, g in parts]
         self.bias = bias
         filled = lambda x: np.concatenate([x, np.zeros_like(x[:1])])[order]  # row -1 is of zeros
         groups = []
-        for q, _, _ in quantised:
-            q = np.pad(q, ((0, 0), (0, q.shape[1] % 2)))
-            groups.append(filled(q).reshape(-1, 32, q.shape[1] // 2, 2).swapaxes(1, 2))
+        for whole, _, _ in parts:
+            whole = np.pad(whole, ((0, 0), (0, whole.shape[1] % 2)))
+            groups.append(filled(whole).reshape(-1, 32, whole.shape[1] // 2, 2).swapaxes(1, 2))
         digest.update(np.stack(groups, axis=1).tobytes())
-        digest.update(floats(*(filled(s) for _, s in self.parts), filled(bias)))
+        digest.update(floats(*(filled(scale) for _, scale in self.parts), filled(bias)))
 
     def times(self, *vectors):
-        products = [product(q, s, x) for (q, s), x in zip(self.parts, vectors)]
+        products = [product(*part, x) for part, x in zip(self.parts, vectors)]
         return sum(products[1:], products[0]) + self.bias
 
 
@@ -226,8 +226,8 @@ class Model:
     def build_ngrams(self, digest, tensors):
         digest.update(sizes(*self.ngrams["orders"], self.ngrams["rows"], self.ngrams["width"], MULTIPLIER, MODULUS))
         self.table = rounded(tensors["ngrams.table"])
-        q, scales, _ = in_whole_numbers(tensors["ngrams.table"])
-        digest.update(q.tobytes() + floats(scales))
+        whole, scale, _ = in_whole_numbers(tensors["ngrams.table"])
+        digest.update(whole.tobytes() + floats(scale))
         for end in ("input", "output"):
             weight = tensors.get(f"ngrams.{end}")
             digest.update(bytes([weight is not None]))
